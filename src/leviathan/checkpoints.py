@@ -1,0 +1,334 @@
+"""Owns checkpoints: their commit records, soundness, choice, retention.
+
+Does not write checkpoints (the Trainer does) and never unpickles one: everything here
+works on names, sizes, hashes, safetensors headers and zip directories.
+"""
+
+import json
+import os
+import shutil
+import struct
+import time
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from leviathan import files
+from leviathan.errors import BadInput
+
+COMMIT = "leviathan-commit.json"
+_COMMIT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One ``checkpoint-N`` directory as far as it was looked at."""
+
+    step: int
+    path: Path
+    epoch: float | None
+    loss: float | None
+    eval_loss: float | None
+    bytes: int
+    modified: float
+    committed: bool
+    problem: str | None
+    """Why it is not sound; None when sound as far as was checked."""
+    best: bool = False
+    pinned: bool = False
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found wrong."""
+        return self.problem is None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``checkpoints list --json``."""
+        return {
+            "step": self.step, "epoch": self.epoch, "loss": self.loss,
+            "eval_loss": self.eval_loss, "bytes": self.bytes, "sound": self.sound,
+            "best": self.best, "pinned": self.pinned, "committed": self.committed,
+            "problem": self.problem, "modified": self.modified, "path": str(self.path),
+        }  # fmt: skip
+
+
+def step_of(path: Path) -> int | None:
+    """N of ``checkpoint-N``; None for any other name."""
+    name, _, number = path.name.rpartition("-")
+    return int(number) if name == "checkpoint" and number.isdecimal() else None
+
+
+def commit(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Declare a checkpoint complete: fsync its files, then write its commit record.
+
+    The record (names, sizes, xxh3 of every file, and ``facts``) is replaced atomically
+    after everything it names is durable, so a record proves the files were whole.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != COMMIT:
+            digest = _digest_and_sync(path)
+            entries[str(path.relative_to(checkpoint))] = {
+                "bytes": path.stat().st_size,
+                "xxh3_64": digest,
+            }
+    files.fsync_directory(checkpoint)
+    files.fsync_directory(checkpoint.parent)
+    record = {"schema": _COMMIT_SCHEMA, **facts, "files": entries, "time": time.time()}
+    files.write_json(checkpoint / COMMIT, record)
+
+
+def _digest_and_sync(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("r+b") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+def scan(run_dir: Path) -> list[Checkpoint]:
+    """Every checkpoint of a run by step, checked quickly: names and sizes, no hashes."""
+    found = [_look(path, step) for path in run_dir.iterdir() if (step := step_of(path)) is not None]
+    found.sort(key=lambda c: c.step)
+    best = min(
+        (c for c in found if c.sound and c.eval_loss is not None),
+        key=lambda c: (c.eval_loss or 0.0, c.step),
+        default=None,
+    )
+    return [replace(c, best=best is not None and c.step == best.step) for c in found]
+
+
+def verify(checkpoint: Checkpoint) -> Checkpoint:
+    """``checkpoint`` with every byte read: hashes where committed, else structure."""
+    record = _read_record(checkpoint.path)
+    problem = checkpoint.problem or (
+        _hash_problem(checkpoint.path, record) if record else structure_problem(checkpoint.path)
+    )
+    return replace(checkpoint, problem=problem)
+
+
+def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """The newest checkpoint that verifies, and the newer ones that do not."""
+    damaged: list[Checkpoint] = []
+    for candidate in reversed(scan(run_dir)):
+        checked = verify(candidate)
+        if checked.sound:
+            return checked, damaged
+        damaged.append(checked)
+    return None, damaged
+
+
+def choose(run_dir: Path, which: str) -> Checkpoint:
+    """The checkpoint called ``best``, ``latest``, ``N`` or ``checkpoint-N``, verified.
+
+    ``best`` has the lowest evaluation loss; without evaluations it is the latest.
+
+    Raises:
+        BadInput: there is no such checkpoint, or it is not sound.
+    """
+    found = scan(run_dir) if run_dir.is_dir() else []
+    if not found:
+        raise BadInput(f"{run_dir} has no checkpoints", "train first; a run saves every save_steps")
+    chosen = _named(found, which)
+    if chosen is None:
+        steps = ", ".join(str(c.step) for c in found[-8:])
+        raise BadInput(f"no checkpoint {which!r} in {run_dir}", f"there are: {steps}")
+    checked = verify(chosen)
+    if not checked.sound:
+        raise BadInput(
+            f"{checked.path.name} is damaged: {checked.problem}", "choose another, or latest"
+        )
+    return checked
+
+
+def _named(found: list[Checkpoint], which: str) -> Checkpoint | None:
+    sound = [c for c in found if c.sound]
+    latest = sound[-1] if sound else None
+    if which == "latest":
+        return latest
+    if which == "best":
+        return next((c for c in found if c.best), latest)
+    number = which.removeprefix("checkpoint-")
+    if not number.isdecimal():
+        raise BadInput(f"{which!r} names no checkpoint", "use best, latest, N or checkpoint-N")
+    return next((c for c in found if c.step == int(number)), None)
+
+
+def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) -> list[Checkpoint]:
+    """What retention lets go: sound ones older than the newest ``keep``, by step.
+
+    Never the best (unless ``drop_best``), never a pinned one, never the last sound
+    one; damaged ones are left alone for a person to look at.
+    """
+    sound = [c for c in found if c.sound]
+    kept = {c.step for c in sound[-max(keep, 1) :]}
+    return [c for c in sound if c.step not in kept and not c.pinned and (drop_best or not c.best)]
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """Delete a checkpoint; its commit record goes first, so a half-deleted one is unsound."""
+    (checkpoint.path / COMMIT).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint.path)
+
+
+def set_aside(checkpoint: Checkpoint, folder: str) -> Path:
+    """Move a checkpoint out of the run's line into ``<run>/<folder>/``; nothing is deleted."""
+    directory = checkpoint.path.parent / folder
+    directory.mkdir(exist_ok=True)
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    target = directory / f"{checkpoint.path.name}.{stamp}"
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory / f"{checkpoint.path.name}.{stamp}.{number}"
+    checkpoint.path.rename(target)
+    files.fsync_directory(checkpoint.path.parent)
+    return target
+
+
+def _look(path: Path, step: int) -> Checkpoint:
+    record = _read_record(path)
+    facts = record or _facts_from_state(path)
+    if record:
+        problem, size = _size_problem(path, record)
+    else:
+        problem, size = _quick_structure_problem(path), files.directory_bytes(path)
+    return Checkpoint(
+        step, path, facts.get("epoch"), facts.get("loss"), facts.get("eval_loss"), size,
+        float(facts.get("time") or path.stat().st_mtime), record is not None, problem,
+        pinned=(path / "leviathan-pin").exists(),
+    )  # fmt: skip
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((path / COMMIT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(record, dict) and isinstance(record.get("files"), dict)
+    return record if known and record.get("schema") == _COMMIT_SCHEMA else None
+
+
+def facts_from_history(state: dict[str, Any]) -> dict[str, Any]:
+    """Step, epoch, last loss and the evaluation loss at this step, from trainer_state."""
+    step, history = state.get("global_step"), state.get("log_history") or []
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    evals = [e["eval_loss"] for e in history if "eval_loss" in e and e.get("step") == step]
+    return {
+        "step": step,
+        "epoch": state.get("epoch"),
+        "loss": losses[-1] if losses else None,
+        "eval_loss": evals[-1] if evals else None,
+    }
+
+
+def _facts_from_state(path: Path) -> dict[str, Any]:
+    try:
+        return facts_from_history(json.loads((path / "trainer_state.json").read_bytes()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _size_problem(path: Path, record: dict[str, Any]) -> tuple[str | None, int]:
+    total = 0
+    for name, entry in record["files"].items():
+        try:
+            size = (path / name).stat().st_size
+        except OSError:
+            return f"{name} is missing", total
+        if size != entry["bytes"]:
+            return f"{name} has {size} bytes, {entry['bytes']} were committed", total
+        total += size
+    return None, total
+
+
+def _hash_problem(path: Path, record: dict[str, Any]) -> str | None:
+    for name, entry in record["files"].items():
+        digest = xxhash.xxh3_64()
+        try:
+            with (path / name).open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if digest.hexdigest() != entry["xxh3_64"]:
+            return f"{name} is not what was committed (xxh3 differs)"
+    return None
+
+
+def _quick_structure_problem(path: Path) -> str | None:
+    names = {entry.name for entry in path.iterdir()}
+    weights = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"}
+    if not names & weights:
+        return "no adapter or model weights"
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        if name not in names:
+            return f"{name} is missing"
+    if not any(name.startswith("rng_state") for name in names):
+        return "rng_state.pth is missing"
+    if "adapter_model.safetensors" in names and "adapter_config.json" not in names:
+        return "adapter_config.json is missing"
+    return None
+
+
+def structure_problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint that has no commit record; None if nothing is.
+
+    Reads safetensors headers and lengths, checksums inside the zip archives that
+    ``torch.save`` writes, and JSON. Weights zeroed in place pass: only hashes see that.
+    """
+    problem = _quick_structure_problem(path)
+    if problem:
+        return problem
+    for file in sorted(path.iterdir()):
+        problem = _file_problem(file)
+        if problem:
+            return f"{file.name} {problem}"
+    state = json.loads((path / "trainer_state.json").read_bytes())
+    if state.get("global_step") != step_of(path):
+        return f"trainer_state.json is of step {state.get('global_step')}"
+    return None
+
+
+def _file_problem(file: Path) -> str | None:
+    if file.suffix == ".safetensors":
+        return _safetensors_problem(file)
+    # training_args.bin is not needed to resume; a bad one is harmless (facts measured).
+    if file.suffix in {".pt", ".pth"}:
+        return _zip_problem(file)
+    if file.suffix == ".json":
+        try:
+            json.loads(file.read_bytes())
+        except ValueError:
+            return "is not whole JSON"
+    return None
+
+
+def _safetensors_problem(file: Path) -> str | None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= size - 8:
+            return "has no safetensors header"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return "has a broken safetensors header"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"has {size} bytes, its header says {expected}"
+
+
+def _zip_problem(file: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return "is not a whole torch archive"
+    return f"has a damaged part ({bad})" if bad else None

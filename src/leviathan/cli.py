@@ -1,0 +1,89 @@
+"""Owns the command line: the application, its commands' order, and the one error boundary.
+
+The command modules (cli_*) parse, call one public function and print. They import
+their library inside each command: ``--help`` must answer in a blink, so importing
+this module loads typer and nothing heavy (benchmarks/startup.py, tests/test_cli.py).
+"""
+
+import errno
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from leviathan import __version__
+from leviathan.errors import LeviathanError
+
+_USER_ERRNOS = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
+
+
+class _Boundary(TyperGroup):
+    """The one place where a LeviathanError becomes a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LeviathanError as error:
+            from leviathan import ui
+
+            ui.error(error, bool(ctx.params.get("verbose")))
+            raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in _USER_ERRNOS:
+                raise
+            from leviathan import ui
+
+            where = error.filename or "the disk"
+            ui.error(LeviathanError(f"{where}: {error.strerror}"), bool(ctx.params.get("verbose")))
+            raise typer.Exit(1) from error
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="LoRA fine-tuning on Axolotl that survives power cuts and proves what it ships.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        sys.stdout.write(f"leviathan {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LoRA fine-tuning on Axolotl that survives power cuts and proves what it ships."""
+
+
+def _register() -> None:
+    from leviathan import cli_checkpoints, cli_config, cli_model, cli_train
+
+    cli_config.register(app)
+    cli_train.register(app)
+    cli_checkpoints.register(app)
+    cli_model.register(app)
+
+
+_register()
+
+
+def main() -> None:
+    """The ``leviathan`` console script."""
+    app()

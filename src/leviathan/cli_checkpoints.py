@@ -1,0 +1,142 @@
+"""Owns the ``checkpoints`` commands."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from leviathan.cli_config import JsonOption
+
+RunArgument = Annotated[
+    str | None, typer.Argument(help="A run's name or directory; the only run when left out.")
+]
+checkpoints_app = typer.Typer(help="List, verify, choose and clean up.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    app.add_typer(checkpoints_app, name="checkpoints")
+
+
+@checkpoints_app.command("list")
+def list_(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """Every checkpoint of a run: step, losses, size, date, and whether it is sound."""
+    from leviathan import checkpoints, runs, ui
+
+    paths = runs.find(run)
+    _print(checkpoints.scan(paths.directory), as_json)
+    if not as_json:
+        ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
+
+
+@checkpoints_app.command("show")
+def show(
+    which: Annotated[str, typer.Argument(help="best, latest, N or checkpoint-N.")],
+    run: RunArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One checkpoint in full: losses, files and sizes."""
+    from leviathan import checkpoints, runs
+
+    _detail(checkpoints.choose(runs.find(run).directory, which), as_json)
+
+
+@checkpoints_app.command("latest")
+def latest(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """The newest sound checkpoint."""
+    show("latest", run, as_json)
+
+
+@checkpoints_app.command("best")
+def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """The checkpoint with the lowest evaluation loss; without evaluations, the latest."""
+    show("best", run, as_json)
+
+
+@checkpoints_app.command("verify")
+def verify(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """Read every byte of every checkpoint; exit 3 if one is damaged."""
+    from leviathan import checkpoints, runs, ui
+    from leviathan.errors import Refused
+
+    found = [checkpoints.verify(c) for c in checkpoints.scan(runs.find(run).directory)]
+    _print(found, as_json)
+    damaged = [f"{c.path.name}: {c.problem}" for c in found if not c.sound]
+    if damaged:
+        raise Refused("; ".join(damaged), "train resumes from the newest sound one by itself")
+    if not as_json:
+        ui.say(f"{len(found)} checkpoints, all sound")
+
+
+@checkpoints_app.command("cleanup")
+def cleanup(
+    run: RunArgument = None,
+    keep: Annotated[int, typer.Option(min=1, help="Newest sound checkpoints to keep.")] = 2,
+    drop_best: Annotated[
+        bool, typer.Option("--drop-best", help="Let the best one go, too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete older checkpoints; never the last sound one, never damaged ones."""
+    from leviathan import checkpoints, runs, ui
+
+    paths = runs.find(run)
+    with runs.locked(paths):
+        going = checkpoints.removable(checkpoints.scan(paths.directory), keep, drop_best=drop_best)
+        total = ui.size(sum(c.bytes for c in going))
+        if not as_json:
+            for c in going:
+                ui.say(f"{c.path.name}  {ui.size(c.bytes)}")
+        agreed = bool(going) and (yes or ui.confirm(f"delete these {len(going)} ({total})?"))
+        for c in going if agreed else []:
+            checkpoints.remove(c)
+            runs.event(paths, "remove", session=None, step=c.step)
+    if as_json:
+        ui.document({"deleted": agreed, "checkpoints": [c.to_json() for c in going]})
+    elif not going:
+        ui.say("nothing to delete")
+    elif agreed:
+        ui.say(f"deleted {len(going)} checkpoints, {total}")
+    else:
+        ui.say("nothing was deleted; say --yes to delete these")
+
+
+def _print(found: list[Any], as_json: bool) -> None:
+    from leviathan import ui
+
+    if as_json:
+        ui.document([c.to_json() for c in found])
+        return
+    ui.table(
+        ["step", "epoch", "loss", "eval loss", "size", "saved", "sound", ""],
+        [
+            [c.step, c.epoch, c.loss, c.eval_loss, ui.size(c.bytes), _date(c.modified),
+             "yes" if c.sound else f"no: {c.problem}", _marks(c)]
+            for c in found
+        ],
+        right="step epoch loss size",
+    )  # fmt: skip
+
+
+def _detail(c: Any, as_json: bool) -> None:
+    from leviathan import ui
+
+    files = {p.name: p.stat().st_size for p in sorted(c.path.iterdir()) if p.is_file()}
+    if as_json:
+        ui.document({**c.to_json(), "files": files})
+        return
+    ui.say(f"{c.path}  {_marks(c)}")
+    facts = {"step": c.step, "epoch": c.epoch, "loss": c.loss, "eval loss": c.eval_loss,
+             "saved": _date(c.modified), "size": ui.size(c.bytes),
+             "committed": "yes" if c.committed else "no (written without Leviathan)"}  # fmt: skip
+    ui.table(["", ""], [*facts.items()])
+    ui.table(["file", "size"], [[name, ui.size(count)] for name, count in files.items()])
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _marks(c: Any) -> str:
+    return " ".join(mark for mark, on in (("best", c.best), ("pinned", c.pinned)) if on)

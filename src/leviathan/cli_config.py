@@ -1,0 +1,164 @@
+"""Owns the commands that only read configuration and data: profiles, recipes, data, render."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", "-p", help="Machine class: a4000, a100, cpu, or a YAML file.")
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="What is trained: a name or a YAML file.")
+]
+SampleOption = Annotated[
+    str, typer.Option("--sample", "-s", help="Part of the corpus: 10pct, 5000 (rows), full.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one key, as learning_rate=1e-4. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+profiles_app = typer.Typer(help="Machine classes and their training knobs.", no_args_is_help=True)
+recipes_app = typer.Typer(help="What is trained.", no_args_is_help=True)
+data_app = typer.Typer(help="The corpus and its samples.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    app.add_typer(profiles_app, name="profiles")
+    app.add_typer(recipes_app, name="recipes")
+    app.add_typer(data_app, name="data")
+    app.command("render")(render)
+
+
+@profiles_app.command("list")
+def profiles_list(as_json: JsonOption = False) -> None:
+    """Every profile, yours in ./configs first."""
+    from leviathan import config, ui
+
+    found = [config.load_profile(str(path)) for path in config.names("profiles").values()]
+    if as_json:
+        ui.document([{"name": name, **profile.model_dump()} for name, profile, _ in found])
+        return
+    ui.table(
+        ["profile", "also", "GPU", "GiB", "description"],
+        [
+            [name, ", ".join(p.aliases), p.hardware.gpu or p.hardware.device,
+             p.hardware.memory_gib, p.description]
+            for name, p, _ in found
+        ],
+        right="GiB",
+    )  # fmt: skip
+
+
+@profiles_app.command("show")
+def profiles_show(name: str, as_json: JsonOption = False) -> None:
+    """One profile: the file itself, comments and all."""
+    from leviathan import config, ui
+
+    name, profile, source = config.load_profile(name)
+    if as_json:
+        ui.document({"name": name, **profile.model_dump(), "path": str(source.path)})
+        return
+    ui.notice(str(source.path))
+    ui.say(source.path.read_text().rstrip())
+
+
+@profiles_app.command("diff")
+def profiles_diff(first: str, second: str, as_json: JsonOption = False) -> None:
+    """What differs between two profiles, key by key."""
+    from leviathan import config, ui
+
+    (one, a, _), (two, b, _) = config.load_profile(first), config.load_profile(second)
+    rows = config.differences(a, b)
+    if as_json:
+        ui.document([{"key": key, one: left, two: right} for key, left, right in rows])
+        return
+    ui.table(["key", one, two], rows)
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: JsonOption = False) -> None:
+    """Every recipe, yours in ./configs first."""
+    from leviathan import config, ui
+
+    found = [config.load_recipe(str(path)) for path in config.names("recipes").values()]
+    if as_json:
+        ui.document([{"name": name, **recipe.model_dump()} for name, recipe, _ in found])
+        return
+    ui.table(
+        ["recipe", "base model", "samples", "description"],
+        [[n, r.base_model, ", ".join(r.samples) or "-", r.description] for n, r, _ in found],
+    )
+
+
+@recipes_app.command("show")
+def recipes_show(name: str, as_json: JsonOption = False) -> None:
+    """One recipe: the file itself, comments and all."""
+    from leviathan import config, ui
+
+    name, recipe, source = config.load_recipe(name)
+    if as_json:
+        ui.document({"name": name, **recipe.model_dump(), "path": str(source.path)})
+        return
+    ui.notice(str(source.path))
+    ui.say(source.path.read_text().rstrip())
+
+
+@data_app.command("sample")
+def data_sample(
+    corpus: Annotated[Path, typer.Argument(help="A JSONL file.")],
+    sample: SampleOption = "10pct",
+    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 42,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw an exact, ordered, seeded sample into work/data/, bytes unchanged."""
+    from leviathan import corpus as corpora
+    from leviathan import train, ui
+
+    drawn = corpora.draw(corpus, sample, seed, train.DATA, progress=ui.corpus_progress())
+    if as_json:
+        ui.document(corpora.as_document(drawn))
+        return
+    ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
+
+
+def render(
+    profile: ProfileOption = "a4000",
+    recipe: RecipeOption = "leviathan",
+    sample: SampleOption = "10pct",
+    sets: SetOption = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which layer and line set each key.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the YAML to this file.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The Axolotl YAML that train would launch, and where every value comes from."""
+    from leviathan import config, files, train, ui
+
+    merged = config.build(recipe, profile, sample, sets or [])
+    rendered = train.preview(merged, name)
+    for note in rendered.notes:
+        ui.notice(note)
+    if output:
+        files.write_text(output, rendered.yaml())
+    if as_json:
+        ui.document(_explained(rendered) if explain else rendered.tree)
+    elif explain:
+        rows = [[key, value, o.layer, o.where] for key, value, o in rendered.rows()]
+        ui.table(["key", "value", "layer", "from"], rows)
+    elif not output:
+        ui.say(rendered.yaml().rstrip())
+
+
+def _explained(rendered: Any) -> list[dict[str, Any]]:
+    return [
+        {"key": key, "value": value, "layer": origin.layer, "from": origin.where}
+        for key, value, origin in rendered.rows()
+    ]

@@ -1,0 +1,98 @@
+"""Owns the ``train`` command."""
+
+from typing import Annotated, Any
+
+import typer
+
+from leviathan.cli_config import JsonOption, ProfileOption, RecipeOption, SampleOption, SetOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    app.command("train")(train)
+
+
+def train(
+    profile: ProfileOption = "a4000",
+    recipe: RecipeOption = "leviathan",
+    sample: SampleOption = "10pct",
+    name: Annotated[
+        str | None, typer.Option(help="Run name; default <recipe>_<sample>_<profile>.")
+    ] = None,
+    sets: SetOption = None,
+    resume: Annotated[
+        str, typer.Option(help="auto, never, best, latest or checkpoint-N.")
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would happen and the exact command.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, or resume: the same command again goes on from the newest sound checkpoint."""
+    from leviathan import config, ui
+    from leviathan import train as training
+
+    merged = config.build(recipe, profile, sample, sets or [])
+    decision = training.decide(merged, name=name, resume=resume)
+    _show_checks(decision, force=force or dry_run)
+    if dry_run:
+        _show_plan(decision, as_json)
+        return
+    if decision.action == "nothing":
+        ui.say(f"{decision.paths.directory} is finished; nothing to do")
+        ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
+        return
+    with ui.TrainView(decision.paths.directory.name) as view:
+        outcome = training.run(decision, view, ui.corpus_progress())
+    _finish(decision, outcome)
+
+
+def _show_checks(decision: Any, *, force: bool) -> None:
+    from leviathan import ui
+    from leviathan.errors import Refused
+
+    for check in decision.checks:
+        if check.state == "warn":
+            ui.warn(f"{check.name}: {check.evidence}")
+    failed = decision.failed_checks
+    for check in failed if force else []:
+        ui.warn(f"{check.name}: {check.evidence} (going on: --force)")
+    if failed and not force:
+        raise Refused("; ".join(check.evidence for check in failed), failed[0].fix)
+
+
+def _show_plan(decision: Any, as_json: bool) -> None:
+    import shlex
+
+    from leviathan import train as training
+    from leviathan import ui
+
+    plan = training.plan_of_action(decision)
+    if as_json:
+        ui.document(plan)
+        return
+    for key, value in plan.items():
+        shown = shlex.join(value) if key == "command" else value
+        ui.say(f"{key:<12} {shown}")
+
+
+def _finish(decision: Any, outcome: Any) -> None:
+    from leviathan import train as training
+    from leviathan import ui
+
+    run = decision.paths.directory
+    if outcome.kind == "done":
+        ui.say(f"done: {run}, {outcome.step} steps")
+        ui.notice(f"next: leviathan merge {run.name}")
+        return
+    again = training.resume_command(decision)
+    saved = training.latest_saved(decision.paths)
+    where = f"saved {saved}" if saved else "nothing was trained yet"
+    if outcome.kind == "stopped":
+        ui.say(f"stopped ({outcome.reason}): {where}, resume with: {again}")
+        raise typer.Exit(4)
+    if outcome.kind == "killed":
+        ui.say(f"killed: {where}, resume with: {again}")
+        raise typer.Exit(130)
+    raise training.failure(outcome, where, again)

@@ -1,0 +1,334 @@
+"""Owns the training process: its command, environment, signals, and how it ended.
+
+Does not decide what to train (``train``) nor show it (``ui``): it tells a listener.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from leviathan import files, machine, runs
+from leviathan.config import Profile
+from leviathan.render import PLUGIN
+from leviathan.yamlfile import dump
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Called with a kind (metrics, event, notice, tick) and its facts."""
+
+_POLL_S = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOG_TAIL_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one session ended."""
+
+    kind: str
+    """done, stopped, failed, or killed (second Ctrl+C)."""
+    step: int
+    max_steps: int | None
+    reason: str = ""
+    log: Path | None = None
+
+
+def command(paths: runs.RunPaths) -> list[str]:
+    """The launch, as a list. ``-m`` runs the accelerate of this very environment."""
+    return [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", str(paths.accelerate),
+        "-m", "axolotl.cli.train", str(paths.config),
+    ]  # fmt: skip
+
+
+def accelerate_config(profile: Profile, tree: dict[str, Any]) -> str:
+    """accelerate's own configuration, whole, so that no default file of the user leaks in."""
+    hardware = profile.hardware
+    several = hardware.count > 1
+    return dump(
+        {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": "MULTI_GPU" if several else "NO",
+            "num_machines": 1,
+            "num_processes": hardware.count,
+            "machine_rank": 0,
+            "mixed_precision": _mixed_precision(tree),
+            "use_cpu": hardware.device == "cpu",
+            "main_training_function": "main",
+        }
+    )
+
+
+def _mixed_precision(tree: dict[str, Any]) -> str:
+    if tree.get("bf16") in (True, "auto"):
+        return "bf16"
+    return "fp16" if tree.get("fp16") else "no"
+
+
+def environment(profile: Profile) -> dict[str, str]:
+    """The child's environment; what the user has set wins."""
+    wanted = {
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+        # Only axolotl's own CLI sets this, and it cures most fragmentation OOMs.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    result = {**wanted, **os.environ}
+    result["LEVIATHAN_SUPERVISOR"] = json.dumps(machine.process_identity())
+    if profile.hardware.device == "cpu":
+        result["CUDA_VISIBLE_DEVICES"] = ""
+    return result
+
+
+def supervise(paths: runs.RunPaths, profile: Profile, session: int, listener: Listener) -> Outcome:
+    """Launch the rendered run and stay with it until no process of it is left.
+
+    The child gets a session of its own, so a Ctrl+C in the terminal reaches only us:
+    the first SIGINT, SIGTERM or SIGHUP asks for a checkpoint and a stop through the
+    stop file, a second SIGINT kills everything at once.
+    """
+    paths.logs.mkdir(exist_ok=True)
+    log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
+    with log.open("ab") as stream:
+        child = subprocess.Popen(
+            command(paths),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(profile),
+            start_new_session=True,
+        )
+    watcher = _Watcher(paths, session, child, log, listener)
+    with _signals(watcher.on_signal):
+        watcher.watch()
+    return watcher.outcome()
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class _Watcher:
+    """Follows one child: its metrics and events out, stop requests in."""
+
+    def __init__(
+        self,
+        paths: runs.RunPaths,
+        session: int,
+        child: subprocess.Popen[bytes],
+        log: Path,
+        listener: Listener,
+    ) -> None:
+        self.paths, self.session, self.child, self.log = paths, session, child, log
+        self.listener = listener
+        self.stop_asked = False
+        self.kill_asked = False
+        self.plugin_missing = False
+        self._pending: list[str] = []
+        self._metrics = _Tail(paths.metrics)
+        self._events = _Tail(paths.events)
+        self._began = False
+        self._ended: dict[str, Any] | None = None
+        self._step = 0
+        self._max_steps: int | None = None
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """Signal handler: only flags, the watch loop acts on them."""
+        if number == signal.SIGINT and self.stop_asked:
+            self.kill_asked = True
+        if number == signal.SIGHUP:
+            _forget_terminal()
+        self.stop_asked = True
+        self._pending.append(signal.Signals(number).name)
+
+    def watch(self) -> None:
+        """Until the launcher and every process it started are gone."""
+        announced = False
+        while True:
+            ended = self.child.poll() is not None
+            self._read()
+            if self.kill_asked:
+                self._kill()
+            elif self.stop_asked and not announced:
+                announced = True
+                self._ask_to_stop()
+            elif not ended and self._has_no_plugin():
+                self.plugin_missing = True
+                self._kill()
+            if ended and not self._processes():
+                self._read()
+                return
+            self.listener("tick", {})
+            time.sleep(_POLL_S)
+
+    def outcome(self) -> Outcome:
+        """What the evidence says: events of this session, exit code, log."""
+        facts = (self._step, self._max_steps)
+        if self.kill_asked:
+            return Outcome("killed", *facts, "killed by a second Ctrl+C", self.log)
+        if self.plugin_missing:
+            reason = f"the plugin {PLUGIN} is not running inside the training process"
+            return Outcome("failed", *facts, f"{reason}: {last_error(self.log)}", self.log)
+        if self._ended and self._ended.get("stopped"):
+            return Outcome("stopped", *facts, self._why_stopped(), self.log)
+        if self._ended and self.child.returncode == 0:
+            return Outcome("done", *facts, "", self.log)
+        if self.stop_asked and not self._began:
+            return Outcome("stopped", *facts, f"{self._why_stopped()}, before training began",
+                           self.log)  # fmt: skip
+        code = self.child.returncode
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Outcome("failed", *facts, f"{reason}: {last_error(self.log)}", self.log)
+
+    def _why_stopped(self) -> str:
+        return self._pending[0] if self._pending else "stop file"
+
+    def _read(self) -> None:
+        for line in self._events.lines():
+            if line.get("session") != self.session:
+                continue
+            self._began |= line["event"] == "train_begin"
+            if line["event"] == "train_end":
+                self._ended = line
+            self._follow(line)
+            self.listener("event", line)
+        for line in self._metrics.lines():
+            self._follow(line)
+            self.listener("metrics", line)
+
+    def _follow(self, line: dict[str, Any]) -> None:
+        self._step = max(self._step, int(line.get("step") or 0))
+        self._max_steps = line.get("max_steps") or self._max_steps
+
+    def _ask_to_stop(self) -> None:
+        runs.event(self.paths, "stop_asked", session=self.session, by=self._pending[0])
+        self.paths.stop.touch()
+        if self._began:
+            self.listener("notice", {"text": "stopping: this step ends, then a checkpoint is "
+                                             "saved; Ctrl+C again kills at once"})  # fmt: skip
+        else:
+            # Nothing is trained yet, so there is nothing to save or to wait for; a
+            # half-tokenised dataset is thrown away by the next launch.
+            self._kill()
+
+    def _has_no_plugin(self) -> bool:
+        """Axolotl trains on without a plugin that fails to import; we do not."""
+        if self._began or self._heartbeat():
+            return False
+        text = _tail(self.log)
+        return f"Failed to load plugin: {PLUGIN}" in text or "Starting trainer..." in text
+
+    def _heartbeat(self) -> bool:
+        try:
+            beat = json.loads(self.paths.heartbeat.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return bool(beat.get("session") == self.session)
+
+    def _kill(self) -> None:
+        for process in self._processes():
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+
+    def _processes(self) -> list[psutil.Process]:
+        """Everything the launch started that still runs: by session, and by descent.
+
+        torchrun gives its workers sessions of their own, hence descent; a launcher
+        that died leaves children of init, hence the session.
+        """
+        found: dict[int, psutil.Process] = {}
+        if self.child.poll() is None:
+            parent = psutil.Process(self.child.pid)
+            found = {p.pid: p for p in [parent, *parent.children(recursive=True)]}
+        for process in psutil.process_iter():
+            try:
+                same = os.getsid(process.pid) == self.child.pid
+                if same and process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = process
+            except (OSError, psutil.Error):
+                continue
+        return list(found.values())
+
+
+class _Tail:
+    """New whole JSON lines of a growing file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = path.stat().st_size if path.exists() else 0
+        self._half = b""
+
+    def lines(self) -> list[dict[str, Any]]:
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.offset)
+                data = self._half + stream.read()
+                self.offset = stream.tell()
+        except FileNotFoundError:
+            return []
+        *whole, self._half = data.split(b"\n")
+        return [document for line in whole if (document := _object(line)) is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _forget_terminal() -> None:
+    """After SIGHUP the terminal is gone: writing to it would fail and end us."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        return stream.read().decode(errors="replace")
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says best what went wrong.
+
+    The last line that starts with an exception's name, as tracebacks end; else the
+    last line that is not empty.
+    """
+    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    for line in reversed(lines):
+        name, separator, _ = line.partition(": ")
+        # accelerate's own report that its child failed hides the child's reason.
+        is_error = name.endswith(("Error", "Exception", "Interrupt", "Exit"))
+        if separator and is_error and " " not in name and "CalledProcess" not in name:
+            return line
+    return lines[-1] if lines else "the log is empty"
+
+
+def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[str, Any]) -> None:
+    """Put what is launched into the run directory, and clear the last session's marks."""
+    files.write_text(paths.config, yaml)
+    files.write_text(paths.accelerate, accelerate_config(profile, tree))
+    paths.stop.unlink(missing_ok=True)
+    paths.heartbeat.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""Owns asking the machine: GPUs through NVML, installed packages, disk, process identity.
+
+The only module that asks the hardware. Does not judge what it finds; ``preflight`` does.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as NVML reports it."""
+
+    name: str
+    memory_gib: float
+    free_gib: float
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has."""
+
+    gpus: tuple[Gpu, ...]
+    flash_attn: bool
+    versions: dict[str, str]
+
+
+_PACKAGES = ("leviathan-train", "axolotl", "torch", "transformers", "peft", "accelerate",
+             "bitsandbytes", "datasets", "trl")  # fmt: skip
+
+
+def probe() -> Machine:
+    """Look at this machine. Imports nothing of the training stack."""
+    return Machine(_gpus(), importlib.util.find_spec("flash_attn") is not None, versions())
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a run depends on, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    import pynvml  # loads the driver's library; only needed when the machine is asked
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return tuple(_gpu(handle) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(handle: object) -> Gpu:
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name = str(pynvml.nvmlDeviceGetName(handle))
+    return Gpu(name, memory.total / 2**30, memory.free / 2**30, f"sm_{major}{minor}")
+
+
+def free_gib(path: Path) -> float:
+    """Free space where ``path`` is or will be, in GiB."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / 2**30
+
+
+def boot_id() -> str:
+    """Identifies this boot of this machine, so that a pid can be told from its reuse."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def process_identity(pid: int | None = None) -> dict[str, object]:
+    """What identifies a process across pid reuse and reboots."""
+    pid = pid or os.getpid()
+    return {"pid": pid, "started": psutil.Process(pid).create_time(), "boot": boot_id()}
+
+
+def is_alive(identity: dict[str, object]) -> bool:
+    """Whether the process ``process_identity`` described still runs on this boot."""
+    try:
+        process = psutil.Process(int(str(identity["pid"])))
+        same = abs(process.create_time() - float(str(identity["started"]))) < 1
+        zombie = process.status() == psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError):
+        return False
+    return same and not zombie and identity.get("boot") == boot_id()

@@ -1,0 +1,153 @@
+"""Owns the Axolotl YAML: merged config + run paths + machine facts -> what is launched.
+
+Pure: reads no file and asks no hardware. Does not merge layers; ``config`` does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leviathan.config import Config, Origin, bad_inputs
+from leviathan.schema import AxolotlSchema
+from leviathan.yamlfile import KeyPath, dump, dotted
+
+PLUGIN = "leviathan.plugin.LeviathanPlugin"
+
+FLASH_ATTENTION = {"flash_attention_2", "flash_attention_3"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one launch reads and writes."""
+
+    run_dir: Path
+    dataset: Path
+    base_model: str
+    session: int = 1
+    resume_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The YAML to launch, and where each of its values comes from."""
+
+    tree: dict[str, Any]
+    origins: dict[KeyPath, Origin]
+    notes: tuple[str, ...]
+
+    def yaml(self) -> str:
+        """The text Axolotl reads."""
+        return dump(self.tree)
+
+    def rows(self) -> list[tuple[str, Any, Origin]]:
+        """Every leaf: dotted key, value, origin; for ``render --explain``."""
+        return [(dotted(key), value, self._origin(key)) for key, value in _leaves(self.tree, ())]
+
+    def _origin(self, key: KeyPath) -> Origin:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.origins:
+                return self.origins[key[:length]]
+        return Origin("leviathan", "derived")
+
+
+def render(
+    config: Config, target: Target, *, flash_attn: bool, gpu: bool, schema: AxolotlSchema | None
+) -> Rendered:
+    """The Axolotl configuration of one launch.
+
+    Args:
+        config: merged layers.
+        target: paths of the launch.
+        flash_attn: whether the flash_attn package is importable here.
+        gpu: whether this machine has a CUDA GPU.
+        schema: the installed Axolotl's keys; None skips the check and says so.
+
+    Raises:
+        BadInput: unknown keys or wrong types, all of them, a line each with file:line.
+    """
+    if schema:
+        check_keys(config, schema)
+    tree, origins = _copy(config.tree), dict(config.origins)
+    notes = [] if schema else ["keys were not checked: axolotl is not installed here"]
+    _fall_back(tree, origins, notes, flash_attn=flash_attn, gpu=gpu)
+    _place(tree, origins, config, target)
+    return Rendered(tree, origins, tuple(notes))
+
+
+def check_keys(config: Config, schema: AxolotlSchema) -> None:
+    """Refuse what Axolotl would drop silently.
+
+    Raises:
+        BadInput: every unknown key and wrong type, a line each with file:line.
+    """
+    plugins = [str(plugin) for plugin in config.tree.get("plugins") or []]
+    foreign = any(not plugin.startswith("axolotl.integrations.") for plugin in plugins)
+    problems = [
+        problem
+        for problem in schema.check(config.tree, plugins)
+        # A plugin of the user's own may define any top-level key.
+        if not (foreign and len(problem.key) == 1 and "not a key" in problem.message)
+    ]
+    if problems:
+        raise bad_inputs(f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems)
+
+
+def _fall_back(
+    tree: dict[str, Any],
+    origins: dict[KeyPath, Origin],
+    notes: list[str],
+    *,
+    flash_attn: bool,
+    gpu: bool,
+) -> None:
+    wanted = tree.get("attn_implementation")
+    if wanted not in FLASH_ATTENTION or (flash_attn and gpu):
+        return
+    why = "flash-attn is not installed here" if gpu else "there is no GPU here"
+    tree["attn_implementation"] = "sdpa"
+    origins[("attn_implementation",)] = Origin("fallback", f"{why}; {wanted} was asked for")
+    notes.append(f"attn_implementation falls back from {wanted} to sdpa: {why}")
+
+
+def _place(
+    tree: dict[str, Any], origins: dict[KeyPath, Origin], config: Config, target: Target
+) -> None:
+    run_dir = str(target.run_dir)
+    tree["base_model"] = target.base_model
+    for dataset in tree["datasets"][:1]:
+        dataset.setdefault("path", str(target.dataset))
+        dataset.setdefault("ds_type", "json")
+    origins[("datasets", 0, "path")] = Origin("leviathan", f"sample {config.sample}")
+    owned: dict[str, Any] = {
+        "output_dir": run_dir,
+        "dataset_prepared_path": str(target.run_dir / "prepared"),
+        "plugins": [*(tree.get("plugins") or []), PLUGIN],
+        "leviathan": {
+            "run_dir": run_dir,
+            "session": target.session,
+            "keep": config.profile.checkpoints.keep,
+        },
+        # Retention is Leviathan's, by step (docs/checkpoints.md); Axolotl's default is 4.
+        "save_total_limit": 1_000_000,
+    }
+    if target.resume_from:
+        owned["resume_from_checkpoint"] = str(target.resume_from)
+    for name, value in owned.items():
+        tree[name] = value
+        origins[(name,)] = Origin("leviathan", "run directory")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _copy(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def _leaves(value: Any, key: KeyPath) -> list[tuple[KeyPath, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for name, item in value.items() for leaf in _leaves(item, (*key, name))]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [leaf for i, item in enumerate(value) for leaf in _leaves(item, (*key, i))]
+    return [(key, value)]

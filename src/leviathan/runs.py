@@ -1,0 +1,222 @@
+"""Owns the run directory: its record, sessions, events, metrics, lock and the truth of its state.
+
+Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from leviathan import files, machine
+from leviathan.errors import BadInput, Refused
+
+SCHEMA = 1
+TRAINING = Path("work/training")
+
+
+@dataclass
+class Session:
+    """One launch of a run."""
+
+    number: int
+    started: float
+    supervisor: dict[str, Any]
+    resumed_from: int | None = None
+    ended: float | None = None
+    outcome: str | None = None
+    """done, stopped, failed or killed; None while running or when the supervisor died."""
+
+
+@dataclass
+class RunRecord:
+    """``run.json``: what the run is, and every session it took."""
+
+    name: str
+    recipe: str
+    profile: str
+    sample: str
+    overrides: list[str]
+    tree: dict[str, Any]
+    """The Axolotl keys of the first launch, before run paths were put in."""
+    corpus: dict[str, Any]
+    versions: dict[str, str]
+    created: float
+    state: str = "new"
+    """new, running, stopped, done or failed, as last written; see ``true_state``."""
+    sessions: list[Session] = field(default_factory=list)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Names inside a run directory."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        return self.directory / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "axolotl.yaml"
+
+    @property
+    def accelerate(self) -> Path:
+        return self.directory / "accelerate.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.directory / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    @property
+    def prepared(self) -> Path:
+        return self.directory / "prepared"
+
+    @property
+    def prepared_mark(self) -> Path:
+        """Exists once the tokenised dataset in ``prepared`` is whole."""
+        return self.directory / ".prepared"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Written by the plugin; proof that it runs inside the training process."""
+        return self.directory / ".plugin.json"
+
+    @property
+    def stop(self) -> Path:
+        """Its existence asks the training process to save and stop."""
+        return self.directory / ".stop"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / ".lock"
+
+
+def read(paths: RunPaths) -> RunRecord:
+    """The run's record.
+
+    Raises:
+        BadInput: no run here, a damaged record, or one of a newer Leviathan.
+    """
+    try:
+        document = json.loads(paths.record.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(f"{paths.directory} is not a run (it has no run.json)") from error
+    except ValueError as error:
+        raise BadInput(
+            f"{paths.record} is damaged: {error}", "restore it, or move the run away"
+        ) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, dict) else None
+        raise BadInput(
+            f"{paths.record} has schema {found}; this Leviathan reads {SCHEMA}",
+            "use the Leviathan version that wrote it",
+        )
+    try:
+        sessions = [Session(**session) for session in document.pop("sessions")]
+        return RunRecord(**document, sessions=sessions)
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{paths.record} is damaged: {error}") from error
+
+
+def write(paths: RunPaths, record: RunRecord) -> None:
+    """Replace the run's record durably."""
+    files.write_json(paths.record, asdict(record))
+
+
+def find(name: str | None, root: Path = TRAINING) -> RunPaths:
+    """The run called ``name`` (a name or a directory); the only run when None.
+
+    Raises:
+        BadInput: no such run, or several to choose from.
+    """
+    if name is None:
+        known = sorted(path.parent for path in root.glob("*/run.json"))
+        if len(known) == 1:
+            return RunPaths(known[0])
+        listed = ", ".join(path.name for path in known) or "none"
+        raise BadInput("which run? name it", f"runs in {root}: {listed}")
+    for directory in (root / name, Path(name)):
+        if (directory / "run.json").is_file():
+            return RunPaths(directory)
+    listed = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none"
+    raise BadInput(f"no run {name!r}", f"runs in {root}: {listed}")
+
+
+@contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Be the run's one writer, by a kernel lock that dies with this process.
+
+    Raises:
+        Refused: another process holds it; the message says which.
+    """
+    lock = filelock.FileLock(paths.lock)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        holder = paths.lock.with_name(".lock.json")
+        raise Refused(
+            f"{paths.directory.name} is already being trained by {_holder(holder)}",
+            "wait for it or stop it; two writers would ruin the run",
+        ) from error
+    try:
+        files.write_json(paths.lock.with_name(".lock.json"), machine.process_identity())
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f"process {json.loads(path.read_bytes())['pid']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def event(paths: RunPaths, kind: str, **facts: Any) -> None:
+    """Append one event; ``kind`` is start, resume, save, stop, quarantine, ..."""
+    files.append_json(paths.events, {"time": time.time(), "event": kind, **facts})
+
+
+def events(paths: RunPaths, session: int | None = None) -> list[dict[str, Any]]:
+    """Events in the order written, of one session or of all."""
+    found = files.read_json_lines(paths.events)
+    return [e for e in found if session is None or e.get("session") == session]
+
+
+def metrics(paths: RunPaths) -> list[dict[str, Any]]:
+    """Log lines by step. Steps trained again after a resume replace the lost ones."""
+    kept: list[dict[str, Any]] = []
+    session = None
+    for line in files.read_json_lines(paths.metrics):
+        step = line.get("step")
+        if not isinstance(step, int):
+            continue
+        if line.get("session") != session:
+            session = line.get("session")
+            while kept and kept[-1]["step"] >= step:
+                kept.pop()
+        kept.append(line)
+    return kept
+
+
+def true_state(record: RunRecord) -> str:
+    """The run's state, checked against the process table: a dead run says crashed."""
+    if record.state != "running" or not record.sessions:
+        return record.state
+    return "running" if machine.is_alive(record.sessions[-1].supervisor) else "crashed"

@@ -1,0 +1,337 @@
+"""Owns what ``train`` decides: a new run, a resume and from where, or nothing to do.
+
+Does not run processes (``launch``); everything before ``run`` only reads.
+"""
+
+import os
+import shlex
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leviathan import checkpoints, corpus, launch, machine, preflight, runs, schema
+from leviathan import render as rendering
+from leviathan.checkpoints import Checkpoint
+from leviathan.config import Config, dataset_entries, run_name
+from leviathan.corpus import REQUIRED_FIELDS, Sample
+from leviathan.errors import BadInput, LeviathanError, Refused
+
+DATA = Path("work/data")
+
+# Changing these between sessions gives another model, another adapter shape or other
+# data: the old optimizer state no longer belongs to what is trained.
+FIXED_KEYS = (
+    "base_model", "adapter", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha",
+    "lora_target_modules", "lora_target_linear", "lora_modules_to_save", "sequence_len",
+    "sample_packing", "datasets", "seed", "num_epochs", "val_set_size",
+    "gradient_accumulation_steps", "micro_batch_size", "optimizer", "chat_template",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one ``train`` will do, found out without writing anything."""
+
+    action: str
+    """start, resume, or nothing (the run is finished)."""
+    config: Config
+    paths: runs.RunPaths
+    record: runs.RunRecord | None
+    resume_from: Checkpoint | None
+    aside: tuple[Checkpoint, ...]
+    """Checkpoints to move out of the line first: damaged, or newer than the chosen one."""
+    checks: tuple[preflight.Check, ...]
+    machine: machine.Machine
+    schema: schema.AxolotlSchema | None
+
+    @property
+    def failed_checks(self) -> list[preflight.Check]:
+        return [check for check in self.checks if check.state == "fail"]
+
+
+def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> Decision:
+    """Everything that can be known before spending: checks, run state, resume point.
+
+    Raises:
+        BadInput: wrong keys, names, corpus or checkpoint; nothing is written.
+        Refused: the run exists with settings that cannot be resumed.
+    """
+    keys = schema.load()
+    here = machine.probe()
+    if keys:
+        rendering.check_keys(config, keys)
+    paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
+    _refuse_unwritable(paths.directory)
+    corpus.refuse_unreadable(Path(config.recipe.corpus))
+    record = runs.read(paths) if paths.record.exists() else None
+    if record:
+        _refuse_changed(record, config)
+    found = tuple(
+        preflight.checks(config.profile, here, paths.directory, machine.free_gib(paths.directory))
+    )
+    if record and record.state == "done" and resume == "auto":
+        return Decision("nothing", config, paths, record, None, (), found, here, keys)
+    chosen, aside = _resume_point(paths, resume)
+    action = "resume" if chosen else "start"
+    return Decision(action, config, paths, record, chosen, tuple(aside), found, here, keys)
+
+
+def _resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
+    if resume == "never":
+        return None, existing
+    if resume == "auto":
+        return checkpoints.newest_sound(paths.directory) if existing else (None, [])
+    chosen = checkpoints.choose(paths.directory, resume)
+    return chosen, [c for c in existing if c.step > chosen.step]
+
+
+def _refuse_unwritable(directory: Path) -> None:
+    parent = directory
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BadInput(f"cannot write to {parent}", "runs live in work/ of this directory")
+
+
+def _refuse_changed(record: runs.RunRecord, config: Config) -> None:
+    changed = [
+        f"{key}: {record.tree.get(key)!r} -> {config.tree.get(key)!r}"
+        for key in FIXED_KEYS
+        if record.tree.get(key) != config.tree.get(key)
+    ]
+    if changed:
+        raise Refused(
+            f"{record.name} was begun with other settings: {'; '.join(changed)}",
+            "undo the change, or start a new run with --name",
+        )
+
+
+def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
+    """The run's sample, drawn now or reused.
+
+    Raises:
+        BadInput: see ``corpus.draw``.
+        Refused: the corpus is not the one the run was begun with.
+    """
+    recipe = decision.config.recipe
+    required = REQUIRED_FIELDS[recipe.format] if _has_standard_rows(decision.config) else ()
+    sample = corpus.draw(
+        Path(recipe.corpus), decision.config.sample, recipe.seed, DATA, required, progress
+    )
+    record = decision.record
+    if record and record.corpus.get("digest") != sample.digest:
+        raise Refused(
+            f"the corpus of {record.name} has changed since it was begun "
+            f"({record.corpus.get('rows')} rows then, {sample.rows} now)",
+            "restore it, or start a new run with --name",
+        )
+    return sample
+
+
+def _has_standard_rows(config: Config) -> bool:
+    """Whether the recipe's ``format``, not ``axolotl.datasets``, says what a row holds."""
+    return bool(config.tree["datasets"] == dataset_entries(config.recipe.format))
+
+
+def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendered:
+    """The Axolotl configuration of this launch, with today's absolute paths."""
+    config, resume = decision.config, decision.resume_from
+    target = rendering.Target(
+        run_dir=decision.paths.directory.resolve(),
+        dataset=dataset.resolve(),
+        base_model=local_or_hub(config.tree["base_model"]),
+        session=session,
+        resume_from=resume.path.resolve() if resume else None,
+    )
+    return rendering.render(
+        config,
+        target,
+        flash_attn=decision.machine.flash_attn,
+        gpu=bool(decision.machine.gpus),
+        schema=decision.schema,
+    )
+
+
+def local_or_hub(base_model: str) -> str:
+    """An absolute path for a local model directory, a hub name as it is."""
+    return str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
+
+
+def run(
+    decision: Decision,
+    listener: launch.Listener,
+    progress: corpus.Progress | None = None,
+) -> launch.Outcome:
+    """Carry the decision out: lock, sample, run directory, launch, record.
+
+    Raises:
+        Refused: another process trains this run, or the corpus changed.
+    """
+    sample = draw(decision, progress)
+    paths = decision.paths
+    paths.directory.mkdir(parents=True, exist_ok=True)
+    with runs.locked(paths):
+        record = decision.record or _new_record(decision, sample)
+        session = _begin_session(decision, record)
+        _set_aside(decision, session.number)
+        rendered = render(decision, Path(sample.path), session.number)
+        _drop_half_prepared(paths)
+        launch.write_inputs(paths, decision.config.profile, rendered.yaml(), rendered.tree)
+        runs.write(paths, record)
+        _announce(decision, session, rendered, listener)
+        outcome = launch.supervise(paths, decision.config.profile, session.number, listener)
+        session.ended, session.outcome = time.time(), outcome.kind
+        record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
+        runs.write(paths, record)
+        runs.event(
+            paths, "session_end", session=session.number, outcome=outcome.kind,
+            step=outcome.step, reason=outcome.reason,
+        )  # fmt: skip
+    return outcome
+
+
+def _new_record(decision: Decision, sample: Sample) -> runs.RunRecord:
+    config = decision.config
+    return runs.RunRecord(
+        name=decision.paths.directory.name,
+        recipe=config.recipe_name,
+        profile=config.profile_name,
+        sample=config.sample,
+        overrides=list(config.overrides),
+        tree=config.tree,
+        corpus=asdict(sample),
+        versions=decision.machine.versions,
+        created=time.time(),
+    )
+
+
+def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
+    resume = decision.resume_from
+    session = runs.Session(
+        number=len(record.sessions) + 1,
+        started=time.time(),
+        supervisor=machine.process_identity(),
+        resumed_from=resume.step if resume else None,
+    )
+    record.sessions.append(session)
+    record.state = "running"
+    record.versions = decision.machine.versions
+    return session
+
+
+def _set_aside(decision: Decision, session: int) -> None:
+    for checkpoint in decision.aside:
+        folder = "set-aside" if checkpoint.sound else "quarantine"
+        target = checkpoints.set_aside(checkpoint, folder)
+        runs.event(
+            decision.paths, folder.replace("-", "_"), session=session, step=checkpoint.step,
+            reason=checkpoint.problem or "newer than the checkpoint resumed from", to=str(target),
+        )  # fmt: skip
+
+
+def _drop_half_prepared(paths: runs.RunPaths) -> None:
+    """A launch killed while tokenising leaves a dataset Axolotl would take for whole."""
+    if paths.prepared.exists() and not paths.prepared_mark.exists():
+        shutil.rmtree(paths.prepared)
+
+
+def _announce(
+    decision: Decision,
+    session: runs.Session,
+    rendered: rendering.Rendered,
+    listener: launch.Listener,
+) -> None:
+    for checkpoint in decision.aside:
+        why = checkpoint.problem or "newer than the checkpoint resumed from"
+        folder = "set aside" if checkpoint.sound else "quarantined"
+        listener("notice", {"text": f"{checkpoint.path.name} {folder}: {why}"})
+    for note in rendered.notes:
+        listener("notice", {"text": note})
+    kind = "resume" if decision.resume_from else "start"
+    runs.event(
+        decision.paths, kind, session=session.number, step=session.resumed_from or 0,
+        log=str(decision.paths.logs),
+    )  # fmt: skip
+    listener(kind, {"step": session.resumed_from or 0, "session": session.number})
+
+
+def preview(config: Config, name: str | None = None) -> rendering.Rendered:
+    """What ``train`` would launch for a fresh run, without drawing the sample.
+
+    Raises:
+        BadInput: wrong keys, values or run name.
+    """
+    here = machine.probe()
+    recipe = config.recipe
+    dataset = Path(recipe.corpus)
+    if config.sample != "full":
+        dataset = corpus.sample_path(dataset, config.sample, recipe.seed, DATA)
+    target = rendering.Target(
+        run_dir=(runs.TRAINING / run_name(config, name)).resolve(),
+        dataset=dataset.resolve(),
+        base_model=local_or_hub(config.tree["base_model"]),
+    )
+    return rendering.render(
+        config, target, flash_attn=here.flash_attn, gpu=bool(here.gpus), schema=schema.load()
+    )
+
+
+def plan_of_action(decision: Decision) -> dict[str, Any]:
+    """What one ``train`` will do, for ``--dry-run``."""
+    resume = decision.resume_from
+    actions = {
+        "start": "start from the base model",
+        "resume": f"resume from {resume.path.name}" if resume else "",
+        "nothing": "nothing: the run is finished",
+    }
+    return {
+        "run": str(decision.paths.directory),
+        "action": actions[decision.action],
+        "quarantine": ", ".join(f"{c.path.name} ({c.problem})" for c in decision.aside) or "none",
+        "sample": f"{decision.config.sample} of {decision.config.recipe.corpus}",
+        "changes": "; ".join(_changes(decision)) or "none",
+        "checks": "; ".join(f"{c.name} {c.state}: {c.evidence}" for c in decision.checks),
+        "command": launch.command(runs.RunPaths(decision.paths.directory.resolve())),
+    }
+
+
+def _changes(decision: Decision) -> list[str]:
+    """Settings free to change that differ from the run's first launch."""
+    if decision.record is None:
+        return []
+    old, new = decision.record.tree, decision.config.tree
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted({*old, *new} - set(FIXED_KEYS))
+        if old.get(key) != new.get(key)
+    ]
+
+
+def resume_command(decision: Decision) -> str:
+    """What to type to go on with this run."""
+    config = decision.config
+    parts = ["leviathan", "train", "--profile", config.profile_name]
+    parts += ["--recipe", config.recipe_name, "--sample", config.sample]
+    default = run_name(config, None)
+    if decision.paths.directory.name != default:
+        parts += ["--name", decision.paths.directory.name]
+    for override in config.overrides:
+        parts += ["--set", override]
+    return shlex.join(parts)
+
+
+def latest_saved(paths: runs.RunPaths) -> str | None:
+    """Name of the newest sound checkpoint, if there is one."""
+    newest, _ = checkpoints.newest_sound(paths.directory)
+    return newest.path.name if newest else None
+
+
+def failure(outcome: launch.Outcome, saved: str, again: str) -> LeviathanError:
+    """The error of a failed session: what, where the log is, how to go on."""
+    return LeviathanError(
+        f"training failed at step {outcome.step} ({outcome.reason}); {saved}; log: {outcome.log}",
+        f"once the cause is gone, resume with: {again}",
+    )

@@ -1,0 +1,228 @@
+"""Owns what a person sees: results on stdout, notices on stderr, tables, the live line.
+
+Imported by the command modules only. Does not compute anything it shows.
+"""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from leviathan.errors import LeviathanError
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """A result, on stdout."""
+    _out.print(text, style=style, markup=False)
+
+
+def notice(text: str) -> None:
+    """Something the user should know, on stderr."""
+    _err.print(text, style="dim", markup=False)
+
+
+def warn(text: str) -> None:
+    """Something the user should act on, on stderr."""
+    _err.print(f"warning: {text}", style="yellow", markup=False)
+
+
+def document(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def error(problem: LeviathanError, verbose: bool) -> None:
+    """One line per problem on stderr; the traceback only when asked for."""
+    if verbose:
+        _err.print(traceback.format_exc().rstrip(), style="dim", markup=False)
+    hint = f"; {problem.hint}" if problem.hint else ""
+    for line in f"{problem.message}{hint}".splitlines():
+        _err.print(Text.assemble(("leviathan: ", "bold red"), line))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: str = "") -> None:
+    """Rows under headers on stdout; columns named in ``right`` are right-aligned."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        grid.add_column(
+            header, justify="right" if header in right.split() else "left", overflow="fold"
+        )
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160)
+    console.print(grid)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked and a live view drawn."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask yes or no; without a terminal the answer is no."""
+    if not is_terminal():
+        return False
+    _err.print(f"{question} [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.3 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 4 d 3 h, 12 m 5 s."""
+    seconds = int(seconds)
+    parts = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
+    found = []
+    for unit, length in parts:
+        count, seconds = divmod(seconds, length)
+        if count or (unit == "s" and not found):
+            found.append(f"{count} {unit}")
+    return " ".join(found[:2])
+
+
+def corpus_progress() -> Callable[[str, int, int], None]:
+    """A listener that draws one progress line for reading the corpus."""
+    started = time.monotonic()
+    bar = ProgressBar(total=100, width=30)
+    live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
+
+    def show(what: str, done: int, total: int) -> None:
+        speed = done / max(time.monotonic() - started, 1e-3)
+        if live is None:
+            return
+        if not live.is_started:
+            live.start()
+        bar.update(100 * done / max(total, 1))
+        text = f"{what} {size(done)} of {size(total)}, {size(speed)}/s"
+        live.update(Group(Text(text), bar))
+        if done >= total:
+            live.stop()
+
+    return show
+
+
+class TrainView:
+    """The view of a running training: one live block on a terminal, plain lines elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._started = time.monotonic()
+        self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
+        self._first: tuple[float, int] | None = None
+        self._line: dict[str, Any] = {}
+        self._eval_loss: Any = None
+        self._checkpoint = "none yet"
+        self._gone = False
+
+    def __enter__(self) -> "TrainView":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._guard(self._live.stop)
+
+    def __call__(self, kind: str, facts: dict[str, Any]) -> None:
+        """Take one message of the launch; never fails, whatever became of the terminal."""
+        self._guard(lambda: self._take(kind, facts))
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self._gone:
+            return
+        try:
+            action()
+        except OSError:  # the terminal went away (SSH, tmux); training has not
+            self._gone = True
+
+    def _take(self, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "notice":
+            notice(facts["text"])
+        elif kind in {"start", "resume"}:
+            notice(f"{self.name}: {_beginning(kind, facts)}")
+        elif kind == "event" and facts["event"] == "save":
+            self._checkpoint = f"checkpoint-{facts['step']}"
+            self._plain(f"saved {self._checkpoint}")
+        elif kind == "metrics":
+            self._metrics(facts)
+        if self._live:
+            self._live.update(self._block())
+
+    def _metrics(self, line: dict[str, Any]) -> None:
+        self._first = self._first or (line["time"], line["step"])
+        self._line = {**self._line, **line}
+        if "eval_loss" in line:
+            self._eval_loss = line["eval_loss"]
+            self._plain(f"step {line['step']}: eval loss {_cell(line['eval_loss'])}")
+        elif "loss" in line:
+            self._plain(self._summary())
+
+    def _plain(self, text: str) -> None:
+        if not self._live:
+            notice(text)
+
+    def _summary(self) -> str:
+        line = self._line
+        parts = [f"step {line.get('step', 0)}/{line.get('max_steps') or '?'}"]
+        for label, value in (
+            ("loss", line.get("loss")),
+            ("lr", line.get("learning_rate")),
+            ("tok/s", line.get("tokens/train_per_sec_per_gpu")),
+        ):
+            if isinstance(value, int | float):
+                parts.append(f"{label} {value:.4g}")
+        parts.append(f"eta {self._eta()}")
+        return "  ".join(parts)
+
+    def _eta(self) -> str:
+        if not self._first or not self._line.get("max_steps"):
+            return "?"
+        began, first = self._first
+        done = self._line["step"] - first
+        if done <= 0:
+            return "?"
+        each = (self._line["time"] - began) / done
+        return duration(each * (self._line["max_steps"] - self._line["step"]))
+
+    def _block(self) -> Group | Text:
+        elapsed = duration(time.monotonic() - self._started)
+        if not self._line:
+            return Text(f"{self.name}: starting (imports, tokenising, loading) {elapsed}")
+        share = 100 * self._line["step"] / max(self._line.get("max_steps") or 1, 1)
+        evaluated = f"eval loss {_cell(self._eval_loss)}  " if self._eval_loss else ""
+        return Group(
+            Text(f"{self.name}  {elapsed}  {share:.1f} %", style="bold"),
+            ProgressBar(total=100, completed=share, width=60),
+            Text(self._summary()),
+            Text(f"{evaluated}last save: {self._checkpoint}   Ctrl+C saves and stops", style="dim"),
+        )
+
+
+def _beginning(kind: str, facts: dict[str, Any]) -> str:
+    if kind == "resume":
+        return f"session {facts['session']}, resuming from checkpoint-{facts['step']}"
+    return f"session {facts['session']}, starting from the base model"

@@ -1,0 +1,107 @@
+"""A tiny random Llama with its own tokenizer, and rows to train it on: real files, no download."""
+
+import json
+import random
+from pathlib import Path
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron".split()
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+
+
+def write_rows(path: Path, count: int, seed: int = 1) -> Path:
+    """Alpaca rows with a pattern a small model can pick up."""
+    chance = random.Random(seed)
+    with path.open("w") as out:
+        for _ in range(count):
+            words = chance.sample(WORDS, chance.randint(2, 6))
+            row = {
+                "instruction": "Repeat: " + " ".join(words),
+                "input": "",
+                "output": " ".join(words),
+            }
+            out.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_model(directory: Path, corpus: Path) -> Path:
+    """Save a 2-layer, 64-wide random Llama and a byte-level BPE tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(corpus)], trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=SPECIAL[0], bos_token=SPECIAL[0], pad_token=SPECIAL[3]
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=0, eos_token_id=0, pad_token_id=3, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    wrapped.save_pretrained(directory)
+    return directory
+
+
+RECIPE = """\
+description: tiny, for tests
+base_model: base
+corpus: rows.jsonl
+format: alpaca
+epochs: 1
+seed: 42
+merge: {dtype: float32}
+axolotl:
+  learning_rate: 1e-2
+  lr_scheduler: cosine
+  warmup_steps: 2
+  val_set_size: 8
+"""
+
+PROFILE = """\
+description: tiny, for tests
+hardware: {device: cpu}
+checkpoints: {keep: 5}
+axolotl:
+  adapter: lora
+  sequence_len: 256
+  micro_batch_size: 4
+  gradient_accumulation_steps: 1
+  optimizer: adamw_torch
+  lora_r: 8
+  lora_alpha: 16
+  lora_dropout: 0
+  lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+  attn_implementation: sdpa
+  bf16: false
+  fp16: false
+  tf32: false
+  lora_mlp_kernel: false
+  lora_qkv_kernel: false
+  lora_o_kernel: false
+  lora_embedding_kernel: false
+  dataloader_num_workers: 0
+  save_steps: 5
+  eval_steps: 5
+  logging_steps: 1
+"""
+
+
+def write_project(directory: Path, rows: int = 72) -> Path:
+    """A working directory with a recipe, a profile, a corpus and (if asked later) a base."""
+    for kind in ("recipes", "profiles"):
+        (directory / "configs" / kind).mkdir(parents=True, exist_ok=True)
+    (directory / "configs/recipes/tiny.yaml").write_text(RECIPE)
+    (directory / "configs/profiles/tiny.yaml").write_text(PROFILE)
+    write_rows(directory / "rows.jsonl", rows)
+    return directory
