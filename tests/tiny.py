@@ -4,7 +4,23 @@ import json
 import random
 from pathlib import Path
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron".split()
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "omicron",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 
@@ -60,7 +76,6 @@ corpus: rows.jsonl
 format: alpaca
 epochs: 1
 seed: 42
-merge: {dtype: float32}
 axolotl:
   learning_rate: 1e-2
   lr_scheduler: cosine

@@ -93,8 +93,6 @@ class MergeLimits(_Strict):
     """Least share of probe positions whose likeliest token is the same."""
     relative_error: float = Field(0.1, gt=0)
     """Largest |merged - adapter| / |adapter - base| over all probe logits (L2 norms)."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of the merged weights: what the server will load."""
 
 
 class Recipe(_Strict):
@@ -143,6 +141,9 @@ class Config:
     profile: Profile
     sample: str
     overrides: tuple[str, ...]
+    recipe_asked: str
+    """What the user called the recipe: a name, an alias or a path."""
+    profile_asked: str
     tree: dict[str, Any]
     origins: dict[KeyPath, Origin]
 
@@ -333,6 +334,7 @@ def build(
             file's problems come in one error, a line each.
     """
     parse_sample(sample)
+    asked = (recipe_name, profile_name)
     recipe_name, recipe, recipe_file = load_recipe(recipe_name)
     profile_name, profile, profile_file = load_profile(profile_name)
     sets = [_parse_override(text) for text in overrides]
@@ -355,7 +357,7 @@ def build(
             merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
     return Config(
         recipe_name, recipe, profile_name, profile, sample,
-        tuple(overrides), merged.tree, merged.origins,
+        tuple(overrides), *asked, merged.tree, merged.origins,
     )  # fmt: skip
 
 

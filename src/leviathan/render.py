@@ -9,7 +9,7 @@ from typing import Any
 
 from leviathan.config import Config, Origin, bad_inputs
 from leviathan.schema import AxolotlSchema
-from leviathan.yamlfile import KeyPath, dump, dotted
+from leviathan.yamlfile import KeyPath, dotted, dump
 
 PLUGIN = "leviathan.plugin.LeviathanPlugin"
 

@@ -42,6 +42,8 @@ class RunRecord:
     profile: str
     sample: str
     overrides: list[str]
+    settings: dict[str, Any]
+    """The recipe's own keys, so that merge and test need no recipe file."""
     tree: dict[str, Any]
     """The Axolotl keys of the first launch, before run paths were put in."""
     corpus: dict[str, Any]

@@ -201,6 +201,7 @@ def _new_record(decision: Decision, sample: Sample) -> runs.RunRecord:
         profile=config.profile_name,
         sample=config.sample,
         overrides=list(config.overrides),
+        settings=config.recipe.model_dump(exclude={"axolotl"}),
         tree=config.tree,
         corpus=asdict(sample),
         versions=decision.machine.versions,
@@ -313,8 +314,8 @@ def _changes(decision: Decision) -> list[str]:
 def resume_command(decision: Decision) -> str:
     """What to type to go on with this run."""
     config = decision.config
-    parts = ["leviathan", "train", "--profile", config.profile_name]
-    parts += ["--recipe", config.recipe_name, "--sample", config.sample]
+    parts = ["leviathan", "train", "--profile", config.profile_asked]
+    parts += ["--recipe", config.recipe_asked, "--sample", config.sample]
     default = run_name(config, None)
     if decision.paths.directory.name != default:
         parts += ["--name", decision.paths.directory.name]

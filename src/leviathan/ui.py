@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -83,6 +83,16 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
+def questions() -> Iterator[str]:
+    """What a person types, line by line, until an empty line or end of file."""
+    while True:
+        _err.print("> ", end="", style="bold")
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
 def size(count: float) -> str:
     """Bytes for people: 1.3 GB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -96,7 +106,7 @@ def duration(seconds: float) -> str:
     """Seconds for people: 4 d 3 h, 12 m 5 s."""
     seconds = int(seconds)
     parts = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
-    found = []
+    found: list[str] = []
     for unit, length in parts:
         count, seconds = divmod(seconds, length)
         if count or (unit == "s" and not found):

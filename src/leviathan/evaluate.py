@@ -1,0 +1,95 @@
+"""Owns putting questions to a run or a model: finding it, loading it, examining it.
+
+Does not define suites or checks (``prompts``) nor load weights itself (``models``).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leviathan import checkpoints, config, models, prompts, runs, train
+from leviathan.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A model, the suite it is asked, and the share it must pass."""
+
+    source: models.Source
+    suite: prompts.Suite
+    min_pass_pct: float
+
+
+def prepare(
+    target: str | None, checkpoint: str, suite: str | None, min_pass: str | None
+) -> Examination:
+    """Resolve everything ``test`` needs before a model is loaded.
+
+    Raises:
+        BadInput: no such run, model, checkpoint or suite, or a bad ``--min-pass``.
+    """
+    source, recipe = _resolve(target, checkpoint)
+    name = suite or (recipe.suite if recipe else None)
+    if name is None:
+        raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
+    success = recipe.success if recipe else config.Success()
+    wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
+    return Examination(source, prompts.load(prompts.find(name)), wanted)
+
+
+def parse_pct(text: str) -> float:
+    """``75%`` or ``75`` -> 75.0.
+
+    Raises:
+        BadInput: not a percentage between 0 and 100.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:%|pct)?", text)
+    if not match or float(match[1]) > 100:
+        raise BadInput(f"--min-pass {text!r} is not a percentage", "use 75 or 75%")
+    return float(match[1])
+
+
+def examine(examination: Examination) -> dict[str, Any]:
+    """Ask every case, of the base model too where there is an adapter to switch off."""
+    model = models.Model(examination.source)
+
+    def base(prompt: str, limit: int) -> str:
+        with model.without_adapter():
+            return model.answer(prompt, limit)
+
+    has_base = examination.source.adapter is not None
+    results = prompts.ask(examination.suite, model.answer, base if has_base else None)
+    return prompts.summary(results)
+
+
+def asker(target: str | None, checkpoint: str, max_new_tokens: int) -> Callable[[str, bool], str]:
+    """A function from (question, of the base model?) to the answer."""
+    model = models.Model(_resolve(target, checkpoint)[0])
+
+    def ask(question: str, of_base: bool) -> str:
+        if of_base:
+            with model.without_adapter():
+                return model.answer(question, max_new_tokens)
+        return model.answer(question, max_new_tokens)
+
+    return ask
+
+
+def _resolve(target: str | None, checkpoint: str) -> tuple[models.Source, config.Recipe | None]:
+    if target and (Path(target) / "config.json").is_file() and not _is_run(Path(target)):
+        return models.from_directory(Path(target)), None
+    paths = runs.find(target)
+    record = runs.read(paths)
+    recipe = config.Recipe.model_validate(record.settings)
+    chosen = checkpoints.choose(paths.directory, checkpoint)
+    tree = yaml.safe_load(paths.config.read_text())
+    base = train.local_or_hub(record.tree["base_model"])
+    return models.from_run(tree, base, chosen.path, recipe.format), recipe
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "run.json").is_file()

@@ -1,0 +1,182 @@
+"""Owns loading models the way they were trained or will be served, and asking them.
+
+Imports torch inside its functions: only commands that need a model pay for it. Does
+not train, merge or judge.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leviathan.errors import BadInput
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+)
+"""What Axolotl's ``alpaca`` strategy puts before an answer (a test compares them)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk: a whole one, or a base and the adapter trained on it."""
+
+    model: str
+    """Directory or hub name of the whole or base model."""
+    adapter: Path | None = None
+    row_format: str = "alpaca"
+    """The recipe's format: how a prompt is put where there is no chat template."""
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the trained tokenizer lies: beside the adapter, if there is one."""
+        return str(self.adapter or self.model)
+
+
+def from_run(tree: dict[str, Any], base_model: str, checkpoint: Path, row_format: str) -> Source:
+    """The model a checkpoint stands for: base and adapter, quantised as in training."""
+    is_adapter = (checkpoint / "adapter_config.json").exists()
+    return Source(
+        model=base_model if is_adapter else str(checkpoint),
+        adapter=checkpoint if is_adapter else None,
+        row_format=row_format,
+        load_in_4bit=bool(tree.get("load_in_4bit")),
+        load_in_8bit=bool(tree.get("load_in_8bit")),
+        trust_remote_code=bool(tree.get("trust_remote_code")),
+    )
+
+
+def from_directory(directory: Path) -> Source:
+    """A merged model; its proof remembers the format it was trained in.
+
+    Raises:
+        BadInput: not a model directory.
+    """
+    if not (directory / "config.json").is_file():
+        raise BadInput(f"{directory} is neither a run nor a model", "give a run's name or a model")
+    try:
+        proof = json.loads((directory / "merge-proof.json").read_bytes())
+    except (OSError, ValueError):
+        proof = {}
+    return Source(str(directory), row_format=str(proof.get("format", "alpaca")))
+
+
+class Model:
+    """A loaded model with its tokenizer; prompts in, logits or text out."""
+
+    def __init__(self, source: Source) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.source = source
+        trust = source.trust_remote_code
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            source.tokenizer, trust_remote_code=trust
+        )
+        device, dtype = _placement(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.model,
+            dtype=dtype,
+            quantization_config=_quantization(source, dtype),
+            device_map={"": device},
+            trust_remote_code=trust,
+        )
+        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(self.tokenizer))
+        if source.adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(source.adapter))
+        self.model: Any = model.eval()
+        self.device = device
+        torch.manual_seed(0)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside the block this is the base model."""
+        with self.model.disable_adapter() if self.source.adapter else nullcontext():
+            yield
+
+    def render(self, prompt: str) -> str:
+        """A user's prompt as training put it before an answer."""
+        if getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": prompt}]
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+        return ALPACA.format(prompt=prompt) if self.source.row_format == "alpaca" else prompt
+
+    def token_ids(self, text: str) -> Any:
+        """Tokens of rendered text, shape [1, T]; a template brings its own BOS."""
+        templated = bool(getattr(self.tokenizer, "chat_template", None))
+        encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not templated)
+        return encoded["input_ids"].to(self.device)
+
+    def logits(self, ids: Any) -> Any:
+        """Logits at every position of ``ids`` [1, T]: [T, vocabulary], float32 on the CPU."""
+        import torch
+
+        with torch.no_grad():
+            return self.model(input_ids=ids.to(self.device)).logits[0].float().cpu()
+
+    def answer(self, prompt: str, max_new_tokens: int) -> str:
+        """The greedy answer to a prompt, without special tokens."""
+        import torch
+
+        ids = self.token_ids(self.render(prompt))
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=self._stops(),
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+    def _stops(self) -> list[int]:
+        """Every token that ends an answer: eos, and the end of a turn in common templates."""
+        names = [self.tokenizer.eos_token, "<|im_end|>", "<|eot_id|>", "<end_of_turn>"]
+        vocabulary = self.tokenizer.get_vocab()
+        return sorted({vocabulary[name] for name in names if name in vocabulary})
+
+
+def _placement(source: Source) -> tuple[str, Any]:
+    """Where and how wide to compute: on the GPU in bf16 if there is one, else CPU fp32.
+
+    fp32 on the CPU keeps a proof free of rounding, and an 8B model within 32 GB; the
+    choice is recorded with every result.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda:0", torch.bfloat16
+    return "cpu", torch.float32
+
+
+def _quantization(source: Source, dtype: Any) -> Any:
+    """bitsandbytes settings equal to Axolotl's (NF4, double quantisation), or None."""
+    if not (source.load_in_4bit or source.load_in_8bit):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if source.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
