@@ -5,6 +5,7 @@ works on names, sizes, hashes, safetensors headers and zip directories.
 """
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -96,7 +97,7 @@ def scan(run_dir: Path) -> list[Checkpoint]:
     found = [_look(path, step) for path in run_dir.iterdir() if (step := step_of(path)) is not None]
     found.sort(key=lambda c: c.step)
     best = min(
-        (c for c in found if c.sound and c.eval_loss is not None),
+        (c for c in found if c.sound and c.eval_loss is not None and math.isfinite(c.eval_loss)),
         key=lambda c: (c.eval_loss or 0.0, c.step),
         default=None,
     )

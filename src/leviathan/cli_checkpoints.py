@@ -24,7 +24,7 @@ def list_(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from leviathan import checkpoints, runs, ui
 
     paths = runs.find(run)
-    _print(checkpoints.scan(paths.directory), as_json)
+    print_checkpoints(checkpoints.scan(paths.directory), as_json)
     if not as_json:
         ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
 
@@ -60,7 +60,7 @@ def verify(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from leviathan.errors import Refused
 
     found = [checkpoints.verify(c) for c in checkpoints.scan(runs.find(run).directory)]
-    _print(found, as_json)
+    print_checkpoints(found, as_json)
     damaged = [f"{c.path.name}: {c.problem}" for c in found if not c.sound]
     if damaged:
         raise Refused("; ".join(damaged), "train resumes from the newest sound one by itself")
@@ -102,7 +102,8 @@ def cleanup(
         ui.say("nothing was deleted; say --yes to delete these")
 
 
-def _print(found: list[Any], as_json: bool) -> None:
+def print_checkpoints(found: list[Any], as_json: bool) -> None:
+    """The table, or the JSON document, of ``checkpoints list``."""
     from leviathan import ui
 
     if as_json:

@@ -125,6 +125,14 @@ def data_sample(
     ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
 
 
+def announce_schema() -> None:
+    """Say why the first command after an Axolotl installation takes ten seconds."""
+    from leviathan import schema, ui
+
+    if not schema.is_cached():
+        ui.notice("reading which keys this Axolotl knows (once per version, about ten seconds)")
+
+
 def render(
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
@@ -143,6 +151,7 @@ def render(
     from leviathan import config, files, train, ui
 
     merged = config.build(recipe, profile, sample, sets or [])
+    announce_schema()
     rendered = train.preview(merged, name)
     for note in rendered.notes:
         ui.notice(note)

@@ -4,7 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from leviathan.cli_config import JsonOption, ProfileOption, RecipeOption, SampleOption, SetOption
+from leviathan.cli_config import (
+    JsonOption,
+    ProfileOption,
+    RecipeOption,
+    SampleOption,
+    SetOption,
+    announce_schema,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +41,7 @@ def train(
     from leviathan import train as training
 
     merged = config.build(recipe, profile, sample, sets or [])
+    announce_schema()
     decision = training.decide(merged, name=name, resume=resume)
     _show_checks(decision, force=force or dry_run)
     if dry_run:
@@ -45,7 +53,7 @@ def train(
         return
     with ui.TrainView(decision.paths.directory.name) as view:
         outcome = training.run(decision, view, ui.corpus_progress())
-    _finish(decision, outcome)
+    finish(decision, outcome)
 
 
 def _show_checks(decision: Any, *, force: bool) -> None:
@@ -77,7 +85,8 @@ def _show_plan(decision: Any, as_json: bool) -> None:
         ui.say(f"{key:<12} {shown}")
 
 
-def _finish(decision: Any, outcome: Any) -> None:
+def finish(decision: Any, outcome: Any) -> None:
+    """Say how a session ended, with its exit code."""
     from leviathan import train as training
     from leviathan import ui
 

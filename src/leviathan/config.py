@@ -115,6 +115,8 @@ class Recipe(_Strict):
     """Seeds sampling, adapter initialisation, shuffling and dropout."""
     suite: str | None = None
     """Prompt suite: a name under ``configs/suites`` or a YAML file."""
+    eval_at_start: bool = False
+    """Evaluate before the first step, so that the loss curve has a beginning."""
     success: Success = Success()
     """Criteria shown by reports and used by ``test``."""
     merge: MergeLimits = MergeLimits()
@@ -444,6 +446,9 @@ class _Merged:
                 self._merge(old, value, key, origin)
                 continue
             self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
+            if value is None and isinstance(into, dict):
+                into.pop(name, None)  # null takes back what a lower layer set
+                continue
             self._set(into, name, value, key, origin)
 
     def _set(self, into: Any, name: Any, value: Any, key: KeyPath, origin: Any) -> None:

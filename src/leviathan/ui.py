@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console, Group
@@ -112,6 +113,29 @@ def duration(seconds: float) -> str:
         if count or (unit == "s" and not found):
             found.append(f"{count} {unit}")
     return " ".join(found[:2])
+
+
+def heading(text: str) -> None:
+    """The title of one part of a longer job, on stdout."""
+    _out.print()
+    _out.print(text, style="bold", markup=False)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, float], None]]:
+    """A listener for (stage, share done): one live line on a terminal, a line a stage elsewhere."""
+    live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
+    seen: set[str] = set()
+
+    def show(stage: str, share: float) -> None:
+        if live:
+            live.update(Group(Text(stage), ProgressBar(total=1, completed=share, width=30)))
+        elif stage not in seen:
+            seen.add(stage)
+            notice(f"building the {stage}")
+
+    with live or nullcontext():
+        yield show
 
 
 def corpus_progress() -> Callable[[str, int, int], None]:

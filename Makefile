@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+# The newest torch that axolotl 0.19 (Python 3.11) and 0.21 (3.12+) share. For another
+# CUDA build: make demo TORCH='torch==2.13.0 --index-url <the build you want>'.
+TORCH  ?= torch==2.13.0
+
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test install lint types tests bench clean
+
+demo: install
+	$(BIN)/leviathan demo
+
+test: lint types tests
+
+install: $(STAMP)
+
+# torch first: with it in place nothing else pulls in another build of it.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[train,dev]'
+	touch $(STAMP)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+tests: install
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

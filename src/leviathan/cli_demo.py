@@ -1,0 +1,122 @@
+"""Owns the ``demo`` command: the main job end to end on the embedded default."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DIRECTORY = Path("work/demo")
+PROFILE, RECIPE, SAMPLE = "cpu", "demo", "3000"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the application."""
+    app.command("demo")(demo)
+
+
+def demo(
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare", help="Only put base model and corpus in work/demo/.")
+    ] = False,
+) -> None:
+    """The main job, end to end, on a small shipped corpus: a few minutes on any machine."""
+    from leviathan import ui
+
+    began = time.monotonic()
+    _prepare()
+    if prepare_only:
+        ui.say(f"base model and corpus are in {DIRECTORY}")
+        return
+    run = _train()
+    merged = _merge(run)
+    summary = _ask(run)
+    _tell(run, merged, summary, time.monotonic() - began)
+
+
+def _prepare() -> None:
+    from leviathan import config, demo, ui
+
+    ui.heading("1/5  the base model: a tokenizer and a small language model of Python's docs")
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    shipped = config.directories("demo")[-1] / "stdlib.jsonl"
+    corpus = DIRECTORY / "stdlib.jsonl"
+    if not corpus.exists() or corpus.read_bytes() != shipped.read_bytes():
+        shutil.copyfile(shipped, corpus)
+    with ui.stages() as show:
+        demo.prepare(DIRECTORY / "base", corpus, show)
+
+
+def _train() -> Any:
+    from leviathan import config, runs, ui
+    from leviathan import train as training
+    from leviathan.errors import Refused
+
+    ui.heading(f"2/5  sample and train: {SAMPLE} rows, real Axolotl, real accelerate")
+    decision = training.decide(config.build(RECIPE, PROFILE, SAMPLE))
+    if decision.failed_checks:
+        check = decision.failed_checks[0]
+        raise Refused(check.evidence, check.fix)
+    if decision.action == "nothing":
+        ui.notice(f"{decision.paths.directory} is finished already")
+        return runs.find(decision.paths.directory.name)
+    with ui.TrainView(decision.paths.directory.name) as view:
+        outcome = training.run(decision, view, ui.corpus_progress())
+    if outcome.kind != "done":
+        from leviathan.cli_train import finish
+
+        finish(decision, outcome)
+    return decision.paths
+
+
+def _merge(run: Any) -> Any:
+    from leviathan import checkpoints, ui
+    from leviathan import merge as merging
+
+    ui.heading("3/5  checkpoints")
+    from leviathan.cli_checkpoints import print_checkpoints
+
+    print_checkpoints(checkpoints.scan(run.directory), as_json=False)
+    ui.heading("4/5  merge, and the proof that the merged model is the trained one")
+    chosen, directory = merging.plan(run, "best", None, replace=True)
+    return merging.merge(run, chosen, directory, ui.notice)
+
+
+def _ask(run: Any) -> dict[str, Any]:
+    from leviathan import evaluate, ui
+    from leviathan.cli_model import show_summary
+
+    ui.heading("5/5  questions about names it has never seen, before and after")
+    summary = evaluate.examine(evaluate.prepare(run.directory.name, "best", None, None))
+    show_summary(summary)
+    return summary
+
+
+def _tell(run: Any, merged: Any, summary: dict[str, Any], seconds: float) -> None:
+    from leviathan import runs, ui
+    from leviathan.errors import Refused
+
+    losses = [m["eval_loss"] for m in runs.metrics(run) if "eval_loss" in m]
+    first, last = losses[0], min(losses)
+    found = merged.comparison
+    ui.heading(f"done in {ui.duration(seconds)}")
+    ui.table(
+        ["", "before", "after"],
+        [
+            ["held-out loss (nats per token)", f"{first:.3f}",
+             f"{last:.3f}  ({100 * (last / first - 1):+.0f} %)"],
+            ["prompt suite", f"{summary['base_pass_pct']:.0f} %", f"{summary['pass_pct']:.0f} %"],
+        ],
+    )  # fmt: skip
+    ui.say(
+        f"merge proof: {merged.verdict}; {found['argmax_agreement']:.1%} of positions agree, "
+        f"max difference {found['max_abs_diff']:.1g} of an effect of {found['adapter_effect']:.2g}"
+    )
+    ui.say()
+    ui.say("next:")
+    ui.say(f"  leviathan infer {merged.directory} --prompt 'What kind of object is `json.dumps`?'")
+    ui.say(f"  leviathan checkpoints list {run.directory.name}")
+    ui.say("  leviathan render --profile a4000 --sample 10pct --explain")
+    if merged.verdict != "equal":
+        raise Refused(f"{merged.directory} is unverified: {merged.reason}")

@@ -1,0 +1,112 @@
+"""A real project for the real Axolotl: a tiny model, a few hundred rows, one launch about 20 s."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+LEVIATHAN = str(Path(sys.executable).with_name("leviathan"))
+ROWS = 400
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+def environment(**extra):
+    """Offline, and one thread: tiny matrices on several threads mostly wait for each other."""
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        **extra,
+    }
+
+
+class Project:
+    """A working directory; runs the real command line in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [LEVIATHAN, *arguments],
+            cwd=self.directory,
+            env=environment(**env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **env: str) -> Done:
+        process = self.start(*arguments, **env)
+        out, err = process.communicate(timeout=400)
+        return Done(process.returncode, out, err)
+
+    def path(self, run: str) -> Path:
+        return self.directory / "work/training" / run
+
+    def metrics(self, run: str) -> list[dict]:
+        """Metrics as the project itself reads them: repeated steps replace lost ones."""
+        from leviathan import runs
+
+        return runs.metrics(runs.RunPaths(self.path(run)))
+
+    def events(self, run: str, kind: str) -> list[dict]:
+        lines = (self.path(run) / "events.jsonl").read_text().splitlines()
+        return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+    def curve(self, run: str) -> list[tuple]:
+        """What must be identical after a resume: step, loss, gradient norm, learning rate."""
+        return [
+            (m["step"], m["loss"], m["grad_norm"], m["learning_rate"])
+            for m in self.metrics(run)
+            if "loss" in m
+        ]
+
+    def adapter(self, run: str) -> bytes:
+        return (self.path(run) / "adapter_model.safetensors").read_bytes()
+
+    def signal_at(self, run: str, step: int, *signals: int, arguments: tuple[str, ...]) -> Done:
+        """Start a training, wait for a step, send the signals, wait for the end."""
+        process = self.start(*arguments)
+        metrics = self.path(run) / "metrics.jsonl"
+        deadline = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and any(m["step"] >= step for m in self.metrics(run)):
+                break
+            time.sleep(0.05)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.3)
+        out, err = process.communicate(timeout=180)
+        return Done(process.returncode, out, err)
+
+    def processes(self) -> list[int]:
+        """Every process that works in or for this project's directory."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    command = (entry / "cmdline").read_bytes()
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                except OSError:
+                    continue
+                if str(self.directory).encode() in command and state != "Z":
+                    found.append(int(entry.name))
+        return found
+
+
+TINY = ("train", "--profile", "tiny", "--recipe", "tiny", "--sample", "full",
+        "--set", "save_steps=20", "--set", "eval_steps=20")  # fmt: skip
+RUN = "tiny_full_tiny"

@@ -1,0 +1,158 @@
+"""Training and resuming through the real accelerate and Axolotl: exact, or not at all."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from project import RUN, TINY, Project
+
+pytestmark = pytest.mark.real
+
+
+def test_trains_to_the_end_and_then_has_nothing_to_do(reference):
+    record = json.loads((reference.path(RUN) / "run.json").read_text())
+    assert record["state"] == "done"
+    steps = [m["step"] for m in reference.metrics(RUN) if "loss" in m]
+    assert steps == list(range(1, 99))  # 400 rows less 8 held out, 4 a step
+    again = reference.run(*TINY)
+    assert again.code == 0
+    assert "is finished; nothing to do" in again.out
+    assert len(json.loads((reference.path(RUN) / "run.json").read_text())["sessions"]) == 1
+
+
+def test_the_loss_falls(reference):
+    curve = reference.curve(RUN)
+    first, last = curve[0][1], sum(loss for _, loss, _, _ in curve[-10:]) / 10
+    assert last < first - 0.2
+
+
+def test_one_ctrl_c_saves_this_very_step_and_says_how_to_go_on(stopped):
+    assert "stopped (SIGINT): saved checkpoint-" in stopped.last.out
+    assert "resume with: leviathan train --profile tiny" in stopped.last.out
+    end = stopped.events(RUN, "train_end")[-1]
+    assert end["stopped"]
+    assert f"saved checkpoint-{end['step']}," in stopped.last.out
+    assert (stopped.path(RUN) / f"checkpoint-{end['step']}" / "optimizer.pt").exists()
+    assert stopped.processes() == []
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stopped_copy, reference):
+    done = stopped_copy.run(*TINY)
+    assert done.code == 0, done.err
+    assert "resuming from checkpoint-" in done.err
+    assert stopped_copy.curve(RUN) == reference.curve(RUN)
+    assert stopped_copy.adapter(RUN) == reference.adapter(RUN)
+
+
+def damage_optimizer(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").unlink()
+
+
+def damage_adapter(checkpoint: Path) -> None:
+    weights = checkpoint / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def damage_state(checkpoint: Path) -> None:
+    (checkpoint / "trainer_state.json").unlink()
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "bare"])
+@pytest.mark.parametrize("damage", [damage_optimizer, damage_adapter, damage_state])
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
+    stopped_copy, reference, damage, committed
+):
+    run = stopped_copy.path(RUN)
+    steps = sorted(int(p.name[11:]) for p in run.glob("checkpoint-*"))
+    if not committed:  # as bare Axolotl would have written it
+        for record in run.glob("checkpoint-*/leviathan-commit.json"):
+            record.unlink()
+    damage(run / f"checkpoint-{steps[-1]}")
+    done = stopped_copy.run(*TINY)
+    assert done.code == 0, done.err
+    assert f"checkpoint-{steps[-1]} quarantined: " in done.err
+    assert f"resuming from checkpoint-{steps[-2]}" in done.err
+    assert list((run / "quarantine").glob(f"checkpoint-{steps[-1]}.*"))
+    assert stopped_copy.adapter(RUN) == reference.adapter(RUN)
+
+
+def test_a_moved_project_still_resumes_exactly(stopped_copy, reference, tmp_path):
+    moved = Project(tmp_path / "elsewhere" / "moved")
+    moved.directory.parent.mkdir()
+    shutil.move(stopped_copy.directory, moved.directory)
+    shutil.move(moved.path(RUN), moved.path("renamed"))
+    done = moved.run(*TINY, "--name", "renamed")
+    assert done.code == 0, done.err
+    assert "resuming from checkpoint-" in done.err
+    assert moved.adapter("renamed") == reference.adapter(RUN)
+    assert not stopped_copy.directory.exists()  # nothing was written to the old place
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_being_told_to_go_saves_like_ctrl_c(project, number):
+    done = project.signal_at(RUN, 15, number, arguments=TINY)
+    assert done.code == 4, done.err
+    step = project.events(RUN, "train_end")[-1]["step"]
+    assert (project.path(RUN) / f"checkpoint-{step}" / "leviathan-commit.json").exists()
+    assert project.processes() == []
+
+
+def test_two_ctrl_c_end_everything_at_once(project):
+    slow = (*TINY, "--set", "gradient_accumulation_steps=40")  # a step takes a while
+    done = project.signal_at(RUN, 1, signal.SIGINT, signal.SIGINT, arguments=slow)
+    assert done.code == 130, done.err
+    assert "resume with: leviathan train" in done.out
+    assert project.processes() == []
+
+
+def test_ctrl_c_before_training_leaves_nothing_behind(project):
+    process = project.start(*TINY)
+    while not (project.path(RUN) / ".plugin.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "before training began" in out
+    assert project.processes() == []
+    assert project.run(*TINY).code == 0
+
+
+def test_a_run_whose_supervisor_is_killed_saves_itself_and_resumes(project, reference):
+    process = project.start(*TINY)
+    metrics = project.path(RUN) / "metrics.jsonl"
+    while not (metrics.exists() and any(m["step"] >= 5 for m in project.metrics(RUN))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while project.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert project.processes() == []
+    done = project.run(*TINY)
+    assert done.code == 0, done.err
+    assert project.adapter(RUN) == reference.adapter(RUN)
+
+
+def test_training_without_our_plugin_is_not_allowed(project, tmp_path):
+    """Axolotl prints a plugin's ImportError and trains on without it."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'leviathan.plugin':\n"
+        "            raise ImportError('broken on purpose')\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    done = project.run(*TINY, PYTHONPATH=str(hook))
+    assert done.code == 1
+    assert "the plugin leviathan.plugin.LeviathanPlugin is not running" in done.err
+    assert "broken on purpose" in done.err
+    assert project.processes() == []
+    assert not list(project.path(RUN).glob("checkpoint-*"))

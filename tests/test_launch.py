@@ -1,0 +1,371 @@
+"""Real ``leviathan train`` processes on a fake accelerate: endings, signals, resuming."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+
+import pytest
+import yaml
+from conftest import LEVIATHAN, listing, wait_for
+
+from leviathan import checkpoints, config, launch, runs, train
+
+
+def record(trainings):
+    return json.loads((trainings.run_dir / "run.json").read_text())
+
+
+def steps(trainings):
+    return [line["step"] for line in runs.metrics(runs.RunPaths(trainings.run_dir))]
+
+
+def events(trainings, kind):
+    return [e for e in runs.events(runs.RunPaths(trainings.run_dir)) if e["event"] == kind]
+
+
+def error_lines(training):
+    return [line for line in training.stderr.splitlines() if line.startswith("leviathan: ")]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+# --- endings ----------------------------------------------------------------------
+
+
+def test_finished_run_says_so_and_a_second_train_does_nothing(trainings):
+    first = trainings.run()
+    assert (first.code, first.stdout) == (0, "done: work/training/tiny_full_tiny, 12 steps\n")
+    assert "next: leviathan merge tiny_full_tiny" in first.stderr
+    assert record(trainings)["state"] == "done"
+    assert [c.step for c in checkpoints.scan(trainings.run_dir)] == [5, 10, 12]
+    before = listing(trainings.project)
+
+    second = trainings.run()
+    assert second.code == 0
+    assert second.stdout == "work/training/tiny_full_tiny is finished; nothing to do\n"
+    assert listing(trainings.project) == before
+
+
+def test_dry_run_writes_nothing_and_shows_the_command(trainings):
+    before = listing(trainings.project)
+    dry = trainings.run("--dry-run")
+    assert dry.code == 0
+    assert "action       start from the base model" in dry.stdout
+    command = shlex.split(re.search(r"^command +(.*)$", dry.stdout, re.MULTILINE)[1])
+    assert command[1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
+    assert command[-1] == str(trainings.run_dir / "axolotl.yaml")
+    assert listing(trainings.project) == before
+
+
+def test_crash_is_one_line_with_the_cause_the_log_and_the_way_on(trainings):
+    crashed = trainings.run(mode="crash")
+    assert crashed.code == 1
+    (line,) = error_lines(crashed)
+    log = next(trainings.run_dir.glob("logs/*.log"))
+    assert "training failed at step 7 (exit code 1: ValueError: made up)" in line
+    assert "saved checkpoint-5" in line
+    assert f"log: {log.relative_to(trainings.project)}" in line
+    assert line.endswith("resume with: leviathan train --profile tiny --recipe tiny --sample full")
+    assert "Traceback" not in crashed.stderr
+    assert "Traceback" in log.read_text()
+    assert record(trainings)["state"] == "failed"
+
+
+def test_crash_before_training_says_that_nothing_was_trained(trainings):
+    crashed = trainings.run(mode="crash", crash_at=1)
+    assert crashed.code == 1
+    assert "nothing was trained yet" in crashed.stderr
+
+
+@pytest.mark.parametrize("mode", ["no-plugin", "silent"])
+def test_training_without_the_plugin_is_killed(trainings, mode):
+    blind = trainings.run(mode=mode)
+    assert blind.code == 1
+    (line,) = error_lines(blind)
+    assert "the plugin leviathan.plugin.LeviathanPlugin is not running" in line
+    assert trainings.left() == []
+
+
+def test_a_crash_that_leaves_a_child_ends_without_it(trainings):
+    """A hung data loader must not keep a dead training 'running' for ever."""
+    crashed = trainings.run(mode="leave-child")
+    assert crashed.code == 1
+    assert trainings.left() == []
+
+
+def test_a_worker_in_its_own_session_does_not_outlive_a_killed_launcher(trainings):
+    """torchrun's workers have sessions of their own; the OOM killer takes the launcher."""
+    training = trainings.start(mode="own-session", steps=100, step_s=0.1).reached(2)
+    launcher = record(trainings)  # the launch is on record before its first step
+    assert launcher["state"] == "running"
+    worker = runs.events(runs.RunPaths(trainings.run_dir))[-1]["pid"]
+    parent = int(re.search(r"PPid:\s+(\d+)", open(f"/proc/{worker}/status").read())[1])
+    os.kill(parent, signal.SIGKILL)
+    training.end()
+    assert trainings.left() == []
+
+
+# --- being stopped ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_signal_saves_stops_and_the_command_it_prints_goes_on(trainings, number):
+    stopped = trainings.start(step_s=0.1).reached(3).signal(number)
+    assert stopped.end() == 4
+    assert trainings.left() == []
+    (saved,) = checkpoints.scan(trainings.run_dir)
+    assert saved.committed
+    assert 3 <= saved.step < 12
+    assert record(trainings)["state"] == "stopped"
+    if number == signal.SIGHUP:
+        return  # the terminal is gone by then, nothing is printed
+    shown = re.fullmatch(
+        rf"stopped \({number.name}\): saved checkpoint-{saved.step}, resume with: (.*)\n",
+        stopped.stdout,
+    )
+    _, command, *arguments = shlex.split(shown[1])
+    assert command == "train"
+    resumed = trainings.run(*arguments[6:])
+    assert resumed.code == 0
+    assert events(trainings, "resume")[0]["step"] == saved.step
+    assert steps(trainings) == list(range(1, 13))
+
+
+def test_second_interrupt_kills_at_once(trainings):
+    deaf = trainings.start(mode="grandchild", steps=500).reached(6)
+    deaf.signal(signal.SIGINT)
+    wait_for(lambda: "Ctrl+C again kills at once" in deaf.stderr)
+    deaf.signal(signal.SIGINT)
+    assert deaf.end() == 130
+    assert deaf.stdout.startswith("killed: saved checkpoint-")
+    assert "resume with: leviathan train" in deaf.stdout
+    assert trainings.left() == []
+
+
+def test_a_deaf_training_is_waited_for_after_one_interrupt(trainings):
+    """One Ctrl+C never kills: a step of a large model takes minutes."""
+    deaf = trainings.start(mode="deaf", steps=40).reached(2).signal(signal.SIGINT)
+    assert deaf.end() == 0
+    assert steps(trainings)[-1] == 40
+
+
+def test_interrupt_before_training_begins_loses_nothing_and_does_not_wait(trainings):
+    slow = trainings.start(start_s=60)
+    wait_for((trainings.run_dir / ".plugin.json").exists)
+    assert slow.signal(signal.SIGINT).end() == 4
+    assert "before training began" in slow.stdout
+    assert "nothing was trained yet" in slow.stdout
+    assert trainings.left() == []
+
+
+def test_a_stop_file_from_outside_stops_the_run(trainings):
+    training = trainings.start(step_s=0.1).reached(2)
+    (trainings.run_dir / ".stop").touch()
+    assert training.end() == 4
+    assert "stopped (stop file): saved checkpoint-" in training.stdout
+
+
+def test_terminal_death_saves_and_stops(trainings):
+    master, slave = pty.openpty()
+
+    def take_terminal():
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    streams = {"stdin": slave, "stdout": slave, "stderr": slave, "preexec_fn": take_terminal}
+    training = trainings.start(popen=streams, step_s=0.1, steps=200)
+    os.close(slave)
+    training.reached(3)
+    os.close(master)
+    assert training.end() == 4
+    (saved,) = [c for c in checkpoints.scan(trainings.run_dir) if c.step % 5]
+    assert saved.committed
+    assert record(trainings)["state"] == "stopped"
+    assert trainings.left() == []
+
+
+# --- going on ---------------------------------------------------------------------
+
+
+def test_damaged_newest_is_quarantined_said_so_and_an_older_one_resumed(trainings):
+    trainings.run(mode="crash", crash_at=11)
+    truncate(trainings.run_dir / "checkpoint-10/optimizer.pt")
+    dry = trainings.run("--dry-run")
+    assert "action       resume from checkpoint-5" in dry.stdout
+    assert re.search(r"quarantine +checkpoint-10 \(optimizer.pt has \d+ bytes", dry.stdout)
+
+    resumed = trainings.run()
+    assert resumed.code == 0
+    assert "checkpoint-10 quarantined: optimizer.pt has" in resumed.stderr
+    assert "resuming from checkpoint-5" in resumed.stderr
+    (aside,) = (trainings.run_dir / "quarantine").iterdir()
+    assert aside.name.startswith("checkpoint-10.")
+    assert (aside / "optimizer.pt").exists()
+    assert events(trainings, "quarantine")[0]["step"] == 10
+    assert steps(trainings) == list(range(1, 13))
+
+
+def test_resume_from_an_older_checkpoint_sets_the_newer_aside(trainings):
+    trainings.run(mode="crash", crash_at=11)
+    resumed = trainings.run("--resume", "checkpoint-5")
+    assert resumed.code == 0
+    assert "checkpoint-10 set aside: newer than the checkpoint resumed from" in resumed.stderr
+    assert len(list((trainings.run_dir / "set-aside").iterdir())) == 1
+    launched = yaml.safe_load((trainings.run_dir / "axolotl.yaml").read_text())
+    assert launched["resume_from_checkpoint"] == str(trainings.run_dir / "checkpoint-5")
+    assert launched["leviathan"]["session"] == 2
+
+
+def test_resume_from_a_damaged_checkpoint_is_refused(trainings):
+    """design.md: exit 3 is a check's no, an unsound checkpoint among them."""
+    trainings.run(mode="crash", crash_at=11)
+    truncate(trainings.run_dir / "checkpoint-10/optimizer.pt")
+    before = listing(trainings.project)
+    refused = trainings.run("--resume", "checkpoint-10")
+    (line,) = error_lines(refused)
+    assert "checkpoint-10 is damaged: optimizer.pt has" in line
+    assert refused.code == 3
+    assert listing(trainings.project) == before
+
+
+def test_resume_never_starts_over_and_keeps_the_old(trainings):
+    trainings.run(mode="crash")
+    again = trainings.run("--resume", "never")
+    assert again.code == 0
+    assert "starting from the base model" in again.stderr
+    assert steps(trainings) == list(range(1, 13))
+    assert len(list((trainings.run_dir / "set-aside").iterdir())) == 1
+
+
+def test_changed_rank_is_refused_and_nothing_changes(trainings):
+    trainings.run(mode="crash")
+    before = listing(trainings.project)
+    refused = trainings.run("--set", "lora_r=64")
+    assert refused.code == 3
+    (line,) = error_lines(refused)
+    assert "tiny_full_tiny was begun with other settings: lora_r: 8 -> 64" in line
+    assert listing(trainings.project) == before
+
+
+def test_changed_corpus_is_refused(trainings):
+    trainings.run(mode="crash")
+    with (trainings.project / "rows.jsonl").open("a") as out:
+        out.write('{"instruction": "new", "output": "row"}\n')
+    refused = trainings.run()
+    assert refused.code == 3
+    assert "(72 rows then, 73 now)" in error_lines(refused)[0]
+
+
+# --- one writer -------------------------------------------------------------------
+
+
+def test_second_train_is_refused_and_told_who_trains(trainings):
+    first = trainings.start(steps=500).reached(2)
+    second = trainings.run()
+    assert second.code == 3
+    (line,) = error_lines(second)
+    assert f"already being trained by process {first.process.pid}" in line
+    assert len(record(trainings)["sessions"]) == 1
+    assert first.signal(signal.SIGTERM).end() == 4
+
+
+def test_after_a_killed_supervisor_no_second_writer_joins_the_orphan(trainings):
+    """kill -9 frees the lock at once, but the training process ends only after its step."""
+    first = trainings.start(step_s=1.0).reached(1)
+    orphan = events(trainings, "train_begin")[0]["pid"]
+    first.signal(signal.SIGKILL).end()
+    second = trainings.run(step_s=0.02)
+    began = [e for e in events(trainings, "train_begin") if e["pid"] != orphan]
+    if second.code == 3:  # refusing while the orphan lives is as good as waiting for it
+        assert not began
+        return
+    orphan_ended = [e for e in events(trainings, "train_end") if e["pid"] == orphan]
+    assert orphan_ended
+    assert orphan_ended[0]["time"] <= began[0]["time"]
+
+
+def test_a_decision_that_another_process_overtook_loses_no_session(trainings):
+    """Between deciding and locking a 13 GB sample may be drawn: minutes."""
+    merged = config.build("tiny", "tiny", "full")
+    stale = train.decide(merged)
+    assert trainings.run().code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", "/nonexistent")  # should it launch, it fails at once
+        try:
+            train.run(stale, lambda *_: None)
+        except Exception:  # noqa: S110 - refusing is right; what counts is what is left
+            pass
+    assert [s["outcome"] for s in record(trainings)["sessions"]][:1] == ["done"]
+    assert checkpoints.newest_sound(trainings.run_dir)[0].step == 12
+
+
+# --- parts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("", "the log is empty"),
+        ("just\ntext\n\n", "text"),
+        ("Traceback:\n  x\nValueError: bad\nsomething later\n", "ValueError: bad"),
+        ("a.b.CustomError: first\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("ValueError: cause\nsubprocess.CalledProcessError: Command x\n", "ValueError: cause"),
+        ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of memory"),
+        ("see this Error: no exception name\nlast\n", "last"),
+    ],
+)  # fmt: skip
+def test_last_error_is_the_line_that_says_why(tmp_path, log, line):
+    (tmp_path / "log").write_text(log)
+    assert launch.last_error(tmp_path / "log") == line
+
+
+def test_last_error_reads_a_log_that_is_no_text(tmp_path):
+    (tmp_path / "log").write_bytes(b"\xff\xfe\x00 \nRuntimeError: \xff\n")
+    assert launch.last_error(tmp_path / "log").startswith("RuntimeError: ")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "tree", "wanted"),
+    [
+        ({"device": "cpu"}, {}, {"use_cpu": True, "distributed_type": "NO", "mixed_precision": "no"}),
+        ({"count": 2}, {"bf16": True}, {"num_processes": 2, "distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}),
+        ({}, {"bf16": "auto"}, {"mixed_precision": "bf16", "use_cpu": False}),
+        ({}, {"fp16": True}, {"mixed_precision": "fp16", "num_processes": 1}),
+    ],
+)  # fmt: skip
+def test_accelerate_configuration_follows_the_profile(hardware, tree, wanted):
+    profile = config.Profile.model_validate({"hardware": hardware})
+    written = yaml.safe_load(launch.accelerate_config(profile, tree))
+    assert {name: written[name] for name in wanted} == wanted
+    assert (written["num_machines"], written["machine_rank"]) == (1, 0)
+
+
+def test_environment_lets_the_users_own_values_win(monkeypatch):
+    monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    cuda = launch.environment(config.Profile())
+    assert (cuda["AXOLOTL_DO_NOT_TRACK"], cuda["CUDA_VISIBLE_DEVICES"]) == ("0", "3")
+    cpu = launch.environment(config.Profile.model_validate({"hardware": {"device": "cpu"}}))
+    assert cpu["CUDA_VISIBLE_DEVICES"] == ""
+    assert json.loads(cpu["LEVIATHAN_SUPERVISOR"])["pid"] == os.getpid()
+
+
+def test_resume_command_repeats_everything_that_was_given(project):
+    merged = config.build("tiny", "tiny", "50pct", ["learning_rate=1e-3", "lora_r=4"])
+    decision = train.decide(merged, name="my-run")
+    assert train.resume_command(decision) == (
+        "leviathan train --profile tiny --recipe tiny --sample 50pct --name my-run "
+        "--set learning_rate=1e-3 --set lora_r=4"
+    )
+
+
+def test_the_command_under_test_is_the_installed_one():
+    assert os.access(LEVIATHAN, os.X_OK)
