@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from leviathan.cli_config import JsonOption
+
 DIRECTORY = Path("work/demo")
-PROFILE, RECIPE, SAMPLE = "cpu", "demo", "3000"
+PROFILE, RECIPE, SAMPLE = "cpu", "demo", "95pct"
 
 
 def register(app: typer.Typer) -> None:
@@ -20,11 +22,15 @@ def demo(
     prepare_only: Annotated[
         bool, typer.Option("--prepare", help="Only put base model and corpus in work/demo/.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """The main job, end to end, on a small shipped corpus: a few minutes on any machine."""
     from leviathan import ui
+    from leviathan.errors import Refused
 
     began = time.monotonic()
+    if as_json:
+        ui.story_to_stderr()
     _prepare()
     if prepare_only:
         ui.say(f"base model and corpus are in {DIRECTORY}")
@@ -32,7 +38,12 @@ def demo(
     run = _train()
     merged = _merge(run)
     summary = _ask(run)
-    _tell(run, merged, summary, time.monotonic() - began)
+    result = _result(run, merged, summary, time.monotonic() - began)
+    _tell(run, merged, result)
+    if as_json:
+        ui.document(result)
+    if merged.verdict != "equal":
+        raise Refused(f"{merged.directory} is unverified: {merged.reason}")
 
 
 def _prepare() -> None:
@@ -53,7 +64,7 @@ def _train() -> Any:
     from leviathan import train as training
     from leviathan.errors import Refused
 
-    ui.heading(f"2/5  sample and train: {SAMPLE} rows, real Axolotl, real accelerate")
+    ui.heading(f"2/5  sample and train: {SAMPLE} of the corpus, real Axolotl, real accelerate")
     decision = training.decide(config.build(RECIPE, PROFILE, SAMPLE))
     if decision.failed_checks:
         check = decision.failed_checks[0]
@@ -93,20 +104,32 @@ def _ask(run: Any) -> dict[str, Any]:
     return summary
 
 
-def _tell(run: Any, merged: Any, summary: dict[str, Any], seconds: float) -> None:
-    from leviathan import runs, ui
-    from leviathan.errors import Refused
+def _result(run: Any, merged: Any, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What the demo showed, as numbers: the document of ``demo --json``."""
+    from leviathan import runs
 
     losses = [m["eval_loss"] for m in runs.metrics(run) if "eval_loss" in m]
-    first, last = losses[0], min(losses)
-    found = merged.comparison
-    ui.heading(f"done in {ui.duration(seconds)}")
+    return {
+        "seconds": round(seconds, 1),
+        "held_out_loss": {"before": losses[0], "after": min(losses)},
+        "suite_pass_pct": {"before": summary["base_pass_pct"], "after": summary["pass_pct"]},
+        "merge": {"verdict": merged.verdict, **merged.comparison},
+        "model": str(merged.directory),
+    }
+
+
+def _tell(run: Any, merged: Any, result: dict[str, Any]) -> None:
+    from leviathan import ui
+
+    loss, suite, found = result["held_out_loss"], result["suite_pass_pct"], merged.comparison
+    change = 100 * (loss["after"] / loss["before"] - 1)
+    ui.heading(f"done in {ui.duration(result['seconds'])}")
     ui.table(
         ["", "before", "after"],
         [
-            ["held-out loss (nats per token)", f"{first:.3f}",
-             f"{last:.3f}  ({100 * (last / first - 1):+.0f} %)"],
-            ["prompt suite", f"{summary['base_pass_pct']:.0f} %", f"{summary['pass_pct']:.0f} %"],
+            ["held-out loss (nats per token)", f"{loss['before']:.3f}",
+             f"{loss['after']:.3f}  ({change:+.0f} %)"],
+            ["prompt suite", f"{suite['before']:.0f} %", f"{suite['after']:.0f} %"],
         ],
     )  # fmt: skip
     ui.say(
@@ -118,5 +141,3 @@ def _tell(run: Any, merged: Any, summary: dict[str, Any], seconds: float) -> Non
     ui.say(f"  leviathan infer {merged.directory} --prompt 'What kind of object is `json.dumps`?'")
     ui.say(f"  leviathan checkpoints list {run.directory.name}")
     ui.say("  leviathan render --profile a4000 --sample 10pct --explain")
-    if merged.verdict != "equal":
-        raise Refused(f"{merged.directory} is unverified: {merged.reason}")

@@ -36,6 +36,8 @@ class Hardware(_Strict):
     """The card's name as people say it; for display."""
     count: int = Field(1, ge=1)
     """Processes to launch: one per GPU."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of one process (OMP_NUM_THREADS); unset, accelerate decides."""
     memory_gib: float | None = Field(None, gt=0)
     """Memory of one GPU in GiB."""
     bf16_tflops: float | None = Field(None, gt=0)
@@ -92,7 +94,8 @@ class MergeLimits(_Strict):
     argmax_agreement: float = Field(0.98, ge=0, le=1)
     """Least share of probe positions whose likeliest token is the same."""
     relative_error: float = Field(0.1, gt=0)
-    """Largest |merged - adapter| / |adapter - base| over all probe logits (L2 norms)."""
+    """Largest distance merged to trained, as a share of the distance trained to base: L2
+    norms over all probe logits."""
 
 
 class Recipe(_Strict):
@@ -115,8 +118,6 @@ class Recipe(_Strict):
     """Seeds sampling, adapter initialisation, shuffling and dropout."""
     suite: str | None = None
     """Prompt suite: a name under ``configs/suites`` or a YAML file."""
-    eval_at_start: bool = False
-    """Evaluate before the first step, so that the loss curve has a beginning."""
     success: Success = Success()
     """Criteria shown by reports and used by ``test``."""
     merge: MergeLimits = MergeLimits()

@@ -84,6 +84,8 @@ def environment(profile: Profile) -> dict[str, str]:
         # Only axolotl's own CLI sets this, and it cures most fragmentation OOMs.
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     }
+    if profile.hardware.threads:
+        wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)
     result = {**wanted, **os.environ}
     result["LEVIATHAN_SUPERVISOR"] = json.dumps(machine.process_identity())
     if profile.hardware.device == "cpu":

@@ -5,6 +5,7 @@ not train, merge or judge.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -67,10 +68,26 @@ def from_directory(directory: Path) -> Source:
     return Source(str(directory), row_format=str(proof.get("format", "alpaca")))
 
 
+def quiet() -> None:
+    """Keep the training stack's import chatter and progress bars off the user's screen.
+
+    torchao and bitsandbytes report on every import which optional kernels this machine
+    cannot load; none of it is about what the user asked.
+    """
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torch resets it
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 class Model:
     """A loaded model with its tokenizer; prompts in, logits or text out."""
 
     def __init__(self, source: Source) -> None:
+        quiet()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

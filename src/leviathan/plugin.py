@@ -35,8 +35,6 @@ class LeviathanKeys(BaseModel):
     """Which launch of the run this is, from 1."""
     keep: int
     """Newest checkpoints to keep, besides the best and the pinned."""
-    eval_at_start: bool = False
-    """Evaluate before the first step, so that the curve has a beginning."""
 
 
 class LeviathanArgs(BaseModel):
@@ -73,12 +71,12 @@ class LeviathanPlugin(BasePlugin):
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Trainer settings Axolotl has no key for."""
-        keys = _keys(cfg)
-        return {
-            # The filter shows the last finite loss while the model is already NaN.
-            "logging_nan_inf_filter": False,
-            "eval_on_start": keys.eval_at_start and not cfg.resume_from_checkpoint,
-        }
+        # The filter shows the last finite loss while the model is already NaN.
+        wanted: dict[str, Any] = {"logging_nan_inf_filter": False}
+        if cfg.resume_from_checkpoint:
+            # Axolotl evaluates before the first step: wanted once, wasted on each resume.
+            wanted["eval_on_start"] = False
+        return wanted
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
         """One callback per concern; commit before stop, so that a stop names its checkpoint."""

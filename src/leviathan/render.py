@@ -126,7 +126,6 @@ def _place(
             "run_dir": run_dir,
             "session": target.session,
             "keep": config.profile.checkpoints.keep,
-            "eval_at_start": config.recipe.eval_at_start,
         },
         # Retention is Leviathan's, by step (docs/checkpoints.md); Axolotl's default is 4.
         "save_total_limit": 1_000_000,

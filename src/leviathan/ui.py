@@ -23,6 +23,12 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def story_to_stderr() -> None:
+    """For a long job with ``--json``: what it tells on the way leaves stdout to the document."""
+    global _out  # noqa: PLW0603 - one console for the process, chosen once
+    _out = _err
+
+
 def say(text: str = "", style: str | None = None) -> None:
     """A result, on stdout."""
     _out.print(text, style=style, markup=False)
@@ -61,8 +67,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: str = ""
         )
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160)
-    console.print(grid)
+    _out.print(grid, width=None if _out.is_terminal else 160)
 
 
 def _cell(value: Any) -> str:
