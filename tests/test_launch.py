@@ -6,12 +6,15 @@ import pty
 import re
 import shlex
 import signal
+from contextlib import suppress
 
+import psutil
 import pytest
 import yaml
-from conftest import LEVIATHAN, listing, wait_for
 
+from fakes.processes import FAKES, listing, wait_for
 from leviathan import checkpoints, config, launch, runs, train
+from leviathan.errors import LeviathanError
 
 
 def record(trainings):
@@ -101,11 +104,9 @@ def test_a_crash_that_leaves_a_child_ends_without_it(trainings):
 def test_a_worker_in_its_own_session_does_not_outlive_a_killed_launcher(trainings):
     """torchrun's workers have sessions of their own; the OOM killer takes the launcher."""
     training = trainings.start(mode="own-session", steps=100, step_s=0.1).reached(2)
-    launcher = record(trainings)  # the launch is on record before its first step
-    assert launcher["state"] == "running"
+    assert record(trainings)["state"] == "running"
     worker = runs.events(runs.RunPaths(trainings.run_dir))[-1]["pid"]
-    parent = int(re.search(r"PPid:\s+(\d+)", open(f"/proc/{worker}/status").read())[1])
-    os.kill(parent, signal.SIGKILL)
+    psutil.Process(worker).parent().kill()
     training.end()
     assert trainings.left() == []
 
@@ -130,10 +131,21 @@ def test_one_signal_saves_stops_and_the_command_it_prints_goes_on(trainings, num
     )
     _, command, *arguments = shlex.split(shown[1])
     assert command == "train"
+    if number != signal.SIGINT:
+        return  # one of them is enough to prove that the printed command works
     resumed = trainings.run(*arguments[6:])
     assert resumed.code == 0
     assert events(trainings, "resume")[0]["step"] == saved.step
     assert steps(trainings) == list(range(1, 13))
+
+
+def test_ctrl_c_of_a_terminal_reaches_only_the_supervisor(trainings):
+    """It goes to the whole foreground group; accelerate would die of it while its child saves."""
+    stopped = trainings.start(popen={"process_group": 0}, step_s=0.1).reached(2)
+    os.killpg(stopped.process.pid, signal.SIGINT)
+    assert stopped.end() == 4
+    (log,) = trainings.run_dir.glob("logs/*.log")
+    assert log.read_text() == "Starting trainer...\n"
 
 
 def test_second_interrupt_kills_at_once(trainings):
@@ -186,8 +198,9 @@ def test_terminal_death_saves_and_stops(trainings):
     training.reached(3)
     os.close(master)
     assert training.end() == 4
-    (saved,) = [c for c in checkpoints.scan(trainings.run_dir) if c.step % 5]
-    assert saved.committed
+    newest = checkpoints.scan(trainings.run_dir)[-1]
+    assert newest.committed
+    assert 3 <= newest.step == steps(trainings)[-1] < 200
     assert record(trainings)["state"] == "stopped"
     assert trainings.left() == []
 
@@ -195,71 +208,68 @@ def test_terminal_death_saves_and_stops(trainings):
 # --- going on ---------------------------------------------------------------------
 
 
-def test_damaged_newest_is_quarantined_said_so_and_an_older_one_resumed(trainings):
-    trainings.run(mode="crash", crash_at=11)
-    truncate(trainings.run_dir / "checkpoint-10/optimizer.pt")
-    dry = trainings.run("--dry-run")
+def test_damaged_newest_is_quarantined_said_so_and_an_older_one_resumed(crashed):
+    truncate(crashed.run_dir / "checkpoint-10/optimizer.pt")
+    dry = crashed.run("--dry-run")
     assert "action       resume from checkpoint-5" in dry.stdout
     assert re.search(r"quarantine +checkpoint-10 \(optimizer.pt has \d+ bytes", dry.stdout)
 
-    resumed = trainings.run()
+    resumed = crashed.run()
     assert resumed.code == 0
     assert "checkpoint-10 quarantined: optimizer.pt has" in resumed.stderr
     assert "resuming from checkpoint-5" in resumed.stderr
-    (aside,) = (trainings.run_dir / "quarantine").iterdir()
+    (aside,) = (crashed.run_dir / "quarantine").iterdir()
     assert aside.name.startswith("checkpoint-10.")
     assert (aside / "optimizer.pt").exists()
-    assert events(trainings, "quarantine")[0]["step"] == 10
-    assert steps(trainings) == list(range(1, 13))
+    assert events(crashed, "quarantine")[0]["step"] == 10
+    assert steps(crashed) == list(range(1, 13))
 
 
-def test_resume_from_an_older_checkpoint_sets_the_newer_aside(trainings):
-    trainings.run(mode="crash", crash_at=11)
-    resumed = trainings.run("--resume", "checkpoint-5")
+def test_resume_from_an_older_checkpoint_sets_the_newer_aside(crashed):
+    resumed = crashed.run("--resume", "checkpoint-5")
     assert resumed.code == 0
     assert "checkpoint-10 set aside: newer than the checkpoint resumed from" in resumed.stderr
-    assert len(list((trainings.run_dir / "set-aside").iterdir())) == 1
-    launched = yaml.safe_load((trainings.run_dir / "axolotl.yaml").read_text())
-    assert launched["resume_from_checkpoint"] == str(trainings.run_dir / "checkpoint-5")
+    assert len(list((crashed.run_dir / "set-aside").iterdir())) == 1
+    launched = yaml.safe_load((crashed.run_dir / "axolotl.yaml").read_text())
+    assert launched["resume_from_checkpoint"] == str(crashed.run_dir / "checkpoint-5")
     assert launched["leviathan"]["session"] == 2
 
 
-def test_resume_from_a_damaged_checkpoint_is_refused(trainings):
+def test_resume_from_a_damaged_checkpoint_is_refused(crashed):
     """design.md: exit 3 is a check's no, an unsound checkpoint among them."""
-    trainings.run(mode="crash", crash_at=11)
-    truncate(trainings.run_dir / "checkpoint-10/optimizer.pt")
-    before = listing(trainings.project)
-    refused = trainings.run("--resume", "checkpoint-10")
+    truncate(crashed.run_dir / "checkpoint-10/optimizer.pt")
+    before = listing(crashed.project)
+    refused = crashed.run("--resume", "checkpoint-10")
     (line,) = error_lines(refused)
     assert "checkpoint-10 is damaged: optimizer.pt has" in line
     assert refused.code == 3
-    assert listing(trainings.project) == before
+    assert listing(crashed.project) == before
 
 
-def test_resume_never_starts_over_and_keeps_the_old(trainings):
-    trainings.run(mode="crash")
-    again = trainings.run("--resume", "never")
+def test_resume_never_starts_over_and_keeps_the_old(crashed):
+    again = crashed.run("--resume", "never")
     assert again.code == 0
     assert "starting from the base model" in again.stderr
-    assert steps(trainings) == list(range(1, 13))
-    assert len(list((trainings.run_dir / "set-aside").iterdir())) == 1
+    assert steps(crashed) == list(range(1, 13))
+    aside = sorted(
+        path.name.partition(".")[0] for path in (crashed.run_dir / "set-aside").iterdir()
+    )
+    assert aside == ["checkpoint-10", "checkpoint-5"]
 
 
-def test_changed_rank_is_refused_and_nothing_changes(trainings):
-    trainings.run(mode="crash")
-    before = listing(trainings.project)
-    refused = trainings.run("--set", "lora_r=64")
+def test_changed_rank_is_refused_and_nothing_changes(crashed):
+    before = listing(crashed.project)
+    refused = crashed.run("--set", "lora_r=64")
     assert refused.code == 3
     (line,) = error_lines(refused)
     assert "tiny_full_tiny was begun with other settings: lora_r: 8 -> 64" in line
-    assert listing(trainings.project) == before
+    assert listing(crashed.project) == before
 
 
-def test_changed_corpus_is_refused(trainings):
-    trainings.run(mode="crash")
-    with (trainings.project / "rows.jsonl").open("a") as out:
+def test_changed_corpus_is_refused(crashed):
+    with (crashed.project / "rows.jsonl").open("a") as out:
         out.write('{"instruction": "new", "output": "row"}\n')
-    refused = trainings.run()
+    refused = crashed.run()
     assert refused.code == 3
     assert "(72 rows then, 73 now)" in error_lines(refused)[0]
 
@@ -292,17 +302,14 @@ def test_after_a_killed_supervisor_no_second_writer_joins_the_orphan(trainings):
     assert orphan_ended[0]["time"] <= began[0]["time"]
 
 
-def test_a_decision_that_another_process_overtook_loses_no_session(trainings):
+def test_a_decision_that_another_process_overtook_loses_no_session(trainings, monkeypatch):
     """Between deciding and locking a 13 GB sample may be drawn: minutes."""
     merged = config.build("tiny", "tiny", "full")
     stale = train.decide(merged)
     assert trainings.run().code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "/nonexistent")  # should it launch, it fails at once
-        try:
-            train.run(stale, lambda *_: None)
-        except Exception:  # noqa: S110 - refusing is right; what counts is what is left
-            pass
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+    with suppress(LeviathanError):  # refusing is as right as finding nothing to do
+        train.run(stale, lambda *_: None)
     assert [s["outcome"] for s in record(trainings)["sessions"]][:1] == ["done"]
     assert checkpoints.newest_sound(trainings.run_dir)[0].step == 12
 
@@ -365,7 +372,3 @@ def test_resume_command_repeats_everything_that_was_given(project):
         "leviathan train --profile tiny --recipe tiny --sample 50pct --name my-run "
         "--set learning_rate=1e-3 --set lora_r=4"
     )
-
-
-def test_the_command_under_test_is_the_installed_one():
-    assert os.access(LEVIATHAN, os.X_OK)

@@ -11,6 +11,7 @@ import shutil
 import struct
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import xxhash
 
 from leviathan import files
-from leviathan.errors import BadInput
+from leviathan.errors import BadInput, Refused
 
 COMMIT = "leviathan-commit.json"
 _COMMIT_SCHEMA = 1
@@ -94,7 +95,11 @@ def _digest_and_sync(path: Path) -> str:
 
 def scan(run_dir: Path) -> list[Checkpoint]:
     """Every checkpoint of a run by step, checked quickly: names and sizes, no hashes."""
-    found = [_look(path, step) for path in run_dir.iterdir() if (step := step_of(path)) is not None]
+    found = [
+        _look(path, step)
+        for path in run_dir.iterdir()
+        if (step := step_of(path)) is not None and path.is_dir()
+    ]
     found.sort(key=lambda c: c.step)
     best = min(
         (c for c in found if c.sound and c.eval_loss is not None and math.isfinite(c.eval_loss)),
@@ -130,7 +135,8 @@ def choose(run_dir: Path, which: str) -> Checkpoint:
     ``best`` has the lowest evaluation loss; without evaluations it is the latest.
 
     Raises:
-        BadInput: there is no such checkpoint, or it is not sound.
+        BadInput: there is no such checkpoint.
+        Refused: it is not sound.
     """
     found = scan(run_dir) if run_dir.is_dir() else []
     if not found:
@@ -141,7 +147,7 @@ def choose(run_dir: Path, which: str) -> Checkpoint:
         raise BadInput(f"no checkpoint {which!r} in {run_dir}", f"there are: {steps}")
     checked = verify(chosen)
     if not checked.sound:
-        raise BadInput(
+        raise Refused(
             f"{checked.path.name} is damaged: {checked.problem}", "choose another, or latest"
         )
     return checked
@@ -211,12 +217,21 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads((path / COMMIT).read_bytes())
     except (OSError, ValueError):
         return None
-    known = isinstance(record, dict) and isinstance(record.get("files"), dict)
-    return record if known and record.get("schema") == _COMMIT_SCHEMA else None
+    if not isinstance(record, dict) or record.get("schema") != _COMMIT_SCHEMA:
+        return None
+    entries = record.get("files")
+    whole = isinstance(entries, dict) and all(
+        isinstance(e, dict) and {"bytes", "xxh3_64"} <= e.keys() for e in entries.values()
+    )
+    return record if whole else None
 
 
 def facts_from_history(state: dict[str, Any]) -> dict[str, Any]:
-    """Step, epoch, last loss and the evaluation loss at this step, from trainer_state."""
+    """Step, epoch, last loss and the evaluation loss at this step, from trainer_state.
+
+    Raises:
+        TypeError, AttributeError: ``state`` is JSON of another shape.
+    """
     step, history = state.get("global_step"), state.get("log_history") or []
     losses = [entry["loss"] for entry in history if "loss" in entry]
     evals = [e["eval_loss"] for e in history if "eval_loss" in e and e.get("step") == step]
@@ -291,9 +306,8 @@ def structure_problem(path: Path) -> str | None:
         if problem:
             return f"{file.name} {problem}"
     state = json.loads((path / "trainer_state.json").read_bytes())
-    if state.get("global_step") != step_of(path):
-        return f"trainer_state.json is of step {state.get('global_step')}"
-    return None
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return None if step == step_of(path) else f"trainer_state.json is of step {step}"
 
 
 def _file_problem(file: Path) -> str | None:
@@ -319,7 +333,7 @@ def _safetensors_problem(file: Path) -> str | None:
             return "has no safetensors header"
         try:
             header = json.loads(stream.read(length))
-            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+            ends = [int(t["data_offsets"][1]) for n, t in header.items() if n != "__metadata__"]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return "has a broken safetensors header"
     expected = 8 + length + max(ends, default=0)
@@ -330,6 +344,6 @@ def _zip_problem(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError):
         return "is not a whole torch archive"
     return f"has a damaged part ({bad})" if bad else None

@@ -16,7 +16,11 @@ from typer.core import TyperGroup
 from leviathan import __version__
 from leviathan.errors import LeviathanError
 
-_USER_ERRNOS = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
+# What the file system refuses is the user's to mend: exit code by errno.
+_USER_ERRNOS = {
+    errno.ENOSPC: 1, errno.EDQUOT: 1, errno.EACCES: 2, errno.EPERM: 2, errno.EROFS: 2,
+    errno.ENOTDIR: 2, errno.EISDIR: 2, errno.EEXIST: 2,
+}  # fmt: skip
 
 
 class _Boundary(TyperGroup):
@@ -30,17 +34,17 @@ class _Boundary(TyperGroup):
 
             ui.error(error, bool(ctx.params.get("verbose")))
             raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:  # `leviathan ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except OSError as error:
             if error.errno not in _USER_ERRNOS:
                 raise
             from leviathan import ui
 
-            where = error.filename or "the disk"
+            where = error.filename2 or error.filename or "the disk"
             ui.error(LeviathanError(f"{where}: {error.strerror}"), bool(ctx.params.get("verbose")))
-            raise typer.Exit(1) from error
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            raise typer.Exit(_USER_ERRNOS[error.errno]) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

@@ -51,6 +51,8 @@ def train(
         ui.say(f"{decision.paths.directory} is finished; nothing to do")
         ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
         return
+    if training.wait_for_orphan(decision, ui.notice):
+        decision = training.decide(merged, name=name, resume=resume)
     with ui.TrainView(decision.paths.directory.name) as view:
         outcome = training.run(decision, view, ui.corpus_progress())
     finish(decision, outcome)

@@ -8,6 +8,7 @@ Layers, later wins: recipe < profile < ``--set``. Both kinds of file carry an
 
 import difflib
 import re
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,11 +240,14 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def _aliases(known: dict[str, Path]) -> dict[str, str]:
-    return {
-        str(alias): name
-        for name, path in known.items()
-        for alias in (yamlfile.load(path).data.get("aliases") or [])
-    }
+    found: dict[str, str] = {}
+    for name, path in known.items():
+        try:
+            aliases = yamlfile.load(path).data.get("aliases")
+        except BadInput:
+            continue  # broken, and not the one that was asked for
+        found |= {str(alias): name for alias in (aliases if isinstance(aliases, list) else [])}
+    return found
 
 
 def load_profile(name: str) -> tuple[str, Profile, YamlFile]:
@@ -278,13 +282,19 @@ def _describe(model: type[BaseModel], source: YamlFile, error: Any) -> str:
 def _nearest_field(model: type[BaseModel], key: KeyPath) -> str:
     current: Any = model
     for part in key[:-1]:
-        info = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = info.annotation if info else None
-    known = list(current.model_fields) if hasattr(current, "model_fields") else []
+        info = getattr(current, "model_fields", {}).get(part)
+        if info:  # else: an index of a list, or a name in a mapping of models
+            current = _model_in(info.annotation)
+    known = list(getattr(current, "model_fields", {}))
     close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
     return "Axolotl's own keys belong under axolotl:"
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model in ``Model``, ``list[Model]`` or ``dict[str, Model]``."""
+    return next((a for a in typing.get_args(annotation) if hasattr(a, "model_fields")), annotation)
 
 
 def bad_inputs(problems: Iterable[str]) -> BadInput:
@@ -358,10 +368,22 @@ def build(
         if key[0] not in _RECIPE_ONLY:
             _refuse_owned(tree, lambda _, t=text: f"--set {t}")
             merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
+    _refuse_bad_datasets(merged)
     return Config(
         recipe_name, recipe, profile_name, profile, sample,
         tuple(overrides), *asked, merged.tree, merged.origins,
     )  # fmt: skip
+
+
+def _refuse_bad_datasets(merged: "_Merged") -> None:
+    datasets = merged.tree.get("datasets")
+    if isinstance(datasets, list) and datasets and all(isinstance(d, dict) for d in datasets):
+        return
+    where = merged.origins[("datasets",)].where if ("datasets",) in merged.origins else "--set"
+    raise BadInput(
+        f"{where}: datasets must be a list of mappings, found {datasets!r}",
+        "leave it out to use the recipe's corpus and format",
+    )
 
 
 _RECIPE_ONLY = {"corpus", "format", "suite"}

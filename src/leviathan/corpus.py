@@ -6,7 +6,7 @@ Does not tokenise: what a row means to training is Axolotl's prompt strategy.
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Sample:
     source: str
     source_bytes: int
     source_mtime_ns: int
+    checked: tuple[str, ...] = ()
+    """Keys every row was seen to have."""
     method: str = "selection sampling, ordered, random.Random(seed)"
 
 
@@ -78,7 +80,7 @@ def draw(
     refuse_unreadable(corpus)
     manifest = sample_path(corpus, sample, seed, directory).with_suffix(".json")
     known = _reusable(manifest, corpus)
-    if known:
+    if known and set(required) <= set(known.checked):
         return known
     of_rows = _count_rows(corpus, required, progress)
     rows = _rows_wanted(wanted, of_rows, corpus)
@@ -87,11 +89,12 @@ def draw(
         path = corpus
     else:
         path = manifest.with_suffix(".jsonl")
-        digest, size = _write(corpus, path, rows, of_rows, seed, required, progress)
+        with files.new_directories_kept_on_success(directory):
+            digest, size = _write(corpus, path, rows, of_rows, seed, required, progress)
     stat = corpus.stat()
     drawn = Sample(
         str(path), rows, of_rows, size, seed, sample, digest,
-        str(corpus), stat.st_size, stat.st_mtime_ns,
+        str(corpus), stat.st_size, stat.st_mtime_ns, required,
     )  # fmt: skip
     files.write_json(manifest, asdict(drawn))
     return drawn
@@ -127,6 +130,7 @@ def _reusable(manifest: Path, corpus: Path) -> Sample | None:
     except (OSError, ValueError, TypeError):
         return None
     stat = corpus.stat()
+    known = replace(known, checked=tuple(known.checked))
     same = (known.source_bytes, known.source_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     return known if same and size == known.bytes and known.source == str(corpus) else None
 

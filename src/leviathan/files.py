@@ -6,7 +6,7 @@ Does not own what is in them: run records are ``runs``, commit records ``checkpo
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,11 +53,16 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def append_json(path: Path, document: dict[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines of two writers never mix."""
+    """Append one JSON line in a single write, so that lines of two writers never mix.
+
+    After a writer that was killed in the middle of a line, a new line is begun first.
+    """
     line = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(fd, line.encode())
+        size = os.fstat(fd).st_size
+        half = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, ("\n" * half + line).encode())
     finally:
         os.close(fd)
 
@@ -80,6 +85,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(document, dict):
             documents.append(document)
     return documents
+
+
+@contextmanager
+def new_directories_kept_on_success(path: Path) -> Iterator[None]:
+    """Let the block create ``path``; if it fails, directories it left empty go again."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield
+    except BaseException:
+        for directory in missing:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
 
 
 def directory_bytes(path: Path) -> int:

@@ -27,6 +27,7 @@ Listener = Callable[[str, dict[str, Any]], None]
 """Called with a kind (metrics, event, notice, tick) and its facts."""
 
 _POLL_S = 0.2
+_DEBOUNCE_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOG_TAIL_BYTES = 64 << 10
 
@@ -111,6 +112,7 @@ def supervise(paths: runs.RunPaths, profile: Profile, session: int, listener: Li
             env=environment(profile),
             start_new_session=True,
         )
+    files.write_json(paths.launcher, machine.process_identity(child.pid))
     watcher = _Watcher(paths, session, child, log, listener)
     with _signals(watcher.on_signal):
         watcher.watch()
@@ -144,6 +146,7 @@ class _Watcher:
         self.kill_asked = False
         self.plugin_missing = False
         self._pending: list[str] = []
+        self._signalled = 0.0
         self._metrics = _Tail(paths.metrics)
         self._events = _Tail(paths.events)
         self._began = False
@@ -153,8 +156,11 @@ class _Watcher:
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
         """Signal handler: only flags, the watch loop acts on them."""
-        if number == signal.SIGINT and self.stop_asked:
+        now = time.monotonic()
+        # Wrappers such as timeout(1) deliver one Ctrl+C twice within a moment.
+        if number == signal.SIGINT and self.stop_asked and now - self._signalled > _DEBOUNCE_S:
             self.kill_asked = True
+        self._signalled = now
         if number == signal.SIGHUP:
             _forget_terminal()
         self.stop_asked = True
@@ -174,11 +180,26 @@ class _Watcher:
             elif not ended and self._has_no_plugin():
                 self.plugin_missing = True
                 self._kill()
-            if ended and not self._processes():
+            if ended and self._is_over():
                 self._read()
                 return
             self.listener("tick", {})
             time.sleep(_POLL_S)
+
+    def _is_over(self) -> bool:
+        """After the launcher's end: let a living training save itself, end anything else.
+
+        A launcher killed from outside leaves the training process; a crashed training
+        can leave hung data loaders, which nobody would ever wait for.
+        """
+        if not self._processes():
+            return True
+        trainer = runs.identity_in(self.paths.heartbeat)
+        if trainer and self._heartbeat() and machine.is_alive(trainer):
+            self.paths.stop.touch()
+        else:
+            self._kill()
+        return False
 
     def outcome(self) -> Outcome:
         """What the evidence says: events of this session, exit code, log."""
@@ -238,11 +259,8 @@ class _Watcher:
         return f"Failed to load plugin: {PLUGIN}" in text or "Starting trainer..." in text
 
     def _heartbeat(self) -> bool:
-        try:
-            beat = json.loads(self.paths.heartbeat.read_bytes())
-        except (OSError, ValueError):
-            return False
-        return bool(beat.get("session") == self.session)
+        beat = runs.identity_in(self.paths.heartbeat)
+        return bool(beat and beat.get("session") == self.session)
 
     def _kill(self) -> None:
         for process in self._processes():
@@ -252,15 +270,21 @@ class _Watcher:
                 continue
 
     def _processes(self) -> list[psutil.Process]:
-        """Everything the launch started that still runs: by session, and by descent.
+        """Everything the launch started that still runs: by descent, session and heartbeat.
 
         torchrun gives its workers sessions of their own, hence descent; a launcher
-        that died leaves children of init, hence the session.
+        that died leaves children of init, hence the session and the heartbeat's pid.
         """
         found: dict[int, psutil.Process] = {}
-        if self.child.poll() is None:
-            parent = psutil.Process(self.child.pid)
-            found = {p.pid: p for p in [parent, *parent.children(recursive=True)]}
+        trainer = runs.identity_in(self.paths.heartbeat) if self._heartbeat() else None
+        roots = [self.child.pid] if self.child.poll() is None else []
+        roots += [int(trainer["pid"])] if trainer and machine.is_alive(trainer) else []
+        for pid in roots:
+            try:
+                root = psutil.Process(pid)
+                found |= {p.pid: p for p in [root, *root.children(recursive=True)]}
+            except psutil.Error:
+                continue
         for process in psutil.process_iter():
             try:
                 same = os.getsid(process.pid) == self.child.pid

@@ -37,10 +37,11 @@ class Comparison:
 
 def verdict(found: Comparison, argmax_agreement: float, relative_error: float) -> tuple[str, str]:
     """``equal``, ``different`` or ``unproven``, and why in one line."""
-    if not all(math.isfinite(v) for v in (found.max_abs_diff, found.kl, found.adapter_effect)):
-        return "unproven", "a model gives NaN or infinite logits"
     if found.adapter_effect == 0:
         return "unproven", "the adapter changes nothing: trained and base model are the same"
+    figures = (v for v in asdict(found).values() if isinstance(v, float))
+    if not all(math.isfinite(figure) for figure in figures):
+        return "unproven", "a model gives NaN or infinite logits"
     if not found.differs_from_base:
         return "different", "the merged model is the base model: the adapter is not in it"
     if found.argmax_agreement < argmax_agreement:

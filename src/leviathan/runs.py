@@ -4,6 +4,7 @@ Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,11 @@ class RunPaths:
         return self.directory / ".plugin.json"
 
     @property
+    def launcher(self) -> Path:
+        """Identity of the launched process, so that an orphan of a killed supervisor is known."""
+        return self.directory / ".launcher.json"
+
+    @property
     def stop(self) -> Path:
         """Its existence asks the training process to save and stop."""
         return self.directory / ".stop"
@@ -188,6 +194,27 @@ def _holder(path: Path) -> str:
         return f"process {json.loads(path.read_bytes())['pid']}"
     except (OSError, ValueError, KeyError):
         return "another process"
+
+
+def orphan(paths: RunPaths) -> int | None:
+    """Pid of a training process that outlived its supervisor; None if there is none."""
+    holder = identity_in(paths.lock.with_name(".lock.json"))
+    if holder and holder["pid"] != os.getpid() and machine.is_alive(holder):
+        return None
+    for path in (paths.heartbeat, paths.launcher):
+        identity = identity_in(path)
+        if identity and machine.is_alive(identity):
+            return int(str(identity["pid"]))
+    return None
+
+
+def identity_in(path: Path) -> dict[str, Any] | None:
+    """The process identity written to ``path``, if it is whole."""
+    try:
+        identity = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return identity if isinstance(identity, dict) and "pid" in identity else None
 
 
 def event(paths: RunPaths, kind: str, **facts: Any) -> None:

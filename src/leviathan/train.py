@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def run(
     paths = decision.paths
     paths.directory.mkdir(parents=True, exist_ok=True)
     with runs.locked(paths):
+        _refuse_overtaken(decision)
         record = decision.record or _new_record(decision, sample)
         session = _begin_session(decision, record)
         _set_aside(decision, session.number)
@@ -191,6 +193,41 @@ def run(
             step=outcome.step, reason=outcome.reason,
         )  # fmt: skip
     return outcome
+
+
+def wait_for_orphan(decision: Decision, tell: Callable[[str], None]) -> bool:
+    """Wait until a training process that lost its supervisor has saved and ended.
+
+    Returns whether there was one: the decision is out of date then.
+    """
+    paths = decision.paths
+    pid = runs.orphan(paths)
+    if pid is None:
+        return False
+    tell(f"waiting for process {pid}: its supervisor was killed, it saves after its step and ends")
+    paths.stop.touch()
+    while runs.orphan(paths):
+        time.sleep(0.5)
+    return True
+
+
+def _refuse_overtaken(decision: Decision) -> None:
+    """Drawing a sample takes minutes: the run may have changed since it was decided on."""
+    paths = decision.paths
+    pid = runs.orphan(paths)
+    if pid:
+        raise Refused(
+            f"the training process {pid} of {paths.directory.name} has lost its supervisor and is "
+            "still saving",
+            "it stops by itself after its step; run the same command again then",
+        )
+    now = runs.read(paths) if paths.record.exists() else None
+    before = decision.record
+    if (now and len(now.sessions)) != (before and len(before.sessions)):
+        raise Refused(
+            f"{paths.directory.name} was trained by another process meanwhile",
+            "run the same command again",
+        )
 
 
 def _new_record(decision: Decision, sample: Sample) -> runs.RunRecord:

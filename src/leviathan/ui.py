@@ -4,6 +4,7 @@ Imported by the command modules only. Does not compute anything it shows.
 """
 
 import json
+import math
 import sys
 import time
 import traceback
@@ -13,14 +14,20 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from leviathan.errors import LeviathanError
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave `leviathan ... | head` to the error boundary; rich would exit with 1."""
+        raise BrokenPipeError
+
+
+_out = _Console(highlight=False, soft_wrap=True)
+_err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def story_to_stderr() -> None:
@@ -46,7 +53,17 @@ def warn(text: str) -> None:
 
 def document(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(_strict(value), indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(text + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """``value`` without NaN and infinity, which are no JSON: they become null."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def error(problem: LeviathanError, verbose: bool) -> None:
@@ -99,6 +116,12 @@ def questions() -> Iterator[str]:
         yield line
 
 
+def bar(share: float, width: int) -> Text:
+    """A progress bar of ``width`` cells."""
+    full = round(min(max(share, 0.0), 1.0) * width)
+    return Text.assemble(("━" * full, "cyan"), ("─" * (width - full), "dim"))
+
+
 def size(count: float) -> str:
     """Bytes for people: 1.3 GB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -134,7 +157,7 @@ def stages() -> Iterator[Callable[[str, float], None]]:
 
     def show(stage: str, share: float) -> None:
         if live:
-            live.update(Group(Text(stage), ProgressBar(total=1, completed=share, width=30)))
+            live.update(Text.assemble(f"{stage} ", bar(share, 30)))
         elif stage not in seen:
             seen.add(stage)
             notice(f"building the {stage}")
@@ -146,7 +169,6 @@ def stages() -> Iterator[Callable[[str, float], None]]:
 def corpus_progress() -> Callable[[str, int, int], None]:
     """A listener that draws one progress line for reading the corpus."""
     started = time.monotonic()
-    bar = ProgressBar(total=100, width=30)
     live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
 
     def show(what: str, done: int, total: int) -> None:
@@ -155,9 +177,8 @@ def corpus_progress() -> Callable[[str, int, int], None]:
             return
         if not live.is_started:
             live.start()
-        bar.update(100 * done / max(total, 1))
-        text = f"{what} {size(done)} of {size(total)}, {size(speed)}/s"
-        live.update(Group(Text(text), bar))
+        text = f" {what} {size(done)} of {size(total)}, {size(speed)}/s"
+        live.update(Text.assemble(bar(done / max(total, 1), 30), text))
         if done >= total:
             live.stop()
 
@@ -255,7 +276,7 @@ class TrainView:
         evaluated = f"eval loss {_cell(self._eval_loss)}  " if self._eval_loss else ""
         return Group(
             Text(f"{self.name}  {elapsed}  {share:.1f} %", style="bold"),
-            ProgressBar(total=100, completed=share, width=60),
+            bar(share / 100, 60),
             Text(self._summary()),
             Text(f"{evaluated}last save: {self._checkpoint}   Ctrl+C saves and stops", style="dim"),
         )

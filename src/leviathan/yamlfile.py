@@ -16,15 +16,17 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats: plain ``1e-4`` is a number, not a string.
+    """SafeLoader with YAML 1.2's scalars: ``1e-4`` is a number, ``2026-11-21`` is text.
 
     PyYAML follows YAML 1.1, where a float needs a dot and a signed exponent, so the
-    learning rates people write would arrive as text.
+    learning rates people write would arrive as text; and where a date becomes an
+    object that JSON cannot hold.
     """
 
 
+_YAML_1_1_TAGS = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1_TAGS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -67,7 +69,7 @@ def parse_value(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"cannot read {text!r} as a YAML value", "quote it") from error
 
 
@@ -81,13 +83,18 @@ def load(path: Path) -> YamlFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        raise BadInput(
+            f"{path}: not valid YAML: {error.reason} (character {error.position})"
+        ) from error
     try:
         node = loader.get_single_node()
         if node is None:
             return YamlFile(path, {}, {(): 1})
         lines: dict[KeyPath, int] = {}
-        _collect_lines(node, (), lines, path)
+        _Positions(path, loader, lines).collect(node, ())
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -105,24 +112,47 @@ def load(path: Path) -> YamlFile:
     return YamlFile(path, data, lines)
 
 
-def _collect_lines(node: yaml.Node, key: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
-    lines.setdefault(key, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
+class _Positions:
+    """Walks the nodes of one file: notes lines, refuses what cannot become plain data."""
+
+    def __init__(self, path: Path, loader: _Loader, lines: dict[KeyPath, int]) -> None:
+        self.path, self.loader, self.lines = path, loader, lines
+        self._open: list[int] = []
+
+    def collect(self, node: yaml.Node, key: KeyPath) -> None:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(key, line)
+        if id(node) in self._open:
+            raise BadInput(f"{self.path}:{line}: not valid YAML: an alias contains itself")
+        self._open.append(id(node))
+        if isinstance(node, yaml.MappingNode):
+            self._mapping(node, key)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.collect(item, (*key, index))
+        else:
+            self._scalar(node, line)
+        self._open.pop()
+
+    def _mapping(self, node: yaml.MappingNode, key: KeyPath) -> None:
         seen: set[str] = set()
         for key_node, value_node in node.value:
             name = str(key_node.value)
             line = key_node.start_mark.line + 1
             if name in seen and name != "<<":
                 raise BadInput(
-                    f"{path}:{line}: {dotted((*key, name))} is given twice",
+                    f"{self.path}:{line}: {dotted((*key, name))} is given twice",
                     "keep one; YAML would silently use the last",
                 )
             seen.add(name)
-            lines[(*key, name)] = line
-            _collect_lines(value_node, (*key, name), lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _collect_lines(item, (*key, index), lines, path)
+            self.lines[(*key, name)] = line
+            self.collect(value_node, (*key, name))
+
+    def _scalar(self, node: yaml.Node, line: int) -> None:
+        try:
+            self.loader.construct_object(node)
+        except ValueError as error:
+            raise BadInput(f"{self.path}:{line}: not valid YAML: {error}") from error
 
 
 def dump(data: Any) -> str:

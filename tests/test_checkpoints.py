@@ -1,0 +1,414 @@
+"""Commit records, soundness, choice and retention, on real files of the real formats."""
+
+import io
+import json
+import math
+import os
+import pickle
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fakes import fake_files
+from leviathan import checkpoints
+from leviathan.errors import BadInput, LeviathanError
+
+FILES = sorted(
+    [*fake_files.TORCH_FILES, fake_files.ADAPTER, "adapter_config.json", "tokenizer.json",
+     "tokens_state.json", "README.md", "trainer_state.json"]
+)  # fmt: skip
+# Without a commit record nobody knows whether these were ever there.
+OPTIONAL = {"training_args.bin", "README.md", "tokenizer.json", "tokens_state.json"}
+# Nothing that resumes, merges or infers reads these.
+HARMLESS = {"training_args.bin", "README.md"}
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def grown(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def make(run_dir: Path, step: int, *, committed: bool = True, **facts) -> Path:
+    path = fake_files.write_checkpoint(run_dir, step, **facts)
+    if committed:
+        state = json.loads((path / "trainer_state.json").read_text())
+        checkpoints.commit(path, checkpoints.facts_from_history(state))
+    return path
+
+
+def verified(run_dir: Path) -> checkpoints.Checkpoint:
+    (found,) = checkpoints.scan(run_dir)
+    return checkpoints.verify(found)
+
+
+# --- soundness --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_whole_checkpoint_is_sound_and_knows_its_losses(tmp_path, committed):
+    make(tmp_path, 20, committed=committed, loss=1.25, eval_loss=1.5)
+    found = verified(tmp_path)
+    assert found.sound, found.problem
+    assert (found.step, found.committed) == (20, committed)
+    assert (found.epoch, found.loss, found.eval_loss) == (2.0, 1.25, 1.5)
+    assert found.best
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, emptied, zeroed, grown])
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_to_a_committed_checkpoint_is_found(tmp_path, name, damage):
+    damage(make(tmp_path, 5) / name)
+    found = verified(tmp_path)
+    assert not found.sound
+    assert name in found.problem
+    assert checkpoints.newest_sound(tmp_path) == (None, [found])
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, emptied, zeroed])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_a_bare_checkpoint_is_found_where_structure_shows_it(tmp_path, name, damage):
+    damage(make(tmp_path, 5, committed=False) / name)
+    found = verified(tmp_path)
+    harmless = name in HARMLESS or (damage is missing and name in OPTIONAL)
+    assert found.sound == harmless, found.problem
+
+
+def test_zeroed_tensors_of_a_bare_checkpoint_pass_and_of_a_committed_one_do_not(tmp_path):
+    """The limit of checking without hashes: safetensors has no checksum of its data."""
+    for run, committed in (("bare", False), ("committed", True)):
+        weights = make(tmp_path / run, 5, committed=committed) / fake_files.ADAPTER
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-64] + b"\0" * 64)
+    assert verified(tmp_path / "bare").sound
+    assert "xxh3 differs" in verified(tmp_path / "committed").problem
+
+
+def test_zeroed_storage_inside_a_bare_torch_archive_is_found(tmp_path):
+    file = make(tmp_path, 5, committed=False) / "optimizer.pt"
+    file.write_bytes(file.read_bytes().replace(b"\x01\x02\x03" * 40, b"\0" * 120))
+    assert "optimizer.pt has a damaged part" in verified(tmp_path).problem
+
+
+def test_without_its_record_a_checkpoint_is_judged_as_a_bare_one(tmp_path):
+    missing(make(tmp_path, 5) / checkpoints.COMMIT)
+    found = verified(tmp_path)
+    assert (found.sound, found.committed) == (True, False)
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, zeroed])
+def test_a_damaged_record_makes_the_checkpoint_unsound(tmp_path, damage):
+    damage(make(tmp_path, 5) / checkpoints.COMMIT)
+    assert checkpoints.COMMIT in verified(tmp_path).problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", b"[]"),
+        ("trainer_state.json", b"null"),
+        ("trainer_state.json", b'{"global_step": 6}'),
+        ("trainer_state.json", b"{}"),
+        (fake_files.ADAPTER, fake_files.safetensors(data_offsets=[0, "x"])),
+        (fake_files.ADAPTER, fake_files.safetensors(data_offsets=[0, None])),
+        (fake_files.ADAPTER, fake_files.safetensors(data_offsets=[])),
+        (fake_files.ADAPTER, fake_files.safetensors(data_offsets=[0, 65])),
+        (fake_files.ADAPTER, struct.pack("<Q", 2) + b"[]"),
+        (fake_files.ADAPTER, struct.pack("<Q", 2**63) + b"{}"),
+        (fake_files.ADAPTER, b"short"),
+    ],
+)
+def test_well_formed_nonsense_is_unsound_not_a_crash(tmp_path, name, content):
+    (make(tmp_path, 5, committed=False) / name).write_bytes(content)
+    assert not verified(tmp_path).sound
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"schema": 1, "files": {"optimizer.pt": None}},
+        {"schema": 1, "files": {"optimizer.pt": {}}},
+        {"schema": 1, "files": []},
+        {"schema": 1},
+        {"schema": 99, "files": {}},
+        [],
+        None,
+    ],
+)
+def test_nonsense_commit_record_is_no_crash(tmp_path, record):
+    path = make(tmp_path, 5, committed=False)
+    (path / checkpoints.COMMIT).write_text(json.dumps(record))
+    found = verified(tmp_path)
+    assert found.sound is not found.committed  # judged as bare, or refused
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(sorted(set(FILES) - HARMLESS)),
+    place=st.floats(0, 0.999),
+    noise=st.binary(min_size=1, max_size=40),
+    committed=st.booleans(),
+)
+def test_random_damage_never_crashes_and_never_passes_a_commit(
+    tmp_path, name, place, noise, committed
+):
+    run_dir = tmp_path / f"{time.monotonic_ns()}"
+    file = make(run_dir, 5, committed=committed) / name
+    before = file.read_bytes()
+    at = int(place * len(before))
+    file.write_bytes(before[:at] + noise + before[at + len(noise) :])
+    found = verified(run_dir)
+    if committed:
+        assert found.sound == (file.read_bytes() == before)
+
+
+@pytest.mark.parametrize("bits", [0x01, 0xFF])
+def test_flipped_bits_everywhere_in_a_torch_archive_never_crash(tmp_path, bits):
+    file = make(tmp_path, 5, committed=False) / "optimizer.pt"
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
+        verified(tmp_path)
+
+
+class Bomb:
+    """Unpickling this creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_no_pickle_is_ever_opened(tmp_path, committed):
+    target, run_dir = tmp_path / "exploded", tmp_path / "run"
+    path = fake_files.write_checkpoint(run_dir, 5)
+    pickled = pickle.dumps(Bomb(target))
+    for name in fake_files.TORCH_FILES:
+        (path / name).write_bytes(fake_files.torch_archive(pickled))
+    if committed:
+        checkpoints.commit(path, {})
+    assert verified(run_dir).sound
+    assert checkpoints.choose(run_dir, "best").step == 5
+    assert checkpoints.newest_sound(run_dir)[0].step == 5
+    assert not target.exists()
+    with zipfile.ZipFile(io.BytesIO((path / "optimizer.pt").read_bytes())) as archive:
+        pickle.loads(archive.read("archive/data.pkl"))  # noqa: S301 - the bomb is real
+    assert target.exists()
+
+
+def test_other_names_are_not_checkpoints(tmp_path):
+    make(tmp_path, 5)
+    for name in ("checkpoint-", "checkpoint-x", "checkpoint-5.bak", "checkpoint", "quarantine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file, not a directory")
+    (tmp_path / "checkpoint-8").symlink_to(tmp_path / "nowhere")
+    assert [c.step for c in checkpoints.scan(tmp_path) if c.sound] == [5]
+
+
+def test_a_checkpoint_of_full_weights_is_sound_without_adapter_files(tmp_path):
+    path = make(tmp_path, 5, committed=False)
+    (path / fake_files.ADAPTER).rename(path / "model.safetensors")
+    (path / "adapter_config.json").unlink()
+    assert verified(tmp_path).sound
+
+
+def test_sharded_rng_states_of_several_ranks_count(tmp_path):
+    path = make(tmp_path, 5, committed=False)
+    (path / "rng_state.pth").rename(path / "rng_state_0.pth")
+    assert verified(tmp_path).sound
+
+
+def test_thousand_checkpoints_are_scanned(tmp_path):
+    for step in range(1, 1001):
+        path = tmp_path / f"checkpoint-{step}"
+        path.mkdir()
+        files = {"weights": {"bytes": 0, "xxh3_64": ""}}
+        (path / "weights").touch()
+        record = {"schema": 1, "files": files, "eval_loss": abs(step - 700) + 1, "epoch": 1}
+        (path / checkpoints.COMMIT).write_text(json.dumps(record))
+    found = checkpoints.scan(tmp_path)
+    assert [c.step for c in found] == list(range(1, 1001))
+    assert [c.step for c in found if c.best] == [700]
+    assert len(checkpoints.removable(found, 3)) == 996
+
+
+# --- choice -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Checkpoints 5, 10, 15; 10 is the best."""
+    for step, eval_loss in ((5, 1.5), (10, 1.2), (15, 1.3)):
+        make(tmp_path, step, eval_loss=eval_loss)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("which", "step"), [("best", 10), ("latest", 15), ("5", 5), ("checkpoint-10", 10)]
+)
+def test_choose(run_dir, which, step):
+    assert checkpoints.choose(run_dir, which).step == step
+
+
+def test_best_is_the_latest_when_nothing_was_evaluated(tmp_path):
+    make(tmp_path, 5)
+    make(tmp_path, 10)
+    assert checkpoints.choose(tmp_path, "best").step == 10
+
+
+def test_a_nan_evaluation_is_never_the_best(tmp_path):
+    make(tmp_path, 5, eval_loss=math.nan)
+    make(tmp_path, 10, eval_loss=1.5)
+    make(tmp_path, 15, eval_loss=math.nan)
+    assert checkpoints.choose(tmp_path, "best").step == 10
+
+
+def test_an_evaluation_of_another_step_is_not_this_checkpoints(tmp_path):
+    state = fake_files.trainer_state(10, 1.0, 0.5)
+    state["log_history"][1]["step"] = 5
+    assert checkpoints.facts_from_history(state)["eval_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ("checkpoint-999", "no checkpoint 'checkpoint-999'"),
+        ("999", "no checkpoint '999'"),
+        ("newest", "'newest' names no checkpoint"),
+        ("", "'' names no checkpoint"),
+        ("../5", "'../5' names no checkpoint"),
+    ],
+)
+def test_choosing_what_is_not_there_is_bad_input(run_dir, which, message):
+    with pytest.raises(BadInput, match=message):
+        checkpoints.choose(run_dir, which)
+
+
+def test_choosing_in_a_run_without_checkpoints_is_bad_input(tmp_path):
+    for directory in (tmp_path, tmp_path / "none"):
+        with pytest.raises(BadInput, match="has no checkpoints"):
+            checkpoints.choose(directory, "best")
+
+
+def test_latest_passes_over_what_is_visibly_damaged(run_dir):
+    truncated(run_dir / "checkpoint-15/optimizer.pt")
+    assert checkpoints.choose(run_dir, "latest").step == 10
+
+
+@pytest.mark.parametrize("which", ["10", "best"])
+def test_damaged_choice_is_refused_with_what_is_wrong(run_dir, which):
+    zeroed(run_dir / "checkpoint-10/optimizer.pt")
+    with pytest.raises(LeviathanError, match=r"checkpoint-10 is damaged: optimizer\.pt") as caught:
+        checkpoints.choose(run_dir, which)
+    assert caught.value.exit_code == 3  # design.md: 3 refused by a check (unsound)
+
+
+def test_newest_sound_goes_back_until_one_verifies(run_dir):
+    zeroed(run_dir / "checkpoint-15/scheduler.pt")
+    missing(run_dir / "checkpoint-10/rng_state.pth")
+    newest, damaged = checkpoints.newest_sound(run_dir)
+    assert newest.step == 5
+    assert [c.step for c in damaged] == [15, 10]
+
+
+# --- retention --------------------------------------------------------------------
+
+
+def steps(found):
+    return [c.step for c in found]
+
+
+@pytest.mark.parametrize(
+    ("keep", "drop_best", "going"),
+    [(1, False, [5]), (1, True, [5, 10]), (2, False, [5]), (3, False, []), (9, False, []),
+     (0, True, [5, 10])],
+)  # fmt: skip
+def test_removable_keeps_the_newest_and_the_best(run_dir, keep, drop_best, going):
+    found = checkpoints.scan(run_dir)
+    assert steps(checkpoints.removable(found, keep, drop_best=drop_best)) == going
+
+
+def test_removable_never_names_a_pinned_or_a_damaged_one(run_dir):
+    (run_dir / "checkpoint-5/leviathan-pin").touch()
+    truncated(run_dir / "checkpoint-10/optimizer.pt")
+    found = checkpoints.scan(run_dir)
+    assert found[0].pinned
+    assert checkpoints.removable(found, 1, drop_best=True) == []
+
+
+def test_a_pin_does_not_break_a_commit(run_dir):
+    (run_dir / "checkpoint-5/leviathan-pin").touch()
+    assert checkpoints.choose(run_dir, "5").sound
+
+
+def test_the_last_sound_one_survives_damaged_newer_ones(run_dir):
+    for step in (10, 15):
+        truncated(run_dir / f"checkpoint-{step}/optimizer.pt")
+    assert checkpoints.removable(checkpoints.scan(run_dir), 1, drop_best=True) == []
+
+
+def test_retention_goes_by_step_whatever_the_clock_said(run_dir):
+    os.utime(run_dir / "checkpoint-15", (0, 0))
+    assert steps(checkpoints.removable(checkpoints.scan(run_dir), 1)) == [5]
+
+
+def test_set_aside_moves_and_never_overwrites(run_dir):
+    first = checkpoints.set_aside(checkpoints.scan(run_dir)[0], "quarantine")
+    make(run_dir, 5)
+    second = checkpoints.set_aside(checkpoints.scan(run_dir)[0], "quarantine")
+    assert first != second
+    assert first.is_dir()
+    assert second.is_dir()
+    assert steps(checkpoints.scan(run_dir)) == [10, 15]
+
+
+def test_remove(run_dir):
+    checkpoints.remove(checkpoints.scan(run_dir)[0])
+    assert steps(checkpoints.scan(run_dir)) == [10, 15]
+
+
+# --- the commit record ------------------------------------------------------------
+
+
+def test_commit_record_names_every_file_but_itself(tmp_path):
+    path = make(tmp_path, 5, eval_loss=1.0)
+    (path / "sub").mkdir()
+    (path / "sub/shard").write_bytes(b"x")
+    checkpoints.commit(path, {"step": 5})
+    record = json.loads((path / checkpoints.COMMIT).read_text())
+    assert sorted(record["files"]) == sorted([*FILES, "sub/shard"])
+    assert record["files"]["sub/shard"]["bytes"] == 1
+    assert verified(tmp_path).sound
+
+
+def test_json_document_has_the_promised_keys(tmp_path):
+    make(tmp_path, 5)
+    document = verified(tmp_path).to_json()
+    assert {"step", "epoch", "loss", "eval_loss", "bytes", "sound", "best", "pinned"} <= set(
+        document
+    )
+    json.dumps(document)

@@ -1,0 +1,279 @@
+"""The command line as a whole: light, documented, layered, one line per error."""
+
+import ast
+import graphlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import leviathan
+from fakes import fake_files
+from fakes.processes import LEVIATHAN, listing
+from leviathan import checkpoints, cli, runs
+
+SOURCE = Path(leviathan.__file__).parent
+HEAVY = {"torch", "transformers", "axolotl", "accelerate", "peft", "datasets", "bitsandbytes",
+         "pydantic", "numpy", "textual", "matplotlib"}  # fmt: skip
+
+
+def commands():
+    """Every command path, as (words, click command)."""
+    pending = [((), typer.main.get_command(cli.app))]
+    while pending:
+        words, command = pending.pop()
+        yield words, command
+        pending += [((*words, n), c) for n, c in getattr(command, "commands", {}).items()]
+
+
+# --- weight -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments):
+    program = (
+        "import sys\nfrom leviathan import cli\n"
+        f"sys.argv = ['leviathan', *{arguments}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    code = end.code\n"
+        f"print('LOADED', code, sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED 0 []", done.stderr
+
+
+def test_no_reading_command_loads_the_training_stack(project):
+    """Everything but merge, test and infer must answer without importing torch."""
+    program = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom leviathan import cli\n"
+        "for line in sys.argv[1:]:\n"
+        "    done = CliRunner().invoke(cli.app, line.split())\n"
+        "    print(line, done.exit_code, sorted({'torch', 'transformers', 'axolotl', 'peft',"
+        " 'datasets'} & set(sys.modules)))"
+    )
+    lines = ["profiles list", "recipes show tiny", "data sample rows.jsonl -s 5", "checkpoints list x",
+             "render -p tiny -r tiny", "train -p tiny -r tiny --dry-run"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, *lines], capture_output=True, text=True, check=False
+    )
+    codes = {"checkpoints list x": 2}
+    assert done.stdout.splitlines() == [f"{line} {codes.get(line, 0)} []" for line in lines]
+
+
+# --- layers -----------------------------------------------------------------------
+
+
+def imports() -> dict[str, set[str]]:
+    """Every module and what it imports of leviathan, deferred imports included."""
+    modules = {path.stem for path in SOURCE.glob("*.py")}
+    found: dict[str, set[str]] = {}
+    for name in modules:
+        wanted: set[str] = set()
+        for node in ast.walk(ast.parse((SOURCE / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "leviathan":
+                wanted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("leviathan."):
+                wanted.add(node.module.split(".")[1])
+            elif isinstance(node, ast.Import):
+                parts = [alias.name.split(".") for alias in node.names]
+                wanted |= {p[1] for p in parts if p[0] == "leviathan" and len(p) > 1}
+        found[name] = wanted & modules
+    return found
+
+
+def test_imports_form_a_dag():
+    order = list(graphlib.TopologicalSorter(imports()).static_order())
+    assert order.index("errors") < order.index("config") < order.index("cli")
+
+
+def test_only_command_modules_import_ui_and_nothing_imports_them():
+    for name, wanted in imports().items():
+        is_command = name == "cli" or name.startswith("cli_")
+        assert is_command or "ui" not in wanted, name
+        assert is_command or not any(w == "cli" or w.startswith("cli_") for w in wanted), name
+
+
+def test_nothing_imports_the_plugin():
+    """It runs only inside the training process, by its name in the YAML: it imports torch."""
+    assert not [name for name, wanted in imports().items() if "plugin" in wanted]
+
+
+# --- every command ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
+def test_every_command_has_help(words):
+    done = CliRunner().invoke(cli.app, [*words, "--help"])
+    assert done.exit_code == 0
+    assert "Usage:" in done.stdout
+    assert dict(commands())[words].help
+
+
+def test_every_option_says_what_it_does():
+    silent = [
+        f"{' '.join(words)} --{parameter.name}"
+        for words, command in commands()
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.help
+    ]
+    assert silent == []
+
+
+def test_version(project):
+    done = subprocess.run([LEVIATHAN, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"leviathan {leviathan.__version__}\n")
+
+
+def test_verbose_adds_the_traceback_and_keeps_the_line(run_cli):
+    done = run_cli("-v", "profiles", "show", "nobody")
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("leviathan: no profile called 'nobody'")
+
+
+@pytest.mark.parametrize("arguments", [["profiles", "list"], ["profiles", "list", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(project, arguments):
+    """leviathan ... | head -1"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [LEVIATHAN, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- reading commands -------------------------------------------------------------
+
+
+def json_of(done):
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_profiles_as_json(run_cli):
+    listed = {
+        profile["name"]: profile for profile in json_of(run_cli("profiles", "list", "--json"))
+    }
+    assert {"a4000", "a100-80gb", "cpu", "tiny"} <= set(listed)
+    shown = json_of(run_cli("profiles", "show", "a100", "--json"))
+    assert shown["name"] == "a100-80gb"
+    assert shown["hardware"]["compute_capability"] == "sm_80"
+    assert shown["axolotl"]["lora_r"] == 64
+    assert {"key": "axolotl.adapter", "a4000": "qlora", "a100-80gb": "lora"} in json_of(
+        run_cli("profiles", "diff", "a4000", "a100", "--json")
+    )
+
+
+def test_show_prints_the_file_itself(run_cli, project):
+    done = run_cli("recipes", "show", "tiny")
+    assert done.stdout == (project / "configs/recipes/tiny.yaml").read_text()
+    assert done.stderr == "configs/recipes/tiny.yaml\n"
+
+
+def test_data_sample(run_cli, project):
+    document = json_of(run_cli("data", "sample", "rows.jsonl", "--sample", "25pct", "--json"))
+    assert {"rows": 18, "of_rows": 72, "seed": 42, "sample": "25pct"}.items() <= document.items()
+    assert document["path"] == "work/data/rows_25pct_seed42.jsonl"
+    assert Path(document["path"]).stat().st_size == document["bytes"]
+    plain = run_cli("data", "sample", "rows.jsonl", "--sample", "25pct")
+    assert plain.stdout.startswith("work/data/rows_25pct_seed42.jsonl: 18 of 72 rows, ")
+
+
+def test_render_writes_only_the_file_asked_for(run_cli, project):
+    before = listing(project)
+    to_stdout = run_cli("render", "-p", "tiny", "-r", "tiny")
+    assert to_stdout.exit_code == 0
+    assert listing(project) == before
+    to_file = run_cli("render", "-p", "tiny", "-r", "tiny", "-o", "out/x.yaml")
+    assert to_file.stdout == ""
+    assert Path("out/x.yaml").read_text() == to_stdout.stdout
+    assert json_of(run_cli("render", "-p", "tiny", "-r", "tiny", "--json"))["lora_r"] == 8
+
+
+def test_render_explain(run_cli):
+    rows = json_of(
+        run_cli("render", "-p", "tiny", "-r", "tiny", "--set", "lora_r=4", "--explain", "--json")
+    )
+    assert {"key": "lora_r", "value": 4, "layer": "--set", "from": "--set lora_r=4"} in rows
+    table = run_cli("render", "-p", "tiny", "-r", "tiny", "--explain").stdout.splitlines()
+    assert table[0].split() == ["key", "value", "layer", "from"]
+    assert len(table) == len(rows) + 1
+    (line,) = [row.split() for row in table if row.startswith("lora_alpha ")]
+    assert line == ["lora_alpha", "16", "profile", "configs/profiles/tiny.yaml:11"]
+
+
+# --- checkpoints ------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(project):
+    """A run ``r`` with checkpoints 5, 10, 15, of which 10 is the best."""
+    directory = project / runs.TRAINING / "r"
+    for step, eval_loss in ((5, 1.5), (10, 1.2), (15, 1.3)):
+        path = fake_files.write_checkpoint(directory, step, eval_loss=eval_loss)
+        state = json.loads((path / "trainer_state.json").read_text())
+        checkpoints.commit(path, checkpoints.facts_from_history(state))
+    (directory / "run.json").write_text("{}")
+    return directory
+
+
+def test_checkpoints_list(run_cli, run_dir):
+    documents = json_of(run_cli("checkpoints", "list", "--json"))
+    assert [(d["step"], d["best"], d["sound"]) for d in documents] == [
+        (5, False, True), (10, True, True), (15, False, True),
+    ]  # fmt: skip
+    table = run_cli("checkpoints", "list", "r").stdout.splitlines()
+    assert len(table) == 4
+    assert table[2].split()[-1] == "best"
+
+
+def test_checkpoints_best_latest_and_show(run_cli, run_dir):
+    assert json_of(run_cli("checkpoints", "best", "--json"))["step"] == 10
+    assert json_of(run_cli("checkpoints", "latest", "--json"))["step"] == 15
+    assert "optimizer.pt" in json_of(run_cli("checkpoints", "show", "5", "r", "--json"))["files"]
+
+
+def test_checkpoints_verify_says_what_is_damaged_and_exits_3(run_cli, run_dir):
+    assert run_cli("checkpoints", "verify").stdout.endswith("3 checkpoints, all sound\n")
+    file = run_dir / "checkpoint-10/optimizer.pt"
+    file.write_bytes(b"\0" * file.stat().st_size)
+    done = run_cli("checkpoints", "verify")
+    assert done.exit_code == 3
+    assert done.stderr.startswith(
+        "leviathan: checkpoint-10: optimizer.pt is not what was committed"
+    )
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_cleanup_asks_first_and_keeps_the_best(run_cli, run_dir):
+    before = listing(run_dir)
+    asked = run_cli("checkpoints", "cleanup", "--keep", "1")
+    assert (asked.exit_code, asked.stdout.splitlines()[-1]) == (
+        0, "nothing was deleted; say --yes to delete these",
+    )  # fmt: skip
+    assert {k for k in listing(run_dir) if ".lock" not in k} == set(before)
+    assert run_cli("checkpoints", "cleanup", "--keep", "1", "--yes").exit_code == 0
+    assert [c.step for c in checkpoints.scan(run_dir)] == [10, 15]
+    document = json_of(
+        run_cli("checkpoints", "cleanup", "--keep", "1", "--drop-best", "--yes", "--json")
+    )
+    assert (document["deleted"], [c["step"] for c in document["checkpoints"]]) == (True, [10])
+
+
+def test_json_stays_json_when_a_loss_is_not_a_number(run_cli, run_dir):
+    """A diverged run is when the list is read most; NaN is no JSON."""
+    path = fake_files.write_checkpoint(run_dir, 20, eval_loss=float("nan"))
+    state = json.loads((path / "trainer_state.json").read_text())
+    checkpoints.commit(path, checkpoints.facts_from_history(state))
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    json.loads(run_cli("checkpoints", "list", "--json").stdout, parse_constant=refuse)

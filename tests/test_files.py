@@ -1,0 +1,75 @@
+"""Durable files: all or nothing, and lines that survive a half-written one."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from leviathan import files
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "record"
+    files.write_text(path, "old")
+
+    def fail():
+        with files.replaced(path) as out:
+            out.write(b"half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "record"
+    files.write_text(path, "old")
+    with files.replaced(path) as out:
+        out.write(b"new")
+        out.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_half_and_foreign_lines_are_passed_over(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a":1}\n[1]\nnot json\n\xff\xfe\n\n{"b":2}\n{"half":')
+    assert files.read_json_lines(path) == [{"a": 1}, {"b": 2}]
+    assert files.read_json_lines(tmp_path / "none") == []
+
+
+def test_line_after_a_half_written_one_is_not_lost(tmp_path):
+    """A writer killed in the middle of a line must not cost the next writer its own."""
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a":1}\n{"half":')
+    files.append_json(path, {"event": "resume"})
+    assert files.read_json_lines(path) == [{"a": 1}, {"event": "resume"}]
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for number in range(200):
+        files.append_json(path, {"writer": writer, "number": number, "fill": "x" * 300})
+
+
+def test_lines_of_several_writers_never_mix(tmp_path):
+    path = tmp_path / "lines"
+    writers = [
+        multiprocessing.get_context("fork").Process(target=_append_many, args=(path, i))
+        for i in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = files.read_json_lines(path)
+    for i in range(3):
+        assert [line["number"] for line in found if line["writer"] == i] == list(range(200))
+
+
+def test_directory_bytes_counts_nested_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"123")
+    (tmp_path / "sub/b").write_bytes(b"45")
+    assert files.directory_bytes(tmp_path) == 5

@@ -1,0 +1,203 @@
+"""What is launched: whole YAML files against snapshots, and Axolotl's own word on them.
+
+After a wanted change: LEVIATHAN_REWRITE_SNAPSHOTS=1 pytest tests/test_render.py, then
+read the diff.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from leviathan import config, render
+from leviathan.errors import BadInput
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+TARGET = render.Target(
+    run_dir=Path("/runs/leviathan_10pct"),
+    dataset=Path("/data/rows.jsonl"),
+    base_model="meta-llama/Llama-3.1-8B",
+)
+
+
+def rendered(keys, profile, *sets, target=TARGET, flash_attn=True, gpu=True, recipe="leviathan"):
+    merged = config.build(recipe, profile, "10pct", sets)
+    return render.render(merged, target, flash_attn=flash_attn, gpu=gpu, schema=keys)
+
+
+def same_as_snapshot(name: str, text: str) -> None:
+    path = SNAPSHOTS / name
+    if os.environ.get("LEVIATHAN_REWRITE_SNAPSHOTS"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("profile", ["a4000", "a100-80gb", "cpu"])
+def test_whole_yaml(keys, profile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same_as_snapshot(f"{profile}.yaml", rendered(keys, profile).yaml())
+
+
+def test_explained(keys, tmp_path, monkeypatch):
+    """Every leaf has its row, and every file:line it names is the line of that key."""
+    monkeypatch.chdir(tmp_path)
+    found = rendered(keys, "a4000", "lora_r=16", "axolotl.datasets.0.type=completion")
+    rows = []
+    for key, value, origin in found.rows():
+        path, _, line = origin.where.rpartition(":")
+        where = origin.where
+        if path.endswith(".yaml"):
+            where = Path(path).name
+            text = Path(path).read_text().splitlines()[int(line) - 1]
+            own_key = {"datasets.0.ds_type": "format", "num_epochs": "10pct"}.get(key, key)
+            assert f"{own_key.split('.')[-1]}:" in text, (key, text)
+        rows.append(f"{key} = {value!r}  [{origin.layer}] {where}\n")
+    same_as_snapshot("a4000-explained.txt", "".join(rows))
+    assert len(rows) == len({row.partition(" = ")[0] for row in rows})
+
+
+VALIDATE = """
+import json, os, sys
+import yaml
+from axolotl.cli.config import prepare_plugins
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+
+for path, capability in json.loads(sys.argv[1]):
+    if os.fork() == 0:  # PluginManager is a singleton: one config per process
+        status = 1
+        try:
+            cfg = DictDefault(yaml.safe_load(open(path)))
+            prepare_plugins(cfg)
+            capabilities = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1,
+                            "compute_capability": capability}
+            checked = validate_config(
+                cfg, capabilities=capabilities, env_capabilities={"torch_version": "2.13.0"})
+            with open(path + ".checked", "w") as out:
+                json.dump({"keys": sorted(checked), "leviathan": dict(checked.leviathan),
+                           "learning_rate": checked.learning_rate}, out, default=str)
+            status = 0
+        except BaseException as error:
+            print(f"{path}: {error!r}", file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+failed = 0
+for _ in json.loads(sys.argv[1]):
+    failed |= os.wait()[1]
+sys.exit(bool(failed))
+"""
+
+
+def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
+    """As rendered: with our plugin, without a GPU, on behalf of the cards meant."""
+    monkeypatch.chdir(tmp_path)
+    jobs = []
+    for profile, capability in (("a4000", "sm_86"), ("a100-80gb", "sm_80")):
+        run_dir = tmp_path / profile
+        run_dir.mkdir()
+        target = render.Target(run_dir, tmp_path / "rows.jsonl", TARGET.base_model)
+        for flash_attn in (True, False):
+            path = tmp_path / f"{profile}-{flash_attn}.yaml"
+            path.write_text(rendered(keys, profile, target=target, flash_attn=flash_attn).yaml())
+            jobs.append((str(path), capability))
+    done = subprocess.run(
+        [sys.executable, "-c", VALIDATE, json.dumps(jobs)],
+        env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for path, _ in jobs:
+        checked = json.loads(Path(f"{path}.checked").read_text())
+        wanted = yaml.safe_load(Path(path).read_text())
+        assert set(wanted) <= set(checked["keys"])  # nothing was dropped silently
+        assert checked["leviathan"] == wanted["leviathan"]
+        assert checked["learning_rate"] == 2e-4
+        assert (Path(wanted["leviathan"]["run_dir"]) / ".plugin.json").exists()  # the heartbeat
+
+
+@pytest.mark.parametrize(
+    ("flash_attn", "gpu", "attention", "why"),
+    [
+        (True, True, "flash_attention_2", None),
+        (False, True, "sdpa", "flash-attn is not installed here"),
+        (True, False, "sdpa", "there is no GPU here"),
+        (False, False, "sdpa", "there is no GPU here"),
+    ],
+)
+def test_attention_falls_back_and_says_so(project, keys, flash_attn, gpu, attention, why):
+    found = rendered(keys, "a4000", flash_attn=flash_attn, gpu=gpu)
+    assert found.tree["attn_implementation"] == attention
+    origins = {key: o for key, _, o in found.rows()}
+    if why:
+        assert found.notes == (
+            f"attn_implementation falls back from flash_attention_2 to sdpa: {why}",
+        )
+        assert origins["attn_implementation"].layer == "fallback"
+    else:
+        assert found.notes == ()
+        assert origins["attn_implementation"].layer == "profile"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_attention_that_needs_no_package_is_left_alone(project, keys, attention):
+    found = rendered(keys, "a4000", f"attn_implementation={attention}", flash_attn=False, gpu=False)
+    assert found.tree["attn_implementation"] == attention
+
+
+def test_a_resume_and_its_session_are_in_the_yaml(project, keys):
+    target = render.Target(
+        Path("/r"), Path("/d"), "b", session=3, resume_from=Path("/r/checkpoint-5")
+    )
+    tree = rendered(keys, "cpu", target=target).tree
+    assert tree["resume_from_checkpoint"] == "/r/checkpoint-5"
+    assert tree["leviathan"] == {"run_dir": "/r", "session": 3, "keep": 3}
+    assert "resume_from_checkpoint" not in rendered(keys, "cpu").tree
+
+
+def test_users_plugins_stay_before_ours(project, keys):
+    tree = rendered(keys, "cpu", "plugins=[mine.Plugin]", "my_own_key=5").tree
+    assert tree["plugins"] == ["mine.Plugin", render.PLUGIN]
+    assert tree["my_own_key"] == 5  # a plugin of the user's own may define it
+
+
+def test_a_dataset_path_of_the_users_own_is_kept(project, keys):
+    tree = rendered(
+        keys, "cpu", "datasets=[{path: mine, type: alpaca}, {path: more, type: alpaca}]"
+    ).tree
+    assert [d["path"] for d in tree["datasets"]] == ["mine", "more"]
+
+
+def test_rendering_leaves_the_config_as_it_was(project, keys):
+    merged = config.build("tiny", "tiny", "full")
+    before = json.dumps(merged.tree)
+    render.render(merged, TARGET, flash_attn=False, gpu=False, schema=keys)
+    assert json.dumps(merged.tree) == before
+
+
+def test_without_axolotl_the_missing_check_is_said(project):
+    found = rendered(None, "tiny", "no_such_key=1", recipe="tiny")
+    assert found.notes == ("keys were not checked: axolotl is not installed here",)
+
+
+def test_wrong_keys_are_all_named_with_where_they_stand(project, keys):
+    profile = Path("configs/profiles/tiny.yaml")
+    profile.write_text(
+        profile.read_text().replace("lora_r: 8", "lora_rr: 8").replace("bf16: false", "bf16: soon")
+    )
+    with pytest.raises(BadInput) as caught:
+        rendered(keys, "tiny", "learning_rat=1", "datasets.0.tpe=x", recipe="tiny")
+    lines = sorted(caught.value.message.splitlines())
+    assert len(lines) == 4
+    assert lines[0].startswith(
+        "--set datasets.0.tpe=x: datasets.0.tpe is not a key Axolotl knows; did you mean type?"
+    )
+    assert lines[1].startswith(
+        "--set learning_rat=1: learning_rat is not a key Axolotl knows; did you mean learning_rate?"
+    )
+    assert lines[2].startswith("configs/profiles/tiny.yaml:10: lora_rr is not a key")
+    assert lines[3].startswith("configs/profiles/tiny.yaml:15: bf16: 'soon' does not fit")
