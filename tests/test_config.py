@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import config
-from leviathan.config import build
+from leviathan import config, corpus, layers
 from leviathan.errors import BadInput
+from leviathan.layers import build
 
 
 def edit(path: str, old: str, new: str) -> None:
@@ -124,7 +124,7 @@ def test_set_of_leviathans_own_keys_reaches_the_recipe(project):
         7,
     )
     assert merged.recipe.suite == "demo"
-    assert merged.tree["datasets"] == config.dataset_entries("chat")
+    assert merged.tree["datasets"] == layers.dataset_entries("chat")
     assert not {"corpus", "format", "suite"} & set(merged.tree)
 
 
@@ -158,7 +158,7 @@ def test_aliases_name_the_canonical_profile(project):
     assert "a100" in profile.aliases
     merged = build("tiny", "a100", "full")
     assert (merged.profile_name, merged.profile_asked) == ("a100-80gb", "a100")
-    assert config.run_name(merged, None) == "tiny_full_a100-80gb"
+    assert layers.run_name(merged, None) == "tiny_full_a100-80gb"
 
 
 def test_a_profile_may_be_a_path(project):
@@ -191,7 +191,7 @@ def test_differences_between_profiles(project):
     [("10pct", 0.1), ("0.5pct", 0.005), ("100pct", 1.0), ("full", None), ("5000", 5000), ("1", 1)],
 )
 def test_parse_sample(text, value):
-    assert config.parse_sample(text) == value
+    assert corpus.parse_sample(text) == value
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_parse_sample(text, value):
 )  # fmt: skip
 def test_what_is_no_sample_is_bad_input(text):
     with pytest.raises(BadInput, match="is not a sample"):
-        config.parse_sample(text)
+        corpus.parse_sample(text)
 
 
 @pytest.mark.parametrize("name", ["a", "my-run_2.0", "2026-11-21", "x" * 100])
 def test_run_names(project, name):
-    assert config.run_name(build("tiny", "tiny", "full"), name) == name
+    assert layers.run_name(build("tiny", "tiny", "full"), name) == name
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_run_names(project, name):
 )
 def test_names_that_could_leave_the_directory_are_bad_input(project, name):
     with pytest.raises(BadInput, match="cannot be a run's name"):
-        config.run_name(build("tiny", "tiny", "full"), name)
+        layers.run_name(build("tiny", "tiny", "full"), name)
 
 
 # --- errors -----------------------------------------------------------------------
@@ -265,9 +265,9 @@ def test_a_wrong_recipe_is_named_by_line(project, old, new, message):
         ("learning-rate=5", "is not key=value"),
         ("a b=5", "is not key=value"),
         ("lora_target_modules=[q_proj", "cannot read '[q_proj' as a YAML value"),
-        ("epochs=0", "--set epochs: "),
-        ("seed=abc", "--set seed: "),
-        ("format=xml", "--set format: "),
+        ("epochs=0", "--set epochs=0: epochs: "),
+        ("seed=abc", "--set seed=abc: seed: "),
+        ("format=xml", "--set format=xml: format: "),
         ("output_dir=/tmp/x", "--set output_dir=/tmp/x: output_dir is not yours to set here"),
         ("axolotl.output_dir=/tmp/x", "output_dir is not yours to set here"),
         ("leviathan.run_dir=/tmp/x", "leviathan is not yours to set here"),

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from fakes.processes import FAKES, listing, wait_for
-from leviathan import checkpoints, config, launch, runs, train
+from leviathan import checkpoints, launch, layers, runs, train
+from leviathan.config import Profile
 from leviathan.errors import LeviathanError
 
 
@@ -304,7 +305,7 @@ def test_after_a_killed_supervisor_no_second_writer_joins_the_orphan(trainings):
 
 def test_a_decision_that_another_process_overtook_loses_no_session(trainings, monkeypatch):
     """Between deciding and locking a 13 GB sample may be drawn: minutes."""
-    merged = config.build("tiny", "tiny", "full")
+    merged = layers.build("tiny", "tiny", "full")
     stale = train.decide(merged)
     assert trainings.run().code == 0
     monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
@@ -349,7 +350,7 @@ def test_last_error_reads_a_log_that_is_no_text(tmp_path):
     ],
 )  # fmt: skip
 def test_accelerate_configuration_follows_the_profile(hardware, tree, wanted):
-    profile = config.Profile.model_validate({"hardware": hardware})
+    profile = Profile.model_validate({"hardware": hardware})
     written = yaml.safe_load(launch.accelerate_config(profile, tree))
     assert {name: written[name] for name in wanted} == wanted
     assert (written["num_machines"], written["machine_rank"]) == (1, 0)
@@ -358,15 +359,15 @@ def test_accelerate_configuration_follows_the_profile(hardware, tree, wanted):
 def test_environment_lets_the_users_own_values_win(monkeypatch):
     monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    cuda = launch.environment(config.Profile())
+    cuda = launch.environment(Profile())
     assert (cuda["AXOLOTL_DO_NOT_TRACK"], cuda["CUDA_VISIBLE_DEVICES"]) == ("0", "3")
-    cpu = launch.environment(config.Profile.model_validate({"hardware": {"device": "cpu"}}))
+    cpu = launch.environment(Profile.model_validate({"hardware": {"device": "cpu"}}))
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert json.loads(cpu["LEVIATHAN_SUPERVISOR"])["pid"] == os.getpid()
 
 
 def test_resume_command_repeats_everything_that_was_given(project):
-    merged = config.build("tiny", "tiny", "50pct", ["learning_rate=1e-3", "lora_r=4"])
+    merged = layers.build("tiny", "tiny", "50pct", ["learning_rate=1e-3", "lora_r=4"])
     decision = train.decide(merged, name="my-run")
     assert train.resume_command(decision) == (
         "leviathan train --profile tiny --recipe tiny --sample 50pct --name my-run "

@@ -38,7 +38,7 @@ def test_every_check_of_a_case_must_hold():
     ("text", "messages"),
     [
         ("cases: []\n", [":1: cases: list should have at least 1 item"]),
-        ("description: x\n", [":1: cases: field required"]),
+        ("description: x\n", [":1: cases is required and missing"]),
         ("cases:\n  - {name: a, prompt: p, checks: []}\n", [":2: cases.0.checks: "]),
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{contains: a, exact: b}]\n",
          [":4: cases.0.checks.0: value error, a check has exactly one of"]),
@@ -46,7 +46,7 @@ def test_every_check_of_a_case_must_hold():
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{regex: '['}]\n",
          [":4: cases.0.checks.0: value error, not a regular expression"]),
         ("cases:\n  - nam: a\n    prompt: p\n    checks: [{exact: b}]\n",
-         ["cases.0.name: field required", ":2: cases.0.nam: extra inputs are not permitted"]),
+         ["cases.0.name is required and missing", ":2: cases.0.nam is not a known key; did you mean name?"]),
         ("cases:\n  - {name: a, prompt: p, checks: [{exact: b}], max_new_tokens: 0}\n",
          [":2: cases.0.max_new_tokens: "]),
     ],

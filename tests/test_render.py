@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from leviathan import config, render
+from leviathan import layers, render
 from leviathan.errors import BadInput
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -25,7 +25,7 @@ TARGET = render.Target(
 
 
 def rendered(keys, profile, *sets, target=TARGET, flash_attn=True, gpu=True, recipe="leviathan"):
-    merged = config.build(recipe, profile, "10pct", sets)
+    merged = layers.build(recipe, profile, "10pct", sets)
     return render.render(merged, target, flash_attn=flash_attn, gpu=gpu, schema=keys)
 
 
@@ -173,7 +173,7 @@ def test_a_dataset_path_of_the_users_own_is_kept(project, keys):
 
 
 def test_rendering_leaves_the_config_as_it_was(project, keys):
-    merged = config.build("tiny", "tiny", "full")
+    merged = layers.build("tiny", "tiny", "full")
     before = json.dumps(merged.tree)
     render.render(merged, TARGET, flash_attn=False, gpu=False, schema=keys)
     assert json.dumps(merged.tree) == before

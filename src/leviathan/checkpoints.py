@@ -12,6 +12,7 @@ import struct
 import time
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,12 @@ def _digest_and_sync(path: Path) -> str:
 
 def scan(run_dir: Path) -> list[Checkpoint]:
     """Every checkpoint of a run by step, checked quickly: names and sizes, no hashes."""
-    found = [
-        _look(path, step)
-        for path in run_dir.iterdir()
-        if (step := step_of(path)) is not None and path.is_dir()
-    ]
+    found = []
+    for path in run_dir.iterdir():
+        step = step_of(path)
+        if step is not None and path.is_dir():
+            with suppress(FileNotFoundError):  # removed by retention while we looked
+                found.append(_look(path, step))
     found.sort(key=lambda c: c.step)
     best = min(
         (c for c in found if c.sound and c.eval_loss is not None and math.isfinite(c.eval_loss)),

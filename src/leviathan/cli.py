@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from leviathan import __version__
-from leviathan.errors import LeviathanError
+from leviathan.errors import BadInput, LeviathanError
 
 # What the file system refuses is the user's to mend: exit code by errno.
 _USER_ERRNOS = {
@@ -25,6 +25,39 @@ _USER_ERRNOS = {
 
 class _Boundary(TyperGroup):
     """The one place where a LeviathanError becomes a line and an exit code."""
+
+    def main(
+        self,
+        args: Any = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run; a wrong option or argument is one line like every other mistake."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            # Typer 0.26+ brings its own click: its errors are known by what they can do.
+            if not hasattr(error, "format_message"):
+                raise
+            self._usage_error(error)
+            code = 2
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def _usage_error(self, error: Any) -> None:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return
+        from leviathan import ui
+
+        place = error.ctx.command_path if getattr(error, "ctx", None) else "leviathan"
+        # Typer and click each append their own "Did you mean".
+        message = " Did you mean".join(error.format_message().split(" Did you mean")[:2])
+        ui.error(BadInput(message.rstrip(".?"), f"see {place} --help"), False)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -148,9 +148,9 @@ def render(
     as_json: JsonOption = False,
 ) -> None:
     """The Axolotl YAML that train would launch, and where every value comes from."""
-    from leviathan import config, files, train, ui
+    from leviathan import files, layers, train, ui
 
-    merged = config.build(recipe, profile, sample, sets or [])
+    merged = layers.build(recipe, profile, sample, sets or [])
     announce_schema()
     rendered = train.preview(merged, name)
     for note in rendered.notes:

@@ -60,12 +60,12 @@ def _prepare() -> None:
 
 
 def _train() -> Any:
-    from leviathan import config, runs, ui
+    from leviathan import layers, runs, ui
     from leviathan import train as training
     from leviathan.errors import Refused
 
     ui.heading(f"2/5  sample and train: {SAMPLE} of the corpus, real Axolotl, real accelerate")
-    decision = training.decide(config.build(RECIPE, PROFILE, SAMPLE))
+    decision = training.decide(layers.build(RECIPE, PROFILE, SAMPLE))
     if decision.failed_checks:
         check = decision.failed_checks[0]
         raise Refused(check.evidence, check.fix)

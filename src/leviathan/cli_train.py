@@ -37,10 +37,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import config, ui
+    from leviathan import layers, ui
     from leviathan import train as training
 
-    merged = config.build(recipe, profile, sample, sets or [])
+    merged = layers.build(recipe, profile, sample, sets or [])
     announce_schema()
     decision = training.decide(merged, name=name, resume=resume)
     _show_checks(decision, force=force or dry_run)

@@ -1,16 +1,12 @@
-"""Owns profiles and recipes: finding them, reading them, layering them, with provenance.
+"""Owns profiles and recipes: what their files may say, finding them, reading them.
 
-Does not know Axolotl's keys (``schema``) nor make the YAML that is launched (``render``).
-
-Layers, later wins: recipe < profile < ``--set``. Both kinds of file carry an
-``axolotl:`` block of raw Axolotl keys; Leviathan's own keys live beside it.
+Does not merge them (``layers``) nor know Axolotl's keys (``schema``). Both kinds of file
+carry an ``axolotl:`` block of raw Axolotl keys; Leviathan's own keys live beside it.
 """
 
 import difflib
-import re
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,60 +123,6 @@ class Recipe(_Strict):
     """Raw Axolotl keys."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Who set a value: a layer, and the place in it."""
-
-    layer: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Config:
-    """Recipe, profile and overrides merged: raw Axolotl keys, each with its origin."""
-
-    recipe_name: str
-    recipe: Recipe
-    profile_name: str
-    profile: Profile
-    sample: str
-    overrides: tuple[str, ...]
-    recipe_asked: str
-    """What the user called the recipe: a name, an alias or a path."""
-    profile_asked: str
-    tree: dict[str, Any]
-    origins: dict[KeyPath, Origin]
-
-    def origin(self, key: KeyPath) -> Origin:
-        """Where the value at ``key``, or the block around it, was set."""
-        for length in range(len(key), 0, -1):
-            if key[:length] in self.origins:
-                return self.origins[key[:length]]
-        return Origin("leviathan", "derived")
-
-
-DATASET_FORMATS: dict[str, dict[str, Any]] = {
-    "alpaca": {"type": "alpaca"},
-    "chat": {"type": "chat_template", "field_messages": "messages"},
-    "completion": {"type": "completion", "field": "text"},
-}
-
-OWNED_KEYS = {
-    "output_dir": "the run directory decides it; choose it with --name",
-    "dataset_prepared_path": "it lives in the run directory",
-    "resume_from_checkpoint": "use --resume checkpoint-N",
-    "auto_resume_from_checkpoints": "resuming is Leviathan's work; use --resume",
-    "save_total_limit": "use checkpoints.keep in the profile, which rotates by step",
-    "save_only_model": "such checkpoints cannot be resumed exactly",
-    "leviathan": "these keys are written by Leviathan itself",
-}
-
-
-def dataset_entries(row_format: str) -> list[dict[str, Any]]:
-    """Axolotl's ``datasets`` for a recipe's ``format``, without the path."""
-    return [{"ds_type": "json", **DATASET_FORMATS[row_format]}]
-
-
 def directories(kind: str) -> list[Path]:
     """Where configs of ``kind`` are looked up, first match wins."""
     package = Path(__file__).parent
@@ -263,15 +205,24 @@ def load_recipe(name: str) -> tuple[str, Recipe, YamlFile]:
 
 
 def _validated(model: type[Model], source: YamlFile) -> Model:
+    return validated(model, source.data, source.where)
+
+
+def validated(model: type[Model], data: Any, where: Callable[[KeyPath], str]) -> Model:
+    """``data`` as a model.
+
+    Raises:
+        BadInput: every problem, a line each, at the place ``where`` gives for its key.
+    """
     try:
-        return model.model_validate(source.data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise bad_inputs(_describe(model, source, e) for e in error.errors()) from error
+        raise bad_inputs(_describe(model, where, e) for e in error.errors()) from error
 
 
-def _describe(model: type[BaseModel], source: YamlFile, error: Any) -> str:
+def _describe(model: type[BaseModel], place: Callable[[KeyPath], str], error: Any) -> str:
     key: KeyPath = tuple(error["loc"])
-    where = f"{source.where(key)}: {dotted(key)}"
+    where = f"{place(key)}: {dotted(key)}"
     if error["type"] == "extra_forbidden":
         return f"{where} is not a known key; {_nearest_field(model, key)}"
     if error["type"] == "missing":
@@ -289,7 +240,9 @@ def _nearest_field(model: type[BaseModel], key: KeyPath) -> str:
     close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
-    return "Axolotl's own keys belong under axolotl:"
+    if "axolotl" in model.model_fields:
+        return "Axolotl's own keys belong under axolotl:"
+    return f"known: {', '.join(known)}"
 
 
 def _model_in(annotation: Any) -> Any:
@@ -300,199 +253,3 @@ def _model_in(annotation: Any) -> Any:
 def bad_inputs(problems: Iterable[str]) -> BadInput:
     """One error carrying every problem, a line each."""
     return BadInput("\n".join(problems))
-
-
-def parse_sample(text: str) -> float | int | None:
-    """``10pct`` -> 0.1 (a share), ``5000`` -> 5000 (rows), ``full`` -> None.
-
-    Raises:
-        BadInput: not a sample, or outside 0..100 percent.
-    """
-    hint = "use a share like 10pct or 0.5pct, a row count like 5000, or full"
-    if text == "full":
-        return None
-    if re.fullmatch(r"\d+", text) and int(text) > 0:
-        return int(text)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)pct", text)
-    if match and 0 < float(match[1]) <= 100:
-        return float(match[1]) / 100
-    raise BadInput(f"--sample {text!r} is not a sample", hint)
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def run_name(config: Config, name: str | None) -> str:
-    """``--name``, or ``<recipe>_<sample>_<profile>``.
-
-    Raises:
-        BadInput: a name that could leave ``work/training`` or hide a file.
-    """
-    chosen = name or f"{config.recipe_name}_{config.sample}_{config.profile_name}"
-    if not _NAME.fullmatch(chosen) or ".." in chosen:
-        raise BadInput(
-            f"--name {chosen!r} cannot be a run's name",
-            "use letters, digits, dot, dash and underscore; no slash, no ..",
-        )
-    return chosen
-
-
-def build(
-    recipe_name: str, profile_name: str, sample: str, overrides: Iterable[str] = ()
-) -> Config:
-    """Load and merge recipe < profile < overrides.
-
-    Raises:
-        BadInput: anything wrong in the files, the sample or an override; all of a
-            file's problems come in one error, a line each.
-    """
-    parse_sample(sample)
-    asked = (recipe_name, profile_name)
-    recipe_name, recipe, recipe_file = load_recipe(recipe_name)
-    profile_name, profile, profile_file = load_profile(profile_name)
-    sets = [_parse_override(text) for text in overrides]
-    recipe = _overridden(recipe, sets)
-    merged = _Merged()
-    merged.add(_own_keys(recipe, sample), lambda key: _own_origin(recipe_file, key, sample))
-    for layer, source, model in (
-        ("recipe", recipe_file, recipe.axolotl),
-        ("profile", profile_file, profile.axolotl),
-    ):
-        _refuse_owned(model, lambda key, s=source: s.where(("axolotl", *key)))
-        merged.add(
-            model,
-            lambda key, n=layer, s=source: Origin(n, s.where(("axolotl", *key))),
-        )
-    for key, value, text in sets:
-        tree = _as_tree(key if key[0] != "epochs" else ("num_epochs",), value)
-        if key[0] not in _RECIPE_ONLY:
-            _refuse_owned(tree, lambda _, t=text: f"--set {t}")
-            merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
-    _refuse_bad_datasets(merged)
-    return Config(
-        recipe_name, recipe, profile_name, profile, sample,
-        tuple(overrides), *asked, merged.tree, merged.origins,
-    )  # fmt: skip
-
-
-def _refuse_bad_datasets(merged: "_Merged") -> None:
-    datasets = merged.tree.get("datasets")
-    if isinstance(datasets, list) and datasets and all(isinstance(d, dict) for d in datasets):
-        return
-    where = merged.origins[("datasets",)].where if ("datasets",) in merged.origins else "--set"
-    raise BadInput(
-        f"{where}: datasets must be a list of mappings, found {datasets!r}",
-        "leave it out to use the recipe's corpus and format",
-    )
-
-
-_RECIPE_ONLY = {"corpus", "format", "suite"}
-
-
-def _parse_override(text: str) -> tuple[KeyPath, Any, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", name.strip()):
-        raise BadInput(f"--set {text!r} is not key=value", "example: --set learning_rate=1e-4")
-    key: KeyPath = tuple(
-        int(part) if part.isdigit() else part for part in name.strip().split(".") if part
-    )
-    if key[0] == "axolotl" and len(key) > 1:
-        key = key[1:]
-    return key, yamlfile.parse_value(value), text
-
-
-def _overridden(recipe: Recipe, sets: list[tuple[KeyPath, Any, str]]) -> Recipe:
-    own = {"epochs", "seed", "base_model", *_RECIPE_ONLY}
-    changes = {str(key[0]): value for key, value, _ in sets if key[0] in own and len(key) == 1}
-    try:
-        return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes})
-    except ValidationError as error:
-        raise bad_inputs(
-            f"--set {dotted(tuple(e['loc']))}: {e['msg'].lower()} (found {e['input']!r})"
-            for e in error.errors()
-        ) from error
-
-
-def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
-    settings = recipe.samples.get(sample, SampleSettings())
-    return {
-        "base_model": recipe.base_model,
-        "datasets": dataset_entries(recipe.format),
-        "num_epochs": settings.epochs or recipe.epochs,
-        "seed": recipe.seed,
-    }
-
-
-def _own_origin(source: YamlFile, key: KeyPath, sample: str) -> Origin:
-    own: dict[str, KeyPath] = {
-        "base_model": ("base_model",), "datasets": ("format",), "seed": ("seed",),
-        "num_epochs": ("samples", sample, "epochs")
-        if ("samples", sample, "epochs") in source.lines else ("epochs",),
-    }  # fmt: skip
-    place = own[str(key[0])]
-    if place not in source.lines:
-        return Origin("default", f"{place[0]} (not set in {source.path.name})")
-    return Origin("recipe", source.where(place))
-
-
-def _refuse_owned(tree: dict[str, Any], where: Any) -> None:
-    problems = [
-        f"{where((name,))}: {name} is not yours to set here; {OWNED_KEYS[name]}"
-        for name in tree
-        if name in OWNED_KEYS
-    ]
-    if problems:
-        raise bad_inputs(problems)
-
-
-def _as_tree(key: KeyPath, value: Any) -> dict[str, Any]:
-    for part in reversed(key[1:]):
-        value = {part: value}
-    return {str(key[0]): value}
-
-
-class _Merged:
-    """A tree under construction: dicts merge, everything else is replaced."""
-
-    def __init__(self) -> None:
-        self.tree: dict[str, Any] = {}
-        self.origins: dict[KeyPath, Origin] = {}
-
-    def add(self, layer: dict[str, Any], origin: Any) -> None:
-        self._merge(self.tree, layer, (), origin)
-
-    def _merge(self, into: Any, layer: dict[Any, Any], prefix: KeyPath, origin: Any) -> None:
-        for name, value in layer.items():
-            key = (*prefix, name)
-            old = _item(into, name)
-            if isinstance(value, dict) and isinstance(old, dict | list):
-                self._merge(old, value, key, origin)
-                continue
-            self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
-            if value is None and isinstance(into, dict):
-                into.pop(name, None)  # null takes back what a lower layer set
-                continue
-            self._set(into, name, value, key, origin)
-
-    def _set(self, into: Any, name: Any, value: Any, key: KeyPath, origin: Any) -> None:
-        if isinstance(into, list) and not (isinstance(name, int) and name < len(into)):
-            raise BadInput(
-                f"{dotted(key)} is not in the list it names", f"it has {len(into)} items"
-            )
-        if isinstance(value, dict) and value:
-            into[name] = {}
-            self._merge(into[name], value, key, origin)
-            return
-        into[name] = list(value) if isinstance(value, list) else value
-        self.origins[key] = origin(key)
-        if isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, dict):
-                    into[name][index] = {}
-                    self._merge(into[name][index], item, (*key, index), origin)
-
-
-def _item(container: Any, name: Any) -> Any:
-    if isinstance(container, dict):
-        return container.get(name)
-    return container[name] if isinstance(name, int) and name < len(container) else None

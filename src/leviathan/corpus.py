@@ -5,6 +5,7 @@ Does not tokenise: what a row means to training is Axolotl's prompt strategy.
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import xxhash
 
 from leviathan import files
-from leviathan.config import parse_sample
 from leviathan.errors import BadInput
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +48,23 @@ class Sample:
     checked: tuple[str, ...] = ()
     """Keys every row was seen to have."""
     method: str = "selection sampling, ordered, random.Random(seed)"
+
+
+def parse_sample(text: str) -> float | int | None:
+    """``10pct`` -> 0.1 (a share), ``5000`` -> 5000 (rows), ``full`` -> None.
+
+    Raises:
+        BadInput: not a sample, or outside 0..100 percent.
+    """
+    hint = "use a share like 10pct or 0.5pct, a row count like 5000, or full"
+    if text == "full":
+        return None
+    if re.fullmatch(r"\d+", text) and int(text) > 0:
+        return int(text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)pct", text)
+    if match and 0 < float(match[1]) <= 100:
+        return float(match[1]) / 100
+    raise BadInput(f"--sample {text!r} is not a sample", hint)
 
 
 def draw(
@@ -150,6 +167,22 @@ def _rows_wanted(wanted: float | int | None, of_rows: int, corpus: Path) -> int:
     return max(1, round(of_rows * wanted))
 
 
+def check_head(corpus: Path, required: tuple[str, ...]) -> None:
+    """Look at the first rows, so that a wrong format shows before anything is begun.
+
+    Raises:
+        BadInput: see ``parse_row``; also an unreadable or empty corpus.
+    """
+    refuse_unreadable(corpus)
+    rows = 0
+    for number, line in read_rows(corpus):
+        parse_row(line, corpus, number, required)
+        rows += 1
+        if rows == _CHECKED_ROWS:
+            return
+    _rows_wanted(None, rows, corpus)
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line number (from 1) and raw bytes of every row; lines end at ``\\n`` only."""
     with path.open("rb") as stream:
@@ -166,7 +199,8 @@ def parse_row(line: bytes, path: Path, number: int, required: tuple[str, ...]) -
     """
     where = f"{path}:{number}"
     try:
-        row = json.loads(line.removeprefix(_BOM) if number == 1 else line)
+        # Decoded first: json.loads would also take UTF-16, or a BOM in mid-file.
+        row = json.loads((line.removeprefix(_BOM) if number == 1 else line).decode())
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: not UTF-8 ({error.reason})") from error
     except ValueError as error:

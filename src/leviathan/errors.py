@@ -23,6 +23,11 @@ class LeviathanError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def line(self) -> str:
+        """What is wrong and what to do, as the user reads it."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
 
 class BadInput(LeviathanError):  # noqa: N818 - reads as what it is: raise BadInput(...)
     """What the user gave is wrong. Raised before anything is written."""

@@ -3,6 +3,7 @@
 Does not own what is in them: run records are ``runs``, commit records ``checkpoints``.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     power, sees the old file or the new one, never a half.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -39,6 +41,14 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of writers of ``path`` that were killed; a sample's can be large."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

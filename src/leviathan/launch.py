@@ -103,18 +103,20 @@ def supervise(paths: runs.RunPaths, profile: Profile, session: int, listener: Li
     """
     paths.logs.mkdir(exist_ok=True)
     log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
-    with log.open("ab") as stream:
-        child = subprocess.Popen(
-            command(paths),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment(profile),
-            start_new_session=True,
-        )
-    files.write_json(paths.launcher, machine.process_identity(child.pid))
-    watcher = _Watcher(paths, session, child, log, listener)
-    with _signals(watcher.on_signal):
+    requests = Requests()
+    # Handlers first: a Ctrl+C in the moment of the launch must not leave an orphan.
+    with _signals(requests.on_signal):
+        with log.open("ab") as stream:
+            child = subprocess.Popen(
+                command(paths),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment(profile),
+                start_new_session=True,
+            )
+        files.write_json(paths.launcher, machine.process_identity(child.pid))
+        watcher = _Watcher(paths, session, child, log, requests, listener)
         watcher.watch()
     return watcher.outcome()
 
@@ -129,6 +131,29 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, old)
 
 
+class Requests:
+    """What signals asked for: only flags, the watch loop acts on them."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.kill = False
+        self.first = ""
+        """Name of the first signal."""
+        self._last = 0.0
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """The handler of SIGINT, SIGTERM and SIGHUP."""
+        now = time.monotonic()
+        # Wrappers such as timeout(1) deliver one Ctrl+C twice within a moment.
+        if number == signal.SIGINT and self.stop and now - self._last > _DEBOUNCE_S:
+            self.kill = True
+        self._last = now
+        if number == signal.SIGHUP:
+            _forget_terminal()
+        self.stop = True
+        self.first = self.first or signal.Signals(number).name
+
+
 class _Watcher:
     """Follows one child: its metrics and events out, stop requests in."""
 
@@ -138,15 +163,14 @@ class _Watcher:
         session: int,
         child: subprocess.Popen[bytes],
         log: Path,
+        requests: Requests,
         listener: Listener,
     ) -> None:
         self.paths, self.session, self.child, self.log = paths, session, child, log
-        self.listener = listener
-        self.stop_asked = False
-        self.kill_asked = False
+        self.requests, self.listener = requests, listener
         self.plugin_missing = False
-        self._pending: list[str] = []
-        self._signalled = 0.0
+        self._abandoned = False
+        """Killed before training began: nothing of it may survive."""
         self._metrics = _Tail(paths.metrics)
         self._events = _Tail(paths.events)
         self._began = False
@@ -154,27 +178,15 @@ class _Watcher:
         self._step = 0
         self._max_steps: int | None = None
 
-    def on_signal(self, number: int, _: FrameType | None) -> None:
-        """Signal handler: only flags, the watch loop acts on them."""
-        now = time.monotonic()
-        # Wrappers such as timeout(1) deliver one Ctrl+C twice within a moment.
-        if number == signal.SIGINT and self.stop_asked and now - self._signalled > _DEBOUNCE_S:
-            self.kill_asked = True
-        self._signalled = now
-        if number == signal.SIGHUP:
-            _forget_terminal()
-        self.stop_asked = True
-        self._pending.append(signal.Signals(number).name)
-
     def watch(self) -> None:
         """Until the launcher and every process it started are gone."""
         announced = False
         while True:
             ended = self.child.poll() is not None
             self._read()
-            if self.kill_asked:
-                self._kill()
-            elif self.stop_asked and not announced:
+            if self.requests.kill or self._abandoned:
+                self._kill()  # at each turn: a process may have forked meanwhile
+            elif self.requests.stop and not announced:
                 announced = True
                 self._ask_to_stop()
             elif not ended and self._has_no_plugin():
@@ -204,7 +216,7 @@ class _Watcher:
     def outcome(self) -> Outcome:
         """What the evidence says: events of this session, exit code, log."""
         facts = (self._step, self._max_steps)
-        if self.kill_asked:
+        if self.requests.kill:
             return Outcome("killed", *facts, "killed by a second Ctrl+C", self.log)
         if self.plugin_missing:
             reason = f"the plugin {PLUGIN} is not running inside the training process"
@@ -213,7 +225,7 @@ class _Watcher:
             return Outcome("stopped", *facts, self._why_stopped(), self.log)
         if self._ended and self.child.returncode == 0:
             return Outcome("done", *facts, "", self.log)
-        if self.stop_asked and not self._began:
+        if self.requests.stop and not self._began:
             return Outcome("stopped", *facts, f"{self._why_stopped()}, before training began",
                            self.log)  # fmt: skip
         code = self.child.returncode
@@ -221,7 +233,7 @@ class _Watcher:
         return Outcome("failed", *facts, f"{reason}: {last_error(self.log)}", self.log)
 
     def _why_stopped(self) -> str:
-        return self._pending[0] if self._pending else "stop file"
+        return self.requests.first or "stop file"
 
     def _read(self) -> None:
         for line in self._events.lines():
@@ -241,7 +253,7 @@ class _Watcher:
         self._max_steps = line.get("max_steps") or self._max_steps
 
     def _ask_to_stop(self) -> None:
-        runs.event(self.paths, "stop_asked", session=self.session, by=self._pending[0])
+        runs.event(self.paths, "stop_asked", session=self.session, by=self.requests.first)
         self.paths.stop.touch()
         if self._began:
             self.listener("notice", {"text": "stopping: this step ends, then a checkpoint is "
@@ -249,7 +261,7 @@ class _Watcher:
         else:
             # Nothing is trained yet, so there is nothing to save or to wait for; a
             # half-tokenised dataset is thrown away by the next launch.
-            self._kill()
+            self._abandoned = True
 
     def _has_no_plugin(self) -> bool:
         """Axolotl trains on without a plugin that fails to import; we do not."""

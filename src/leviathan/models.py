@@ -86,7 +86,7 @@ def quiet() -> None:
 class Model:
     """A loaded model with its tokenizer; prompts in, logits or text out."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, precise: bool = False) -> None:
         quiet()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,7 +96,7 @@ class Model:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(
             source.tokenizer, trust_remote_code=trust
         )
-        device, dtype = _placement(source)
+        device, dtype = _placement(source, precise=precise)
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
             dtype=dtype,
@@ -112,6 +112,7 @@ class Model:
             model = PeftModel.from_pretrained(model, str(source.adapter))
         self.model: Any = model.eval()
         self.device = device
+        self.computed = f"{device} {str(dtype).removeprefix('torch.')}"
         torch.manual_seed(0)
 
     @contextmanager
@@ -170,17 +171,38 @@ class Model:
         return sorted({vocabulary[name] for name in names if name in vocabulary})
 
 
-def _placement(source: Source) -> tuple[str, Any]:
-    """Where and how wide to compute: on the GPU in bf16 if there is one, else CPU fp32.
+def _placement(source: Source, *, precise: bool) -> tuple[str, Any]:
+    """Where and how wide to compute: device and torch dtype.
 
-    fp32 on the CPU keeps a proof free of rounding, and an 8B model within 32 GB; the
-    choice is recorded with every result.
+    Precise work (proofs) prefers fp32 on the CPU, which takes rounding out of the
+    comparison and fits an 8B model in 32 GB; speed prefers the GPU in bf16. Whatever
+    fits the memory that is free now is taken, the CPU in bf16 as the last resort.
     """
+    import psutil
     import torch
 
-    if torch.cuda.is_available():
+    parameters = _parameter_count(source)
+    # Weights, a tenth for activations and buffers, and room for the CUDA context.
+    on_gpu = parameters * (0.6 if source.load_in_4bit else 2) * 1.1 + 2**30
+    gpu_fits = torch.cuda.is_available() and on_gpu < torch.cuda.mem_get_info()[0]
+    cpu_fits = parameters * 4 * 1.1 < psutil.virtual_memory().available
+    if cpu_fits and (precise or not gpu_fits):
+        return "cpu", torch.float32
+    if gpu_fits:
         return "cuda:0", torch.bfloat16
-    return "cpu", torch.float32
+    return "cpu", torch.bfloat16
+
+
+def _parameter_count(source: Source) -> int:
+    """Parameters of the model's architecture, counted without making weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = source.trust_remote_code
+    config = AutoConfig.from_pretrained(source.model, trust_remote_code=trust)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return int(model.num_parameters())
 
 
 def _quantization(source: Source, dtype: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leviathan import config, yamlfile
 from leviathan.errors import BadInput
@@ -119,14 +119,7 @@ def load(path: Path) -> Suite:
         BadInput: every problem of the file, a line each with file:line.
     """
     source = yamlfile.load(path)
-    try:
-        return Suite.model_validate(source.data)
-    except ValidationError as error:
-        raise config.bad_inputs(
-            f"{source.where(tuple(e['loc']))}: {yamlfile.dotted(tuple(e['loc']))}: "
-            f"{e['msg'].lower()}"
-            for e in error.errors()
-        ) from error
+    return config.validated(Suite, source.data, source.where)
 
 
 def judge(case: Case, answer: str) -> bool:

@@ -7,7 +7,7 @@ before anything else happens. Does not merge; ``merge`` writes what is proven he
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Comparison:
     """Largest |trained - base| over all logits."""
     differs_from_base: bool
     """Whether the merged model gives other logits than the base."""
+    computed: str = ""
+    """Device and number format of the trained and of the merged model's logits."""
 
 
 def verdict(found: Comparison, argmax_agreement: float, relative_error: float) -> tuple[str, str]:
@@ -98,18 +100,19 @@ def _max(so_far: float, value: Any) -> float:
 
 def compare(trained: models.Source, merged: models.Source, probes: list[str]) -> Comparison:
     """Run the probes through trained model, base (adapter off) and merged model."""
-    model = models.Model(trained)
+    model = models.Model(trained, precise=True)
     kept = []
     for probe in probes:
         ids = model.token_ids(probe)[:, :MAX_PROBE_TOKENS]
         with model.without_adapter():
             base = model.logits(ids)
         kept.append((ids, base, model.logits(ids)))
+    computed = model.computed
     del model
-    sums, whole = _Sums(), models.Model(merged)
+    sums, whole = _Sums(), models.Model(merged, precise=True)
     for ids, base, wanted in kept:
         sums.add(base, wanted, whole.logits(ids))
-    return sums.comparison()
+    return replace(sums.comparison(), computed=f"{computed} / {whole.computed}")
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan.config import Config, Origin, bad_inputs
+from leviathan.config import bad_inputs
+from leviathan.layers import Config, Origin
 from leviathan.schema import AxolotlSchema
 from leviathan.yamlfile import KeyPath, dotted, dump
 

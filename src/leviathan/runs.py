@@ -225,12 +225,16 @@ def event(paths: RunPaths, kind: str, **facts: Any) -> None:
 def events(paths: RunPaths, session: int | None = None) -> list[dict[str, Any]]:
     """Events in the order written, of one session or of all."""
     found = files.read_json_lines(paths.events)
-    return [e for e in found if session is None or e.get("session") == session]
+    return [e for e in found if "event" in e and session in (None, e.get("session"))]
+
+
+_BEGINNINGS = {"start", "resume"}
 
 
 def metrics(paths: RunPaths) -> list[dict[str, Any]]:
-    """Log lines by step. Steps trained again after a resume replace the lost ones."""
+    """Log lines by step. What was trained after the checkpoint a session began from is lost."""
     kept: list[dict[str, Any]] = []
+    began = {e.get("session"): e.get("step") for e in events(paths) if e["event"] in _BEGINNINGS}
     session = None
     for line in files.read_json_lines(paths.metrics):
         step = line.get("step")
@@ -238,7 +242,8 @@ def metrics(paths: RunPaths) -> list[dict[str, Any]]:
             continue
         if line.get("session") != session:
             session = line.get("session")
-            while kept and kept[-1]["step"] >= step:
+            last = began.get(session, step - 1)
+            while kept and kept[-1]["step"] > last:
                 kept.pop()
         kept.append(line)
     return kept

@@ -15,9 +15,9 @@ from typing import Any
 from leviathan import checkpoints, corpus, launch, machine, preflight, runs, schema
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Config, dataset_entries, run_name
 from leviathan.corpus import REQUIRED_FIELDS, Sample
 from leviathan.errors import BadInput, LeviathanError, Refused
+from leviathan.layers import Config, dataset_entries, run_name
 
 DATA = Path("work/data")
 
@@ -65,7 +65,7 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
         rendering.check_keys(config, keys)
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
-    corpus.refuse_unreadable(Path(config.recipe.corpus))
+    corpus.check_head(Path(config.recipe.corpus), _required(config))
     record = runs.read(paths) if paths.record.exists() else None
     if record:
         _refuse_changed(record, config)
@@ -118,10 +118,10 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
         Refused: the corpus is not the one the run was begun with.
     """
     recipe = decision.config.recipe
-    required = REQUIRED_FIELDS[recipe.format] if _has_standard_rows(decision.config) else ()
     sample = corpus.draw(
-        Path(recipe.corpus), decision.config.sample, recipe.seed, DATA, required, progress
-    )
+        Path(recipe.corpus), decision.config.sample, recipe.seed, DATA,
+        _required(decision.config), progress,
+    )  # fmt: skip
     record = decision.record
     if record and record.corpus.get("digest") != sample.digest:
         raise Refused(
@@ -132,9 +132,10 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     return sample
 
 
-def _has_standard_rows(config: Config) -> bool:
-    """Whether the recipe's ``format``, not ``axolotl.datasets``, says what a row holds."""
-    return bool(config.tree["datasets"] == dataset_entries(config.recipe.format))
+def _required(config: Config) -> tuple[str, ...]:
+    """Keys a row must have, where ``format``, not ``axolotl.datasets``, says what it holds."""
+    standard = config.tree["datasets"] == dataset_entries(config.recipe.format)
+    return REQUIRED_FIELDS[config.recipe.format] if standard else ()
 
 
 def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendered:

@@ -70,8 +70,7 @@ def error(problem: LeviathanError, verbose: bool) -> None:
     """One line per problem on stderr; the traceback only when asked for."""
     if verbose:
         _err.print(traceback.format_exc().rstrip(), style="dim", markup=False)
-    hint = f"; {problem.hint}" if problem.hint else ""
-    for line in f"{problem.message}{hint}".splitlines():
+    for line in problem.line.splitlines():
         _err.print(Text.assemble(("leviathan: ", "bold red"), line))
 
 
