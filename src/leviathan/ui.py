@@ -83,7 +83,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: str = ""
         )
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
-    _out.print(grid, width=None if _out.is_terminal else 160)
+    # A pipe has no width: one row one line, for grep and friends.
+    _out.print(grid, width=None if _out.is_terminal else 1000)
 
 
 def _cell(value: Any) -> str:
