@@ -373,3 +373,12 @@ def test_resume_command_repeats_everything_that_was_given(project):
         "leviathan train --profile tiny --recipe tiny --sample 50pct --name my-run "
         "--set learning_rate=1e-3 --set lora_r=4"
     )
+
+
+def test_json_of_a_training_is_one_document(trainings):
+    done = trainings.run("--json")
+    assert done.code == 0
+    found = json.loads(done.stdout)
+    assert (found["outcome"], found["step"], found["checkpoint"]) == ("done", 12, "checkpoint-12")
+    again = trainings.run("--json")
+    assert json.loads(again.stdout)["action"] == "nothing: the run is finished"

@@ -16,6 +16,10 @@ TargetArgument = Annotated[
 ]
 
 
+_ANSWER = 44
+"""Characters of an answer shown in a table; --json has them whole."""
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.command("merge")(merge)
@@ -88,16 +92,17 @@ def examine(
 
 
 def show_summary(summary: dict[str, Any]) -> None:
-    """Cases side by side, then the rate with its interval."""
+    """Every case with the tuned model's answer, then the rate with its interval."""
     from leviathan import ui
 
     based = summary["base_pass_pct"] is not None
-    headers = ["case", "passed", "answer", *(["base passed", "base answer"] if based else [])]
+    headers = ["case", *(["base"] if based else []), "tuned", "the tuned model's answer"]
     rows = []
     for case in summary["cases"]:
-        row = [case["name"], _yes(case["passed"]), _short(case["answer"])]
-        rows.append([*row, _yes(case["base_passed"]), _short(case["base_answer"])]
-                    if based else row)  # fmt: skip
+        marks = [case["base_passed"], case["passed"]] if based else [case["passed"]]
+        answer = " ".join((case["answer"] or "").split())
+        shown = answer if len(answer) <= _ANSWER else f"{answer[: _ANSWER - 1]}…"
+        rows.append([case["name"], *("pass" if mark else "-" for mark in marks), shown])
     ui.table(headers, rows)
     low, high = summary["interval_pct"]
     base = f"; base model {summary['base_pass_pct']} %" if based else ""
@@ -105,15 +110,6 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{summary['passed']} of {summary['total']} passed: {summary['pass_pct']} % "
         f"(95 % interval {low}-{high} %){base}"
     )
-
-
-def _yes(passed: bool | None) -> str:
-    return "yes" if passed else "NO"
-
-
-def _short(answer: str | None) -> str:
-    text = " ".join((answer or "").split())
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def infer(

@@ -48,6 +48,9 @@ def train(
         _show_plan(decision, as_json)
         return
     if decision.action == "nothing":
+        if as_json:
+            ui.document(training.plan_of_action(decision))
+            return
         ui.say(f"{decision.paths.directory} is finished; nothing to do")
         ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
         return
@@ -55,7 +58,7 @@ def train(
         decision = training.decide(merged, name=name, resume=resume)
     with ui.TrainView(decision.paths.directory.name) as view:
         outcome = training.run(decision, view, ui.corpus_progress())
-    finish(decision, outcome)
+    finish(decision, outcome, as_json=as_json)
 
 
 def _show_checks(decision: Any, *, force: bool) -> None:
@@ -87,23 +90,29 @@ def _show_plan(decision: Any, as_json: bool) -> None:
         ui.say(f"{key:<12} {shown}")
 
 
-def finish(decision: Any, outcome: Any) -> None:
+def finish(decision: Any, outcome: Any, *, as_json: bool = False) -> None:
     """Say how a session ended, with its exit code."""
     from leviathan import train as training
     from leviathan import ui
 
     run = decision.paths.directory
-    if outcome.kind == "done":
-        ui.say(f"done: {run}, {outcome.step} steps")
-        ui.notice(f"next: leviathan merge {run.name}")
-        return
     again = training.resume_command(decision)
     saved = training.latest_saved(decision.paths)
     where = f"saved {saved}" if saved else "nothing was trained yet"
-    if outcome.kind == "stopped":
-        ui.say(f"stopped ({outcome.reason}): {where}, resume with: {again}")
-        raise typer.Exit(4)
-    if outcome.kind == "killed":
-        ui.say(f"killed: {where}, resume with: {again}")
-        raise typer.Exit(130)
-    raise training.failure(outcome, where, again)
+    if as_json:
+        ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
+                     "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,
+                     "log": outcome.log, "resume": again})  # fmt: skip
+    if outcome.kind == "failed":
+        raise training.failure(outcome, where, again)
+    lines = {
+        "done": f"done: {run}, {outcome.step} steps",
+        "stopped": f"stopped ({outcome.reason}): {where}, resume with: {again}",
+        "killed": f"killed: {where}, resume with: {again}",
+    }
+    if not as_json:
+        ui.say(lines[outcome.kind])
+    if outcome.kind == "done":
+        ui.notice(f"next: leviathan merge {run.name}")
+        return
+    raise typer.Exit(4 if outcome.kind == "stopped" else 130)

@@ -6,6 +6,7 @@ not train, merge or judge.
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def quiet() -> None:
     torchao and bitsandbytes report on every import which optional kernels this machine
     cannot load; none of it is about what the user asked.
     """
+    warnings.filterwarnings("ignore", module="bitsandbytes")
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers

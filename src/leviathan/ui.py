@@ -26,7 +26,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-_out = _Console(highlight=False, soft_wrap=True)
+# A pipe has no width: one row one line there, for grep and friends.
+_PIPE_WIDTH = 1000
+_out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 _err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -83,8 +85,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: str = ""
         )
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(_cell(cell)) for cell in row))
-    # A pipe has no width: one row one line, for grep and friends.
-    _out.print(grid, width=None if _out.is_terminal else 1000)
+    _out.print(grid)
 
 
 def _cell(value: Any) -> str:

@@ -13,7 +13,13 @@ WITHOUT_GPU = [
     "liger_rope=null", "liger_rms_norm=null", "liger_glu_activation=null",
     "liger_fused_linear_cross_entropy=null",
 ]  # fmt: skip
-SMALL = ["sequence_len=256", "gradient_accumulation_steps=2", "save_steps=20", "eval_steps=20"]
+SMALL = [
+    "sequence_len=256",
+    "gradient_accumulation_steps=2",
+    "save_steps=20",
+    "eval_steps=20",
+    "dataset_num_proc=1",
+]
 RUN = "tiny_full_a4000"
 
 
