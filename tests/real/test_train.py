@@ -139,7 +139,7 @@ def test_a_run_whose_supervisor_is_killed_saves_itself_and_resumes(project, refe
 
 
 def test_training_without_our_plugin_is_not_allowed(project, tmp_path):
-    """Axolotl prints a plugin's ImportError and trains on without it."""
+    """Axolotl 0.19 prints a plugin's ImportError and trains on without it; 0.21 ends there."""
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -152,7 +152,6 @@ def test_training_without_our_plugin_is_not_allowed(project, tmp_path):
     )
     done = project.run(*TINY, PYTHONPATH=str(hook))
     assert done.code == 1
-    assert "the plugin leviathan.plugin.LeviathanPlugin is not running" in done.err
     assert "broken on purpose" in done.err
     assert project.processes() == []
     assert not list(project.path(RUN).glob("checkpoint-*"))
