@@ -69,6 +69,18 @@ def from_directory(directory: Path) -> Source:
     return Source(str(directory), row_format=str(proof.get("format", "alpaca")))
 
 
+def keep_4bit_weights(model: Any) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights on CPUs with AVX512-BF16.
+
+    At the first forward pass without gradients it rounds their scales to bf16, and the way
+    back does not restore them: an evaluation would change the model under training, and
+    a proof would compare with another one. On a GPU there is no such path.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def quiet() -> None:
     """Keep the training stack's import chatter and progress bars off the user's screen.
 
@@ -106,6 +118,7 @@ class Model:
             device_map={"": device},
             trust_remote_code=trust,
         )
+        keep_4bit_weights(model)
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer))
         if source.adapter:

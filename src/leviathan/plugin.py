@@ -18,7 +18,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from leviathan import checkpoints, files, machine, runs
+from leviathan import checkpoints, files, machine, models, runs
 
 SUPERVISOR_VARIABLE = "LEVIATHAN_SUPERVISOR"
 _SUPERVISOR_CHECK_S = 5.0
@@ -68,6 +68,10 @@ class LeviathanPlugin(BasePlugin):
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         """Seed adapter initialisation: axolotl 0.19 leaves it to chance (0.21 does not)."""
         set_seed(cfg.seed)
+
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        """Keep evaluations from changing 4-bit weights on a CPU."""
+        models.keep_4bit_weights(model)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Trainer settings Axolotl has no key for."""
