@@ -13,4 +13,6 @@ latest_checkpoint() { leviathan checkpoints latest "$@"; }
 
 cleanup_checkpoints() { leviathan checkpoints cleanup "$1" --keep "${2:-2}" "${@:3}"; }
 
-export_checkpoint_info() { leviathan checkpoints list "$1" --json > "$2"; }
+export_checkpoint_info() {
+    leviathan checkpoints list "$1" --json > "$2.tmp" && mv "$2.tmp" "$2" || { rm -f "$2.tmp"; return 1; }
+}

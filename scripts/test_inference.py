@@ -18,7 +18,14 @@ def main() -> int:
     what.add_argument("--adapter", type=Path, help="a run, or a checkpoint inside a run")
     what.add_argument("--model", type=Path, help="a merged model")
     known, rest = parser.parse_known_args()
-    command = ["leviathan", "test", *target(known.adapter, known.model), *rest]
+    command = [
+        sys.executable,
+        "-m",
+        "leviathan.cli",
+        "test",
+        *target(known.adapter, known.model),
+        *rest,
+    ]
     return subprocess.run(command, check=False).returncode
 
 

@@ -53,7 +53,7 @@ def make_run(*steps: int):
             checkpoints.commit(fake_files.write_checkpoint(directory, step), {})
         record = runs.RunRecord(
             "r", "tiny", "tiny", "full", [], {"base_model": "base", "corpus": "rows.jsonl"},
-            {"base_model": "base"}, {"rows": 72, "path": "rows.jsonl"}, {}, 0.0, "stopped",
+            {"base_model": "base"}, 1, {"rows": 72, "path": "rows.jsonl"}, None, {}, 0.0, "stopped",
         )  # fmt: skip
         runs.write(runs.RunPaths(directory), record)
         (directory / "axolotl.yaml").write_text("base_model: base\n")
@@ -99,7 +99,7 @@ CASES = {
     # --- axolotl's keys
     "misspelt axolotl key": (edit(PROFILE, "  lora_alpha: 16", "  lora_alfa: 16"), RENDER, [f"{PROFILE}:11: lora_alfa is not a key Axolotl knows; did you mean lora_alpha?"]),
     "wrong type of an axolotl key": (edit(PROFILE, "  lora_r: 8", "  lora_r: eight"), RENDER, [f"{PROFILE}:10: lora_r: 'eight' does not fit; expected int"]),
-    "misspelt key inside datasets": (edit(RECIPE, "  warmup_steps: 2", "  datasets:\n    - path: x\n      tpye: alpaca"), RENDER, [f"{RECIPE}:12: datasets.0.tpye is not a key Axolotl knows; did you mean type?"]),
+    "misspelt key inside datasets": (edit(RECIPE, "  warmup_steps: 2", "  datasets:\n    - ds_type: json\n      tpye: alpaca"), RENDER, [f"{RECIPE}:12: datasets.0.tpye is not a key Axolotl knows; did you mean type?"]),
     "unknown optimizer": (edit(PROFILE, "adamw_torch", "adam_torch"), TRAIN, [f"{PROFILE}:9: optimizer: 'adam_torch' does not fit"]),
     "integration key without its plugin": (edit(PROFILE, "  lora_r: 8", "  lora_r: 8\n  liger_rope: true"), RENDER, [f"{PROFILE}:11: liger_rope has no effect without its plugin"]),
     "errors of both files and of --set at once": (both(edit(PROFILE, "  lora_r: 8", "  lora_rr: 8"), edit(RECIPE, "  warmup_steps", "  warmup_step")), [*TRAIN, "--set", "xx=1"], [f"{RECIPE}:10: warmup_step is not a key", f"{PROFILE}:10: lora_rr is not a key", "--set xx=1: xx is not a key"]),
@@ -140,20 +140,28 @@ CASES = {
     "resume from a number that is not there": (lambda: checkpoints.commit(fake_files.write_checkpoint(runs.TRAINING / "n", 5), {}), [*TRAIN, "--name", "n", "--resume", "checkpoint-999"], ["no checkpoint 'checkpoint-999' in work/training/n; there are: 5"]),
     "checkpoints of an unknown run": (make_run(5), ["checkpoints", "list", "nope"], ["no run 'nope'; runs in work/training: r"]),
     "checkpoints where there is no run": (nothing, ["checkpoints", "list"], ["which run? name it; runs in work/training: none"]),
-    "checkpoint that is not there": (make_run(5), ["checkpoints", "show", "7", "r"], ["no checkpoint '7' in work/training/r; there are: 5"]),
+    "checkpoint that is not there": (make_run(5), ["checkpoints", "show", "r", "-c", "7"], ["no checkpoint '7' in work/training/r; there are: 5"]),
     "damaged run record": (both(make_run(5), write("work/training/r/run.json", '{"schema": 1, ')), [*TRAIN, "--name", "r"], ["work/training/r/run.json is damaged"]),
     "run record of a newer Leviathan": (both(make_run(5), write("work/training/r/run.json", '{"schema": 9}')), [*TRAIN, "--name", "r"], ["work/training/r/run.json has schema 9; this Leviathan reads 1; use the Leviathan version that wrote it"]),
     # --- merge, test, infer
     "merge of a run without checkpoints": (make_run(), ["merge", "r"], ["work/training/r has no checkpoints; train first"]),
     "merge of an unknown checkpoint": (make_run(5), ["merge", "r", "-c", "9"], ["no checkpoint '9' in work/training/r"]),
-    "merge into an existing directory": (both(make_run(5), write("models/r-merged/x", "")), ["merge", "r"], ["models/r-merged exists already; choose another with --output, or --force"]),
-    "merge into a file, forced": (both(make_run(5), write("m", "")), ["merge", "r", "-o", "m", "--force"], ["m exists already"]),
+    "merge into an existing directory": (both(make_run(5), write("models/r-merged/merge-proof.json", "{}")), ["merge", "r"], ["models/r-merged exists already; choose another with --output, or --force"]),
+    "merge into a file, forced": (both(make_run(5), write("m", "")), ["merge", "r", "-o", "m", "--force"], ["m exists and is no merged model"]),
     "merge below a file": (both(make_run(5), write("m", "")), ["merge", "r", "-o", "m/x"], [""]),
     "min-pass of 150%": (make_run(5), ["test", "r", "--suite", "leviathan", "--min-pass", "150%"], ["--min-pass '150%' is not a percentage; use 75 or 75%"]),
     "min-pass of words": (make_run(5), ["test", "r", "--suite", "leviathan", "--min-pass", "most"], ["--min-pass 'most' is not a percentage"]),
     "test of an unknown target": (nothing, ["test", "nope"], ["no run 'nope'"]),
     "suite with two errors": (both(make_run(5), write("s.yaml", "cases:\n  - nam: a\n    prompt: p\n    checks: [{exact: b}]\n")), ["test", "r", "--suite", "s.yaml"], ["s.yaml:2: cases.0.name is required and missing", "s.yaml:2: cases.0.nam is not a known key; did you mean name?"]),
     "nothing to ask": (make_run(5), ["infer", "r"], ["nothing to ask: no --prompt and no terminal"]),
+    "three wrong --set at once": (nothing, [*RENDER, "--set", "lora_r", "--set", "a b=1", "--set", "x=[1"], ["--set 'lora_r' is not", "--set 'a b=1' is not", "cannot read '[1'"]),
+    "owned and unknown keys at once": (nothing, [*RENDER, "--set", "output_dir=x", "--set", "sequence_length=5"], ["--set output_dir=x: output_dir is not yours", "--set sequence_length=5: sequence_length is not a key Axolotl knows"]),
+    "own and axolotl keys of one file at once": (both(edit(PROFILE, "{keep: 5}", "{kep: 5}"), edit(PROFILE, "  lora_alpha: 16", "  lora_alfa: 16")), RENDER, [f"{PROFILE}:3: checkpoints.kep", f"{PROFILE}:11: lora_alfa is not a key"]),
+    "base model directory that is not there": (edit(RECIPE, "base_model: base", "base_model: ./bsae"), TRAIN, ["base model directory ./bsae does not exist"]),
+    "dataset path of the user's own": (nothing, [*TRAIN, "--set", "datasets.0.path=other.jsonl"], ["--set datasets.0.path=other.jsonl: datasets.0.path is where the sample is put"]),
+    "merge --force over what is no model": (both(make_run(5), write("m/notes.txt", "mine")), ["merge", "r", "-o", "m", "--force"], ["m exists and is no merged model"]),
+    "cleanup without a terminal": (make_run(5, 10, 15), ["checkpoints", "cleanup", "r", "--keep", "1"], ["nothing was deleted; these would go: checkpoint-5, checkpoint-10; say --yes"]),
+    "one alias in two profiles": (both(write("configs/profiles/p1.yaml", "aliases: [zz]\n"), write("configs/profiles/p2.yaml", "aliases: [zz]\n")), ["profiles", "show", "zz"], ["configs/profiles/p2.yaml and configs/profiles/p1.yaml both have the alias zz"]),
     "unknown option": (nothing, ["train", "--smaple", "5"], ["No such option"]),
     "unknown command": (nothing, ["trian"], ["No such command 'trian'. Did you mean 'train'; see "]),
     "option of a wrong type": (make_run(5), ["checkpoints", "cleanup", "r", "--keep", "0"], ["Invalid value for '--keep'"]),

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,10 +181,10 @@ def test_show_prints_the_file_itself(run_cli, project):
 def test_data_sample(run_cli, project):
     document = json_of(run_cli("data", "sample", "rows.jsonl", "--sample", "25pct", "--json"))
     assert {"rows": 18, "of_rows": 72, "seed": 42, "sample": "25pct"}.items() <= document.items()
-    assert document["path"] == "work/data/rows_25pct_seed42.jsonl"
+    assert re.fullmatch(r"work/data/rows-\w{6}_25pct_seed42\.jsonl", document["path"])
     assert Path(document["path"]).stat().st_size == document["bytes"]
     plain = run_cli("data", "sample", "rows.jsonl", "--sample", "25pct")
-    assert plain.stdout.startswith("work/data/rows_25pct_seed42.jsonl: 18 of 72 rows, ")
+    assert plain.stdout.startswith(f"{document['path']}: 18 of 72 rows, ")
 
 
 def test_render_writes_only_the_file_asked_for(run_cli, project):
@@ -237,7 +238,9 @@ def test_checkpoints_list(run_cli, run_dir):
 def test_checkpoints_best_latest_and_show(run_cli, run_dir):
     assert json_of(run_cli("checkpoints", "best", "--json"))["step"] == 10
     assert json_of(run_cli("checkpoints", "latest", "--json"))["step"] == 15
-    assert "optimizer.pt" in json_of(run_cli("checkpoints", "show", "5", "r", "--json"))["files"]
+    assert (
+        "optimizer.pt" in json_of(run_cli("checkpoints", "show", "r", "-c", "5", "--json"))["files"]
+    )
 
 
 def test_checkpoints_verify_says_what_is_damaged_and_exits_3(run_cli, run_dir):
@@ -252,12 +255,22 @@ def test_checkpoints_verify_says_what_is_damaged_and_exits_3(run_cli, run_dir):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_cleanup_reads_every_byte_before_it_lets_an_older_one_go(run_cli, run_dir):
+    for step in (10, 15):
+        file = run_dir / f"checkpoint-{step}/optimizer.pt"
+        file.write_bytes(b"\0" * file.stat().st_size)
+    done = run_cli("checkpoints", "cleanup", "--keep", "1", "--drop-best", "--yes")
+    assert (done.exit_code, done.stdout) == (0, "nothing to delete\n")
+    assert (run_dir / "checkpoint-5/optimizer.pt").exists()
+
+
 def test_cleanup_asks_first_and_keeps_the_best(run_cli, run_dir):
     before = listing(run_dir)
     asked = run_cli("checkpoints", "cleanup", "--keep", "1")
-    assert (asked.exit_code, asked.stdout.splitlines()[-1]) == (
-        0, "nothing was deleted; say --yes to delete these",
-    )  # fmt: skip
+    assert asked.exit_code == 2
+    assert (
+        asked.stderr == "leviathan: nothing was deleted; these would go: checkpoint-5; say --yes\n"
+    )
     assert {k for k in listing(run_dir) if ".lock" not in k} == set(before)
     assert run_cli("checkpoints", "cleanup", "--keep", "1", "--yes").exit_code == 0
     assert [c.step for c in checkpoints.scan(run_dir)] == [10, 15]

@@ -245,8 +245,6 @@ def test_every_problem_of_a_file_comes_in_one_error_with_its_line(project):
         ("format: alpaca", "format: alpacca", ":4: format: "),
         ("seed: 42", "seed: 42\nlearning_rate: 1", ":7: learning_rate is not a known key; Axolotl's own keys belong under axolotl:"),
         ("seed: 42", "seed: 42\nsamples: {10pct: {epoch: 2}}", ":7: samples.10pct.epoch is not a known key; did you mean epochs?"),
-        ("  warmup_steps: 2", "  output_dir: /tmp", ":10: output_dir is not yours to set here"),
-        ("  warmup_steps: 2", "  save_total_limit: 3", "use checkpoints.keep in the profile"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_is_named_by_line(project, old, new, message):
@@ -254,6 +252,20 @@ def test_a_wrong_recipe_is_named_by_line(project, old, new, message):
     with pytest.raises(BadInput) as caught:
         build("tiny", "tiny", "full")
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("output_dir=/tmp/x", "--set output_dir=/tmp/x: output_dir is not yours to set here"),
+        ("axolotl.output_dir=/tmp/x", "output_dir is not yours to set here"),
+        ("leviathan.run_dir=/tmp/x", "leviathan is not yours to set here"),
+        ("save_total_limit=3", "use checkpoints.keep in the profile"),
+    ],
+)
+def test_keys_that_leviathan_writes_itself_are_told_with_the_unknown_ones(project, text, problem):
+    (found,) = build("tiny", "tiny", "full", [text]).problems
+    assert problem in found
 
 
 @pytest.mark.parametrize(
@@ -268,9 +280,10 @@ def test_a_wrong_recipe_is_named_by_line(project, old, new, message):
         ("epochs=0", "--set epochs=0: epochs: "),
         ("seed=abc", "--set seed=abc: seed: "),
         ("format=xml", "--set format=xml: format: "),
-        ("output_dir=/tmp/x", "--set output_dir=/tmp/x: output_dir is not yours to set here"),
-        ("axolotl.output_dir=/tmp/x", "output_dir is not yours to set here"),
-        ("leviathan.run_dir=/tmp/x", "leviathan is not yours to set here"),
+        (
+            "datasets.0.path=x",
+            "--set datasets.0.path=x: datasets.0.path is where the sample is put",
+        ),
         ("datasets.3.type=x", "datasets.3 is not in the list it names"),
         ("datasets.first.type=x", "datasets.first is not in the list it names"),
     ],

@@ -83,7 +83,7 @@ def test_crash_is_one_line_with_the_cause_the_log_and_the_way_on(trainings):
 def test_crash_before_training_says_that_nothing_was_trained(trainings):
     crashed = trainings.run(mode="crash", crash_at=1)
     assert crashed.code == 1
-    assert "nothing was trained yet" in crashed.stderr
+    assert "there is no checkpoint yet" in crashed.stderr
 
 
 @pytest.mark.parametrize("mode", ["no-plugin", "silent"])
@@ -172,7 +172,7 @@ def test_interrupt_before_training_begins_loses_nothing_and_does_not_wait(traini
     wait_for((trainings.run_dir / ".plugin.json").exists)
     assert slow.signal(signal.SIGINT).end() == 4
     assert "before training began" in slow.stdout
-    assert "nothing was trained yet" in slow.stdout
+    assert "there is no checkpoint yet" in slow.stdout
     assert trainings.left() == []
 
 

@@ -165,11 +165,9 @@ def test_users_plugins_stay_before_ours(project, keys):
     assert tree["my_own_key"] == 5  # a plugin of the user's own may define it
 
 
-def test_a_dataset_path_of_the_users_own_is_kept(project, keys):
-    tree = rendered(
-        keys, "cpu", "datasets=[{path: mine, type: alpaca}, {path: more, type: alpaca}]"
-    ).tree
-    assert [d["path"] for d in tree["datasets"]] == ["mine", "more"]
+def test_entries_after_the_first_keep_their_own_paths(project, keys):
+    tree = rendered(keys, "cpu", "datasets=[{type: alpaca}, {path: more, type: alpaca}]").tree
+    assert [d["path"] for d in tree["datasets"]] == [str(TARGET.dataset), "more"]
 
 
 def test_rendering_leaves_the_config_as_it_was(project, keys):

@@ -15,7 +15,7 @@ def make_record(**changes) -> runs.RunRecord:
     values = {
         "name": "r", "recipe": "tiny", "profile": "tiny", "sample": "full", "overrides": ["a=1"],
         "settings": {"base_model": "b"}, "tree": {"lora_r": 8, "learning_rate": 1e-4},
-        "corpus": {"rows": 3}, "versions": {"python": "3"}, "created": 1.5, **changes,
+        "processes": 1, "corpus": {"rows": 3}, "base": None, "versions": {"python": "3"}, "created": 1.5, **changes,
     }  # fmt: skip
     return runs.RunRecord(**values)
 

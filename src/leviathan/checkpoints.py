@@ -24,6 +24,8 @@ from leviathan.errors import BadInput, Refused
 
 COMMIT = "leviathan-commit.json"
 _COMMIT_SCHEMA = 1
+# Neither resuming nor merging reads these; damage to them is none to the checkpoint.
+_NOT_NEEDED = {COMMIT, "README.md", "training_args.bin"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def commit(checkpoint: Path, facts: dict[str, Any]) -> None:
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != COMMIT:
+        if path.is_file() and path.name not in _NOT_NEEDED:
             digest = _digest_and_sync(path)
             entries[str(path.relative_to(checkpoint))] = {
                 "bytes": path.stat().st_size,
@@ -104,7 +106,7 @@ def scan(run_dir: Path) -> list[Checkpoint]:
                 found.append(_look(path, step))
     found.sort(key=lambda c: c.step)
     best = min(
-        (c for c in found if c.sound and c.eval_loss is not None and math.isfinite(c.eval_loss)),
+        (c for c in found if c.sound and _score(c) is not None),
         key=lambda c: (c.eval_loss or 0.0, c.step),
         default=None,
     )
@@ -134,7 +136,8 @@ def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
 def choose(run_dir: Path, which: str) -> Checkpoint:
     """The checkpoint called ``best``, ``latest``, ``N`` or ``checkpoint-N``, verified.
 
-    ``best`` has the lowest evaluation loss; without evaluations it is the latest.
+    ``best`` has the lowest evaluation loss of those that verify; without evaluations it
+    is the latest, which is the newest that verifies.
 
     Raises:
         BadInput: there is no such checkpoint.
@@ -143,25 +146,43 @@ def choose(run_dir: Path, which: str) -> Checkpoint:
     found = scan(run_dir) if run_dir.is_dir() else []
     if not found:
         raise BadInput(f"{run_dir} has no checkpoints", "train first; a run saves every save_steps")
-    chosen = _named(found, which)
+    if which in {"best", "latest"}:
+        return _first_sound(found, which, run_dir)
+    chosen = _numbered(found, which)
     if chosen is None:
         steps = ", ".join(str(c.step) for c in found[-8:])
         raise BadInput(f"no checkpoint {which!r} in {run_dir}", f"there are: {steps}")
     checked = verify(chosen)
     if not checked.sound:
         raise Refused(
-            f"{checked.path.name} is damaged: {checked.problem}", "choose another, or latest"
+            f"{checked.path.name} is damaged: {checked.problem}",
+            "latest is the newest that is sound",
         )
     return checked
 
 
-def _named(found: list[Checkpoint], which: str) -> Checkpoint | None:
-    sound = [c for c in found if c.sound]
-    latest = sound[-1] if sound else None
-    if which == "latest":
-        return latest
+def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoint:
+    candidates = found[::-1]
     if which == "best":
-        return next((c for c in found if c.best), latest)
+        scored = [c for c in found if _score(c) is not None]
+        candidates = sorted(scored, key=lambda c: (c.eval_loss or 0.0, c.step)) or candidates
+    for candidate in candidates:
+        checked = verify(candidate)
+        if checked.sound:
+            return checked
+    raise Refused(
+        f"no checkpoint of {run_dir} is sound; the newest: {verify(found[-1]).problem}",
+        "leviathan checkpoints verify tells about each",
+    )
+
+
+def _score(checkpoint: Checkpoint) -> float | None:
+    """The evaluation loss, if there is a finite one."""
+    loss = checkpoint.eval_loss
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def _numbered(found: list[Checkpoint], which: str) -> Checkpoint | None:
     number = which.removeprefix("checkpoint-")
     if not number.isdecimal():
         raise BadInput(f"{which!r} names no checkpoint", "use best, latest, N or checkpoint-N")

@@ -16,11 +16,10 @@ from typer.core import TyperGroup
 from leviathan import __version__
 from leviathan.errors import BadInput, LeviathanError
 
-# What the file system refuses is the user's to mend: exit code by errno.
-_USER_ERRNOS = {
-    errno.ENOSPC: 1, errno.EDQUOT: 1, errno.EACCES: 2, errno.EPERM: 2, errno.EROFS: 2,
-    errno.ENOTDIR: 2, errno.EISDIR: 2, errno.EEXIST: 2,
-}  # fmt: skip
+# What the file system refuses is the user's to mend; these are wrong paths: exit code 2.
+_USER_ERRNOS = dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), 2
+)
 
 
 class _Boundary(TyperGroup):
@@ -71,13 +70,13 @@ class _Boundary(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
-            if error.errno not in _USER_ERRNOS:
+            if error.errno is None:
                 raise
             from leviathan import ui
 
             where = error.filename2 or error.filename or "the disk"
             ui.error(LeviathanError(f"{where}: {error.strerror}"), bool(ctx.params.get("verbose")))
-            raise typer.Exit(_USER_ERRNOS[error.errno]) from error
+            raise typer.Exit(_USER_ERRNOS.get(error.errno, 1)) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
@@ -85,6 +84,8 @@ class _Boundary(TyperGroup):
 app = typer.Typer(
     cls=_Boundary,
     no_args_is_help=True,
+    # Plain help: rich's boxes cost a third of the start-up (benchmarks/startup.py).
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
     help="LoRA fine-tuning on Axolotl that survives power cuts and proves what it ships.",
@@ -125,3 +126,7 @@ _register()
 def main() -> None:
     """The ``leviathan`` console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,12 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from leviathan.cli_config import JsonOption
+from leviathan.cli_config import GROUP, JsonOption
 
 RunArgument = Annotated[
     str | None, typer.Argument(help="A run's name or directory; the only run when left out.")
 ]
-checkpoints_app = typer.Typer(help="List, verify, choose and clean up.", no_args_is_help=True)
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="best, latest, N or checkpoint-N.")
+]
+checkpoints_app = typer.Typer(help="List, verify, choose and clean up.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
@@ -31,26 +34,26 @@ def list_(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 @checkpoints_app.command("show")
 def show(
-    which: Annotated[str, typer.Argument(help="best, latest, N or checkpoint-N.")],
     run: RunArgument = None,
+    checkpoint: CheckpointOption = "latest",
     as_json: JsonOption = False,
 ) -> None:
     """One checkpoint in full: losses, files and sizes."""
     from leviathan import checkpoints, runs
 
-    _detail(checkpoints.choose(runs.find(run).directory, which), as_json)
+    _detail(checkpoints.choose(runs.find(run).directory, checkpoint), as_json)
 
 
 @checkpoints_app.command("latest")
 def latest(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """The newest sound checkpoint."""
-    show("latest", run, as_json)
+    show(run, "latest", as_json)
 
 
 @checkpoints_app.command("best")
 def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """The checkpoint with the lowest evaluation loss; without evaluations, the latest."""
-    show("best", run, as_json)
+    show(run, "best", as_json)
 
 
 @checkpoints_app.command("verify")
@@ -80,10 +83,16 @@ def cleanup(
 ) -> None:
     """Delete older checkpoints; never the last sound one, never damaged ones."""
     from leviathan import checkpoints, runs, ui
+    from leviathan.errors import BadInput
 
     paths = runs.find(run)
     with runs.locked(paths):
-        going = checkpoints.removable(checkpoints.scan(paths.directory), keep, drop_best=drop_best)
+        # Every byte is read: what stays must be sound, or the last good one could go.
+        found = [checkpoints.verify(c) for c in checkpoints.scan(paths.directory)]
+        going = checkpoints.removable(found, keep, drop_best=drop_best)
+        if going and not yes and not ui.is_terminal():
+            names = ", ".join(c.path.name for c in going)
+            raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
         total = ui.size(sum(c.bytes for c in going))
         if not as_json:
             for c in going:
@@ -99,7 +108,7 @@ def cleanup(
     elif agreed:
         ui.say(f"deleted {len(going)} checkpoints, {total}")
     else:
-        ui.say("nothing was deleted; say --yes to delete these")
+        ui.say("nothing was deleted")
 
 
 def print_checkpoints(found: list[Any], as_json: bool) -> None:

@@ -20,9 +20,11 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-profiles_app = typer.Typer(help="Machine classes and their training knobs.", no_args_is_help=True)
-recipes_app = typer.Typer(help="What is trained.", no_args_is_help=True)
-data_app = typer.Typer(help="The corpus and its samples.", no_args_is_help=True)
+GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+
+profiles_app = typer.Typer(help="Machine classes and their training knobs.", **GROUP)
+recipes_app = typer.Typer(help="What is trained.", **GROUP)
+data_app = typer.Typer(help="The corpus and its samples.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(profiles_app, name="profiles")
     app.add_typer(recipes_app, name="recipes")
     app.add_typer(data_app, name="data")
-    app.command("render")(render)
+    app.command("render", short_help="The Axolotl YAML, and who set what.")(render)
 
 
 @profiles_app.command("list")

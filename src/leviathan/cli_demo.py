@@ -15,7 +15,7 @@ PROFILE, RECIPE, SAMPLE = "cpu", "demo", "95pct"
 
 def register(app: typer.Typer) -> None:
     """Add this command to the application."""
-    app.command("demo")(demo)
+    app.command("demo", short_help="The main job end to end, in minutes.")(demo)
 
 
 def demo(

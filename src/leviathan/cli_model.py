@@ -5,12 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from leviathan.cli_checkpoints import RunArgument
+from leviathan.cli_checkpoints import CheckpointOption, RunArgument
 from leviathan.cli_config import JsonOption
 
-CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="best, latest, N or checkpoint-N.")
-]
 TargetArgument = Annotated[
     str | None, typer.Argument(help="A run's name or directory, or a merged model's directory.")
 ]
@@ -22,9 +19,9 @@ _ANSWER = 44
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
-    app.command("merge")(merge)
-    app.command("test")(examine)
-    app.command("infer")(infer)
+    app.command("merge", short_help="Merge, and prove the merge.")(merge)
+    app.command("test", short_help="The prompt suite, with a pass rate.")(examine)
+    app.command("infer", short_help="Ask a run or a merged model.")(infer)
 
 
 def merge(
@@ -48,14 +45,15 @@ def merge(
     result = merging.merge(paths, chosen, directory, ui.notice)
     if as_json:
         ui.document({"verdict": result.verdict, "reason": result.reason,
-                     "output": str(directory), **result.comparison})  # fmt: skip
+                     "output": str(result.directory), **result.comparison})  # fmt: skip
     if result.verdict != "equal":
         raise Refused(
-            f"{directory} is unverified: {result.reason}", f"see {directory / merging.PROOF}"
+            f"{result.directory} is unverified: {result.reason}",
+            f"see {result.directory / merging.PROOF}",
         )
     if not as_json:
         found = result.comparison
-        ui.say(f"merged {chosen.path.name} into {directory}")
+        ui.say(f"merged {chosen.path.name} into {result.directory}")
         ui.say(
             f"proof: equal; {found['argmax_agreement']:.1%} of {found['positions']} positions "
             f"agree, max difference {found['max_abs_diff']:.2g} where the adapter's effect is "
@@ -115,7 +113,7 @@ def show_summary(summary: dict[str, Any]) -> None:
 def infer(
     target: TargetArgument = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-q", help="One question; without it, a chat.")
+        str | None, typer.Option("--prompt", "-q", help="One question; without it, a prompt.")
     ] = None,
     base: Annotated[
         bool, typer.Option("--base", help="Also show the base model's answer.")
@@ -129,7 +127,7 @@ def infer(
 
     if prompt is None and not ui.is_terminal():
         raise BadInput("nothing to ask: no --prompt and no terminal", "give --prompt TEXT")
-    ask = evaluate.asker(target, checkpoint, max_new_tokens)
+    ask = evaluate.asker(target, checkpoint, max_new_tokens, of_base=base)
     for question in [prompt] if prompt is not None else ui.questions():
         ui.say(ask(question, False))
         if base:

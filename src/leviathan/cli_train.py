@@ -16,7 +16,7 @@ from leviathan.cli_config import (
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
-    app.command("train")(train)
+    app.command("train", short_help="Train, or resume where it stopped.")(train)
 
 
 def train(
@@ -86,7 +86,8 @@ def _show_plan(decision: Any, as_json: bool) -> None:
         ui.document(plan)
         return
     for key, value in plan.items():
-        shown = shlex.join(value) if key == "command" else value
+        joined = "; ".join(value) if isinstance(value, list) else value
+        shown = shlex.join(value) if key == "command" else joined or "none"
         ui.say(f"{key:<12} {shown}")
 
 
@@ -98,7 +99,7 @@ def finish(decision: Any, outcome: Any, *, as_json: bool = False) -> None:
     run = decision.paths.directory
     again = training.resume_command(decision)
     saved = training.latest_saved(decision.paths)
-    where = f"saved {saved}" if saved else "nothing was trained yet"
+    where = f"saved {saved}" if saved else "there is no checkpoint yet"
     if as_json:
         ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
                      "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,

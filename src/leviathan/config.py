@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leviathan import yamlfile
+from leviathan import schema, yamlfile
 from leviathan.errors import BadInput
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
@@ -188,7 +188,12 @@ def _aliases(known: dict[str, Path]) -> dict[str, str]:
             aliases = yamlfile.load(path).data.get("aliases")
         except BadInput:
             continue  # broken, and not the one that was asked for
-        found |= {str(alias): name for alias in (aliases if isinstance(aliases, list) else [])}
+        for alias in aliases if isinstance(aliases, list) else []:
+            if found.setdefault(str(alias), name) != name:
+                raise BadInput(
+                    f"{path} and {known[found[str(alias)]]} both have the alias {alias}",
+                    "take it out of one",
+                )
     return found
 
 
@@ -205,7 +210,24 @@ def load_recipe(name: str) -> tuple[str, Recipe, YamlFile]:
 
 
 def _validated(model: type[Model], source: YamlFile) -> Model:
-    return validated(model, source.data, source.where)
+    try:
+        return validated(model, source.data, source.where)
+    except BadInput as error:
+        raise bad_inputs([error.line, *_axolotl_problems(source)]) from error
+
+
+def _axolotl_problems(source: YamlFile) -> list[str]:
+    """What is wrong under ``axolotl:`` in a file that is wrong elsewhere, to say it all at once."""
+    block = source.data.get("axolotl")
+    keys = schema.load() if isinstance(block, dict) else None
+    if keys is None or not isinstance(block, dict):
+        return []
+    plugins = [str(p) for p in block.get("plugins") or []]
+    return [
+        f"{source.where(('axolotl', *p.key))}: {p.message}; {p.hint}"
+        for p in keys.check(block, plugins)
+        if "plugin" not in p.message
+    ]
 
 
 def validated(model: type[Model], data: Any, where: Callable[[KeyPath], str]) -> Model:

@@ -45,6 +45,8 @@ class Sample:
     source: str
     source_bytes: int
     source_mtime_ns: int
+    mtime_ns: int = 0
+    """When ``path`` was written: a sample edited by hand is drawn again."""
     checked: tuple[str, ...] = ()
     """Keys every row was seen to have."""
     method: str = "selection sampling, ordered, random.Random(seed)"
@@ -111,7 +113,7 @@ def draw(
     stat = corpus.stat()
     drawn = Sample(
         str(path), rows, of_rows, size, seed, sample, digest,
-        str(corpus), stat.st_size, stat.st_mtime_ns, required,
+        str(corpus), stat.st_size, stat.st_mtime_ns, path.stat().st_mtime_ns, required,
     )  # fmt: skip
     files.write_json(manifest, asdict(drawn))
     return drawn
@@ -124,7 +126,9 @@ def as_document(sample: Sample) -> dict[str, Any]:
 
 def sample_path(corpus: Path, sample: str, seed: int, directory: Path) -> Path:
     """Where the sample is written unless it is the whole corpus."""
-    return directory / f"{corpus.stem}_{sample}_seed{seed}.jsonl"
+    # Two corpora of one name in different folders must not overwrite each other's samples.
+    place = xxhash.xxh3_64(str(corpus.parent).encode()).hexdigest()[:6]
+    return directory / f"{corpus.stem}-{place}_{sample}_seed{seed}.jsonl"
 
 
 def refuse_unreadable(corpus: Path) -> None:
@@ -143,13 +147,14 @@ def refuse_unreadable(corpus: Path) -> None:
 def _reusable(manifest: Path, corpus: Path) -> Sample | None:
     try:
         known = Sample(**json.loads(manifest.read_text()))
-        size = Path(known.path).stat().st_size
+        drawn = Path(known.path).stat()
     except (OSError, ValueError, TypeError):
         return None
     stat = corpus.stat()
     known = replace(known, checked=tuple(known.checked))
     same = (known.source_bytes, known.source_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    return known if same and size == known.bytes and known.source == str(corpus) else None
+    whole = (drawn.st_size, drawn.st_mtime_ns) == (known.bytes, known.mtime_ns)
+    return known if same and whole and known.source == str(corpus) else None
 
 
 def _rows_wanted(wanted: float | int | None, of_rows: int, corpus: Path) -> int:

@@ -4,16 +4,16 @@ Does not own the printing of them (ui) nor the single place that catches them (c
 
     LeviathanError            1  failed
     ├── BadInput              2  the user's input is wrong; nothing was written
-    ├── Refused               3  a check says no (does not fit, unsound, unverified)
-    └── StoppedEarly          4  stopped on request, resumable
+    └── Refused               3  a check says no (does not fit, unsound, unverified)
+
+Being stopped is no error: the train command itself exits with 4, or 130 when killed.
 """
 
 
 class LeviathanError(Exception):
     """A failure the user can act on: one line of what, one line of what to do.
 
-    ``exit_code`` follows the CLI contract: 1 failed, 2 bad input, 3 refused,
-    4 stopped early but resumable.
+    ``exit_code`` follows the CLI contract: 1 failed, 2 bad input, 3 refused.
     """
 
     exit_code = 1
@@ -39,9 +39,3 @@ class Refused(LeviathanError):  # noqa: N818
     """The input is well-formed but a check forbids going on."""
 
     exit_code = 3
-
-
-class StoppedEarly(LeviathanError):  # noqa: N818
-    """The run stopped on request and can be resumed with the same command."""
-
-    exit_code = 4

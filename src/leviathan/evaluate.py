@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, models, prompts, runs, train
+from leviathan import checkpoints, config, models, prompts, runs
 from leviathan.errors import BadInput
 
 
@@ -66,9 +66,18 @@ def examine(examination: Examination) -> dict[str, Any]:
     return prompts.summary(results)
 
 
-def asker(target: str | None, checkpoint: str, max_new_tokens: int) -> Callable[[str, bool], str]:
-    """A function from (question, of the base model?) to the answer."""
-    model = models.Model(_resolve(target, checkpoint)[0])
+def asker(
+    target: str | None, checkpoint: str, max_new_tokens: int, *, of_base: bool
+) -> Callable[[str, bool], str]:
+    """A function from (question, of the base model?) to the answer.
+
+    Raises:
+        BadInput: the base is wanted of a merged model, which no longer has it apart.
+    """
+    source = _resolve(target, checkpoint)[0]
+    if of_base and source.adapter is None:
+        raise BadInput(f"{source.model} has no adapter to switch off", "ask the run with --base")
+    model = models.Model(source)
 
     def ask(question: str, of_base: bool) -> str:
         if of_base:
@@ -84,11 +93,16 @@ def _resolve(target: str | None, checkpoint: str) -> tuple[models.Source, config
         return models.from_directory(Path(target)), None
     paths = runs.find(target)
     record = runs.read(paths)
-    recipe = config.Recipe.model_validate(record.settings)
+    recipe = recipe_of(paths, record)
     chosen = checkpoints.choose(paths.directory, checkpoint)
     tree = yaml.safe_load(paths.config.read_text())
-    base = train.local_or_hub(record.tree["base_model"])
+    base = models.local_or_hub(record.tree["base_model"])
     return models.from_run(tree, base, chosen.path, recipe.format), recipe
+
+
+def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> config.Recipe:
+    """The recipe's own keys as the run was begun with them."""
+    return config.validated(config.Recipe, record.settings, lambda _: str(paths.record))
 
 
 def _is_run(directory: Path) -> bool:

@@ -123,7 +123,9 @@ def supervise(paths: runs.RunPaths, profile: Profile, session: int, listener: Li
 
 @contextmanager
 def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    # Under nohup a hang-up is ignored on purpose, and stays so.
+    taken = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN or n == signal.SIGINT]
+    before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield
     finally:

@@ -47,6 +47,8 @@ class Config:
     profile_asked: str
     tree: dict[str, Any]
     origins: dict[KeyPath, Origin]
+    problems: tuple[str, ...] = ()
+    """Keys that are not the user's to set; told together with the unknown ones."""
 
     def origin(self, key: KeyPath) -> Origin:
         """Where the value at ``key``, or the block around it, was set."""
@@ -114,17 +116,18 @@ def build(
     """
     parse_sample(sample)
     asked = (recipe_name, profile_name)
+    overrides = tuple(overrides)
     (recipe_name, recipe, recipe_file), (profile_name, profile, profile_file) = _load(*asked)
-    sets = [_parse_override(text) for text in overrides]
+    sets = _parse_overrides(overrides)
     recipe = _overridden(recipe, RECIPE_KEYS, sets)
     profile = _overridden(profile, PROFILE_KEYS, sets)
-    merged = _Merged()
+    merged, problems = _Merged(), list[str]()
     merged.add(_own_keys(recipe, sample), lambda key: _own_origin(recipe_file, key, sample))
     for layer, source, model in (
         ("recipe", recipe_file, recipe.axolotl),
         ("profile", profile_file, profile.axolotl),
     ):
-        _refuse_owned(model, lambda key, s=source: s.where(("axolotl", *key)))
+        problems += _owned(model, lambda key, s=source: s.where(("axolotl", *key)))
         merged.add(
             model,
             lambda key, n=layer, s=source: Origin(n, s.where(("axolotl", *key))),
@@ -132,17 +135,24 @@ def build(
     for key, value, text in sets:
         tree = _as_tree(key if key[0] != "epochs" else ("num_epochs",), value)
         if key[0] not in (RECIPE_KEYS | PROFILE_KEYS) - _AXOLOTL_TOO:
-            _refuse_owned(tree, lambda _, t=text: f"--set {t}")
+            problems += _owned(tree, lambda _, t=text: f"--set {t}")
             merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
     _refuse_bad_datasets(merged)
     return Config(
         recipe_name, recipe, profile_name, profile, sample,
-        tuple(overrides), *asked, merged.tree, merged.origins,
+        tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
     )  # fmt: skip
 
 
 def _refuse_bad_datasets(merged: "_Merged") -> None:
     datasets = merged.tree.get("datasets")
+    if isinstance(datasets, list) and datasets and "path" in (datasets[0] or {}):
+        key: KeyPath = ("datasets", 0, "path")
+        place = merged.origins.get(key) or merged.origins[("datasets",)]
+        raise BadInput(
+            f"{place.where}: datasets.0.path is where the sample is put",
+            "set the recipe's corpus, or --set corpus=FILE",
+        )
     if isinstance(datasets, list) and datasets and all(isinstance(d, dict) for d in datasets):
         return
     where = merged.origins[("datasets",)].where if ("datasets",) in merged.origins else "--set"
@@ -150,6 +160,18 @@ def _refuse_bad_datasets(merged: "_Merged") -> None:
         f"{where}: datasets must be a list of mappings, found {datasets!r}",
         "leave it out to use the recipe's corpus and format",
     )
+
+
+def _parse_overrides(texts: Iterable[str]) -> list[tuple[KeyPath, Any, str]]:
+    parsed, problems = [], []
+    for text in texts:
+        try:
+            parsed.append(_parse_override(text))
+        except BadInput as error:
+            problems.append(error.line)
+    if problems:
+        raise bad_inputs(problems)
+    return parsed
 
 
 def _parse_override(text: str) -> tuple[KeyPath, Any, str]:
@@ -216,14 +238,13 @@ def _own_origin(source: YamlFile, key: KeyPath, sample: str) -> Origin:
     return Origin("recipe", source.where(place))
 
 
-def _refuse_owned(tree: dict[str, Any], where: Any) -> None:
-    problems = [
+def _owned(tree: dict[str, Any], where: Any) -> list[str]:
+    """Keys in ``tree`` that are Leviathan's own to write, a line each."""
+    return [
         f"{where((name,))}: {name} is not yours to set here; {OWNED_KEYS[name]}"
         for name in tree
         if name in OWNED_KEYS
     ]
-    if problems:
-        raise bad_inputs(problems)
 
 
 def _as_tree(key: KeyPath, value: Any) -> dict[str, Any]:

@@ -6,18 +6,22 @@ Does not do the arithmetic of LoRA (Axolotl does) nor of the comparison (``proof
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 
-from leviathan import checkpoints, config, corpus, files, models, proof, runs, train
+from leviathan import checkpoints, config, corpus, evaluate, files, models, prompts, proof, runs
 from leviathan.checkpoints import Checkpoint
-from leviathan.errors import BadInput, LeviathanError
+from leviathan.errors import BadInput, LeviathanError, Refused
+from leviathan.launch import last_error
 
 PROOF = "merge-proof.json"
 UNVERIFIED = "UNVERIFIED"
@@ -45,14 +49,17 @@ def plan(
     """The checkpoint to merge and where to; only reads.
 
     Raises:
-        BadInput: no such checkpoint, it holds no adapter, or the output exists.
+        BadInput: no such checkpoint, it holds no adapter, or the output is taken by
+            anything but an earlier merge that may be replaced.
     """
     checkpoint = checkpoints.choose(run.directory, which)
     if not (checkpoint.path / "adapter_config.json").exists():
         raise BadInput(f"{checkpoint.path} holds no adapter", "a full fine-tune needs no merge")
-    directory = output or Path("models") / f"{run.directory.name}-merged"
+    directory = output or Path("models") / f"{run.directory.resolve().name}-merged"
     taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if taken and not (replace and directory.is_dir()):
+    if taken and not (directory / PROOF).is_file():
+        raise BadInput(f"{directory} exists and is no merged model", "choose another --output")
+    if taken and not replace:
         raise BadInput(
             f"{directory} exists already", "choose another with --output, or --force to replace it"
         )
@@ -68,33 +75,80 @@ def merge(
     """Merge, prove, and only then give the result its name.
 
     Everything is made in a hidden directory beside ``directory``; a power cut leaves
-    no half model under the real name.
+    no half model under the real name. An earlier merge is replaced only by one that
+    is proven; an unproven result goes to ``<directory>.unverified`` then.
 
     Raises:
+        Refused: the base model is not the one trained on, or another merge is at work.
         LeviathanError: Axolotl's merge or the proof itself failed to run.
     """
     record = runs.read(run)
-    recipe = config.Recipe.model_validate(record.settings)
+    recipe = evaluate.recipe_of(run, record)
+    if record.base != models.fingerprint(models.local_or_hub(record.tree["base_model"])):
+        raise Refused(
+            f"the base model {record.tree['base_model']} has changed since training",
+            "restore it: merged into another base the adapter means nothing",
+        )
     partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        tell(f"merging {checkpoint.path.name} with axolotl merge-lora")
-        tree = _axolotl_merge(run, record, checkpoint, partial)
-        made = partial / "merged"
-        _restore_unquantised(tree, made)
-        _copy_trained_tokenizer(checkpoint.path, made)
-        tell("proving: base, base + adapter and merged on the same probes")
-        result = _prove(record, recipe, tree, checkpoint, made, partial)
-        files.fsync_directory(made)
-        shutil.rmtree(directory, ignore_errors=True)
-        made.rename(directory)
-        files.fsync_directory(directory.parent)
-    finally:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(directory), _ended_by_sigterm():
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            tell(f"merging {checkpoint.path.name} with axolotl merge-lora")
+            tree = _axolotl_merge(run, record, checkpoint, partial)
+            made = partial / "merged"
+            _restore_unquantised(tree, made)
+            _copy_trained_tokenizer(checkpoint.path, made)
+            tell("proving: base, base + adapter and merged on the same probes")
+            result = _prove(record, recipe, tree, checkpoint, made, partial)
+            files.fsync_directory(made)
+            final = _put_in_place(made, directory, result.verdict)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     runs.event(run, "merge", session=None, step=checkpoint.step, verdict=result.verdict,
-               to=str(directory))  # fmt: skip
-    return Merged(directory, checkpoint, result.verdict, result.reason, result.comparison)
+               to=str(final))  # fmt: skip
+    return replace(result, directory=final)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Be the only merge into ``directory``."""
+    lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise Refused(f"another process is merging into {directory}", "wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl+C: the child is killed, the partial directory removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _put_in_place(made: Path, directory: Path, verdict: str) -> Path:
+    """Give the merge its name; returns the name it got."""
+    aside = directory.with_name(f".{directory.name}.old")
+    taken = directory.exists() and any(directory.iterdir())
+    if taken and verdict != "equal":
+        directory = directory.with_name(f"{directory.name}.unverified")
+        shutil.rmtree(directory, ignore_errors=True)
+    elif directory.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+    made.rename(directory)
+    files.fsync_directory(directory.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+    return directory
 
 
 def _axolotl_merge(
@@ -102,7 +156,7 @@ def _axolotl_merge(
 ) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
     # The launch wrote an absolute path; the project may have moved since.
-    tree["base_model"] = train.local_or_hub(record.tree["base_model"])
+    tree["base_model"] = models.local_or_hub(record.tree["base_model"])
     launched = dict(tree)
     # Our plugin would write a heartbeat; Liger would patch a model that is never run.
     launched["plugins"] = []
@@ -116,7 +170,7 @@ def _axolotl_merge(
                f"--lora_model_dir={checkpoint.path.resolve()}"]  # fmt: skip
     _run(command, log, "axolotl's merge")
     if not list((partial / "merged").glob("*.safetensors")):
-        raise LeviathanError(f"axolotl's merge wrote no weights: {_last_line(log)}")
+        raise LeviathanError(f"axolotl's merge wrote no weights: {last_error(log)}")
     return tree
 
 
@@ -128,13 +182,7 @@ def _run(command: list[str], log: Path, what: str) -> None:
             env=environment, check=False,
         )  # fmt: skip
     if done.returncode:
-        raise LeviathanError(f"{what} failed (exit code {done.returncode}): {_last_line(log)}")
-
-
-def _last_line(log: Path) -> str:
-    from leviathan.launch import last_error
-
-    return last_error(log)
+        raise LeviathanError(f"{what} failed (exit code {done.returncode}): {last_error(log)}")
 
 
 def _restore_unquantised(tree: dict[str, Any], merged: Path) -> None:
@@ -203,7 +251,8 @@ def _prove(
 ) -> Merged:
     trained = models.from_run(tree, tree["base_model"], checkpoint.path.resolve(), recipe.format)
     whole = models.Source(str(merged.resolve()), row_format=recipe.format)
-    spec = {"trained": asdict(trained), "merged": asdict(whole), "probes": _probes(record)}
+    source, probes = _probes(record, recipe)
+    spec = {"trained": asdict(trained), "merged": asdict(whole), "probes": probes}
     files.write_text(partial / "spec.json", json.dumps(spec, default=str))
     out = partial / "comparison.json"
     command = [sys.executable, "-m", "leviathan.proof", str(partial / "spec.json"), str(out)]
@@ -217,10 +266,12 @@ def _prove(
             "verdict": word,
             "reason": reason,
             **asdict(found),
+            "probes": {"from": source, "count": len(probes)},
             "limits": limits.model_dump(),
             "checkpoint": checkpoint.path.name,
             "run": record.name,
             "base_model": tree["base_model"],
+            "base_digest": record.base,
             "format": recipe.format,
             "versions": record.versions,
             "hashes": _hashes(checkpoint.path, merged),
@@ -237,17 +288,35 @@ def _hashes(checkpoint: Path, merged: Path) -> dict[str, str]:
     return {name: corpus.file_digest(path) for name, path in named.items()}
 
 
-def _probes(record: runs.RunRecord) -> list[str]:
-    """Rows spread evenly over the sample the run was trained on, as plain text."""
+def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[str]]:
+    """Where probes come from, and their texts: rows spread over the sample trained on.
+
+    Where the sample is gone (a rented machine), the recipe's prompt suite stands in.
+
+    Raises:
+        BadInput: neither is here, and a proof on nothing would prove nothing.
+    """
     path = Path(record.corpus["path"])
-    wanted = {round(i * (record.corpus["rows"] - 1) / (_PROBES - 1)) for i in range(_PROBES)}
+    if path.is_file():
+        return str(path), _spread_rows(path, int(record.corpus["rows"]))
+    if recipe.suite:
+        suite = prompts.find(recipe.suite)
+        return str(suite), [case.prompt for case in prompts.load(suite).cases]
+    raise BadInput(
+        f"nothing to prove the merge with: {path} is gone and the recipe has no suite",
+        "restore the sample, or draw it again with leviathan data sample",
+    )
+
+
+def _spread_rows(path: Path, count: int) -> list[str]:
+    wanted = {round(i * (count - 1) / (_PROBES - 1)) for i in range(_PROBES)}
     rows = []
-    for index, (number, line) in enumerate(corpus.read_rows(path) if path.exists() else ()):
+    for index, (number, line) in enumerate(corpus.read_rows(path)):
         if index in wanted:
             rows.append(_text(corpus.parse_row(line, path, number, ())))
         if index >= max(wanted):
             break
-    return rows or ["The quick brown fox jumps over the lazy dog."]
+    return rows
 
 
 def _text(value: Any) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from leviathan.errors import BadInput
 
 ALPACA = (
@@ -39,6 +41,39 @@ class Source:
     def tokenizer(self) -> str:
         """Where the trained tokenizer lies: beside the adapter, if there is one."""
         return str(self.adapter or self.model)
+
+
+def local_or_hub(base_model: str) -> str:
+    """An absolute path for a local model directory, a hub name as it is.
+
+    Raises:
+        BadInput: it can only be meant as a directory, and there is none.
+    """
+    path = Path(base_model)
+    if path.is_dir():
+        return str(path.resolve())
+    if (
+        base_model.startswith((".", "/", "~"))
+        or base_model.count("/") > 1
+        or ("/" in base_model and path.parent.is_dir())
+    ):
+        raise BadInput(f"base model directory {base_model} does not exist", "set base_model")
+    return base_model
+
+
+def fingerprint(base_model: str) -> str | None:
+    """``xxh3_128:<hex>`` over the files of a local model; None for a hub name."""
+    directory = Path(base_model)
+    if not directory.is_dir():
+        return None
+    digest = xxhash.xxh3_128()
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin"),
+                        *directory.glob("*.json")]):  # fmt: skip
+        digest.update(f"{file.name}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return f"xxh3_128:{digest.hexdigest()}"
 
 
 def from_run(tree: dict[str, Any], base_model: str, checkpoint: Path, row_format: str) -> Source:
@@ -107,10 +142,13 @@ class Model:
 
         self.source = source
         trust = source.trust_remote_code
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.tokenizer, trust_remote_code=trust
-        )
-        device, dtype = _placement(source, precise=precise)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                source.tokenizer, trust_remote_code=trust
+            )
+            device, dtype = _placement(source, precise=precise)
+        except OSError as error:  # transformers' word for a model that is not there
+            raise BadInput(f"cannot load {source.model}: {str(error).splitlines()[0]}") from error
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
             dtype=dtype,

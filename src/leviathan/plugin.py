@@ -62,7 +62,9 @@ class LeviathanPlugin(BasePlugin):
     def pre_model_load(self, cfg: Any) -> None:
         """The tokenised dataset is whole by now; seed before weights are made."""
         if _rank() == 0:
-            runs.RunPaths(Path(_keys(cfg).run_dir)).prepared_mark.touch()
+            paths = runs.RunPaths(Path(_keys(cfg).run_dir))
+            os.sync()  # a mark that survives a power cut must not outlive its dataset
+            files.write_json(paths.prepared_mark, sorted(p.name for p in paths.prepared.glob("*")))
         set_seed(cfg.seed)
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
@@ -90,6 +92,7 @@ class LeviathanPlugin(BasePlugin):
             MetricsCallback(paths, keys.session),
             CommitCallback(paths, keys.session, keys.keep),
             StopCallback(paths, keys.session),
+            LearningRateCallback(cfg.learning_rate),
         ]
 
 
@@ -101,6 +104,33 @@ def _keys(cfg: Any) -> LeviathanKeys:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+class LearningRateCallback(TrainerCallback):
+    """Makes a changed ``learning_rate`` count on resume.
+
+    The Trainer restores optimizer and scheduler whole, the old peak rate with them, so
+    a new value would be ignored without a word. The schedule's shape and place stay.
+    """
+
+    def __init__(self, peak: float) -> None:
+        self.peak = float(peak)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        scheduler: Any = parts.get("lr_scheduler")
+        scheduler, optimizer = getattr(scheduler, "scheduler", scheduler), parts.get("optimizer")
+        old = getattr(scheduler, "base_lrs", None)
+        # Equal rates, or groups with rates of their own: nothing to do, or not ours to guess.
+        if not old or optimizer is None or len(set(old)) != 1 or old[0] in (0, self.peak):
+            return
+        scale = self.peak / old[0]
+        scheduler.base_lrs = [rate * scale for rate in old]
+        scheduler._last_lr = [rate * scale for rate in scheduler._last_lr]
+        for group in optimizer.param_groups:
+            group["lr"] *= scale
+            group["initial_lr"] = self.peak
 
 
 class MetricsCallback(TrainerCallback):

@@ -1,6 +1,6 @@
 """Owns the Axolotl YAML: merged config + run paths + machine facts -> what is launched.
 
-Pure: reads no file and asks no hardware. Does not merge layers; ``config`` does.
+Pure: reads no file and asks no hardware. Does not merge layers; ``layers`` does.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leviathan.config import bad_inputs
-from leviathan.layers import Config, Origin
+from leviathan.layers import OWNED_KEYS, Config, Origin
 from leviathan.schema import AxolotlSchema
 from leviathan.yamlfile import KeyPath, dotted, dump
 
@@ -66,8 +66,7 @@ def render(
     Raises:
         BadInput: unknown keys or wrong types, all of them, a line each with file:line.
     """
-    if schema:
-        check_keys(config, schema)
+    check_keys(config, schema)
     tree, origins = _copy(config.tree), dict(config.origins)
     notes = [] if schema else ["keys were not checked: axolotl is not installed here"]
     _fall_back(tree, origins, notes, flash_attn=flash_attn, gpu=gpu)
@@ -75,22 +74,25 @@ def render(
     return Rendered(tree, origins, tuple(notes))
 
 
-def check_keys(config: Config, schema: AxolotlSchema) -> None:
+def check_keys(config: Config, schema: AxolotlSchema | None) -> None:
     """Refuse what Axolotl would drop silently.
 
     Raises:
         BadInput: every unknown key and wrong type, a line each with file:line.
     """
+    lines = list(config.problems)
     plugins = [str(plugin) for plugin in config.tree.get("plugins") or []]
     foreign = any(not plugin.startswith("axolotl.integrations.") for plugin in plugins)
     problems = [
         problem
-        for problem in schema.check(config.tree, plugins)
+        for problem in (schema.check(config.tree, plugins) if schema else [])
         # A plugin of the user's own may define any top-level key.
-        if not (foreign and len(problem.key) == 1 and "not a key" in problem.message)
+        if problem.key[0] not in OWNED_KEYS
+        and not (foreign and len(problem.key) == 1 and "not a key" in problem.message)
     ]
-    if problems:
-        raise bad_inputs(f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems)
+    lines += [f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems]
+    if lines:
+        raise bad_inputs(lines)
 
 
 def _fall_back(
@@ -135,7 +137,9 @@ def _place(
         owned["resume_from_checkpoint"] = str(target.resume_from)
     for name, value in owned.items():
         tree[name] = value
-        origins[(name,)] = Origin("leviathan", "run directory")
+        if name != "plugins" or (name,) not in origins:
+            origins[(name,)] = Origin("leviathan", "run directory")
+    origins[("leviathan", "keep")] = Origin("profile", f"checkpoints.keep of {config.profile_name}")
 
 
 def _copy(value: Any) -> Any:

@@ -47,7 +47,11 @@ class RunRecord:
     """The recipe's own keys, so that merge and test need no recipe file."""
     tree: dict[str, Any]
     """The Axolotl keys of the first launch, before run paths were put in."""
+    processes: int
+    """Processes trained on; the effective batch grows with them."""
     corpus: dict[str, Any]
+    base: str | None
+    """Digest of a local base model's files; None for a name on the hub."""
     versions: dict[str, str]
     created: float
     state: str = "new"

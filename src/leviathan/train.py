@@ -1,8 +1,9 @@
 """Owns what ``train`` decides: a new run, a resume and from where, or nothing to do.
 
-Does not run processes (``launch``); everything before ``run`` only reads.
+Does not run processes (``launch``). Deciding only reads; ``run`` and ``draw`` write.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import checkpoints, corpus, launch, machine, preflight, runs, schema
+from leviathan import checkpoints, corpus, launch, machine, models, preflight, runs, schema
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
 from leviathan.corpus import REQUIRED_FIELDS, Sample
@@ -21,14 +22,15 @@ from leviathan.layers import Config, dataset_entries, run_name
 
 DATA = Path("work/data")
 
-# Changing these between sessions gives another model, another adapter shape or other
-# data: the old optimizer state no longer belongs to what is trained.
-FIXED_KEYS = (
-    "base_model", "adapter", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha",
-    "lora_target_modules", "lora_target_linear", "lora_modules_to_save", "sequence_len",
-    "sample_packing", "datasets", "seed", "num_epochs", "val_set_size",
-    "gradient_accumulation_steps", "micro_batch_size", "optimizer", "chat_template",
-)  # fmt: skip
+# What may change between sessions: how often to save, look and log, how to compute the
+# same numbers faster or smaller, and the peak learning rate. Everything else gives
+# another model, other data, or optimizer state that no longer belongs to what is trained.
+FREE_KEYS = {"learning_rate", "save_steps", "eval_steps", "eval_batch_size", "logging_steps",
+             "attn_implementation", "activation_offloading", "plugins", "strict", "debug",
+             "dataset_num_proc", "include_tkps", "low_cpu_mem_usage"}  # fmt: skip
+FREE_PREFIXES = ("dataloader_", "gradient_checkpointing", "liger_", "wandb_", "mlflow_", "trackio_",
+                 "comet_", "use_", "hub_", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
+                 "lora_embedding_kernel", "ddp_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,25 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     """
     keys = schema.load()
     here = machine.probe()
-    if keys:
-        rendering.check_keys(config, keys)
+    rendering.check_keys(config, keys)
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
+    models.local_or_hub(config.tree["base_model"])
     corpus.check_head(Path(config.recipe.corpus), _required(config))
     record = runs.read(paths) if paths.record.exists() else None
-    if record:
+    chosen, aside = _resume_point(paths, resume)
+    if record and (chosen or record.state == "done") and resume != "never":
         _refuse_changed(record, config)
+    if chosen and not record:
+        raise Refused(
+            f"{paths.directory} has checkpoints but no run.json: nobody knows what they were "
+            "trained with", "restore run.json, or start over with --resume never",
+        )  # fmt: skip
     found = tuple(
         preflight.checks(config.profile, here, paths.directory, machine.free_gib(paths.directory))
     )
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
-    chosen, aside = _resume_point(paths, resume)
     action = "resume" if chosen else "start"
     return Decision(action, config, paths, record, chosen, tuple(aside), found, here, keys)
 
@@ -84,7 +91,14 @@ def _resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None,
     if resume == "never":
         return None, existing
     if resume == "auto":
-        return checkpoints.newest_sound(paths.directory) if existing else (None, [])
+        chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
+        if damaged and chosen is None:
+            told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
+            raise Refused(
+                f"no checkpoint of {paths.directory.name} is sound ({told})",
+                "start over with --resume never, which keeps them aside",
+            )
+        return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
     return chosen, [c for c in existing if c.step > chosen.step]
 
@@ -98,16 +112,27 @@ def _refuse_unwritable(directory: Path) -> None:
 
 
 def _refuse_changed(record: runs.RunRecord, config: Config) -> None:
-    changed = [
-        f"{key}: {record.tree.get(key)!r} -> {config.tree.get(key)!r}"
-        for key in FIXED_KEYS
-        if record.tree.get(key) != config.tree.get(key)
-    ]
+    changed = [text for key, text in _differences(record, config) if not _is_free(key)]
     if changed:
         raise Refused(
             f"{record.name} was begun with other settings: {'; '.join(changed)}",
-            "undo the change, or start a new run with --name",
+            "undo the change, start a new run with --name, or this one anew with --resume never",
         )
+
+
+def _differences(record: runs.RunRecord, config: Config) -> list[tuple[str, str]]:
+    """Key and ``key: old -> new`` for all that differs from the run's beginning."""
+    old = {"sample": record.sample, "processes": record.processes, **record.tree}
+    new = {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree}
+    return [
+        (key, f"{key}: {old.get(key)!r} -> {new.get(key)!r}")
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or key.startswith(FREE_PREFIXES)
 
 
 def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
@@ -122,7 +147,7 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
         Path(recipe.corpus), decision.config.sample, recipe.seed, DATA,
         _required(decision.config), progress,
     )  # fmt: skip
-    record = decision.record
+    record = decision.record if decision.resume_from else None
     if record and record.corpus.get("digest") != sample.digest:
         raise Refused(
             f"the corpus of {record.name} has changed since it was begun "
@@ -144,7 +169,7 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
     target = rendering.Target(
         run_dir=decision.paths.directory.resolve(),
         dataset=dataset.resolve(),
-        base_model=local_or_hub(config.tree["base_model"]),
+        base_model=models.local_or_hub(config.tree["base_model"]),
         session=session,
         resume_from=resume.path.resolve() if resume else None,
     )
@@ -155,11 +180,6 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
         gpu=bool(decision.machine.gpus),
         schema=decision.schema,
     )
-
-
-def local_or_hub(base_model: str) -> str:
-    """An absolute path for a local model directory, a hub name as it is."""
-    return str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
 
 
 def run(
@@ -177,7 +197,7 @@ def run(
     paths.directory.mkdir(parents=True, exist_ok=True)
     with runs.locked(paths):
         _refuse_overtaken(decision)
-        record = decision.record or _new_record(decision, sample)
+        record = _record(decision, sample)
         session = _begin_session(decision, record)
         _set_aside(decision, session.number)
         rendered = render(decision, Path(sample.path), session.number)
@@ -231,8 +251,21 @@ def _refuse_overtaken(decision: Decision) -> None:
         )
 
 
-def _new_record(decision: Decision, sample: Sample) -> runs.RunRecord:
-    config = decision.config
+def _record(decision: Decision, sample: Sample) -> runs.RunRecord:
+    """The run's record: what resumes must match; begun anew where training begins anew.
+
+    Raises:
+        Refused: the base model's files are not those the run was begun with.
+    """
+    config, old = decision.config, decision.record
+    base = models.fingerprint(models.local_or_hub(config.tree["base_model"]))
+    if old and decision.resume_from:
+        if old.base != base:
+            raise Refused(
+                f"the base model {config.tree['base_model']} has changed since {old.name} was "
+                "begun", "restore it, or start a new run with --name",
+            )  # fmt: skip
+        return old
     return runs.RunRecord(
         name=decision.paths.directory.name,
         recipe=config.recipe_name,
@@ -241,9 +274,12 @@ def _new_record(decision: Decision, sample: Sample) -> runs.RunRecord:
         overrides=list(config.overrides),
         settings=config.recipe.model_dump(exclude={"axolotl"}),
         tree=config.tree,
+        processes=config.profile.hardware.count,
         corpus=asdict(sample),
+        base=base,
         versions=decision.machine.versions,
         created=time.time(),
+        sessions=old.sessions if old else [],
     )
 
 
@@ -273,8 +309,13 @@ def _set_aside(decision: Decision, session: int) -> None:
 
 def _drop_half_prepared(paths: runs.RunPaths) -> None:
     """A launch killed while tokenising leaves a dataset Axolotl would take for whole."""
-    if paths.prepared.exists() and not paths.prepared_mark.exists():
-        shutil.rmtree(paths.prepared)
+    try:
+        whole = set(json.loads(paths.prepared_mark.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        whole = set()
+    for directory in paths.prepared.glob("*"):
+        if directory.name not in whole and directory.is_dir():
+            shutil.rmtree(directory)
 
 
 def _announce(
@@ -308,10 +349,11 @@ def preview(config: Config, name: str | None = None) -> rendering.Rendered:
     dataset = Path(recipe.corpus)
     if config.sample != "full":
         dataset = corpus.sample_path(dataset, config.sample, recipe.seed, DATA)
+    base = Path(config.tree["base_model"])
     target = rendering.Target(
         run_dir=(runs.TRAINING / run_name(config, name)).resolve(),
         dataset=dataset.resolve(),
-        base_model=local_or_hub(config.tree["base_model"]),
+        base_model=str(base.resolve()) if base.is_dir() else str(base),
     )
     return rendering.render(
         config, target, flash_attn=here.flash_attn, gpu=bool(here.gpus), schema=schema.load()
@@ -326,27 +368,19 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "resume": f"resume from {resume.path.name}" if resume else "",
         "nothing": "nothing: the run is finished",
     }
+    record = decision.record
+    changes = _differences(record, decision.config) if record and resume else []
     return {
         "run": str(decision.paths.directory),
+        "state": runs.true_state(record) if record else "new",
         "action": actions[decision.action],
-        "quarantine": ", ".join(f"{c.path.name} ({c.problem})" for c in decision.aside) or "none",
+        "quarantine": [f"{c.path.name} ({c.problem})" for c in decision.aside if not c.sound],
+        "set aside": [c.path.name for c in decision.aside if c.sound],
         "sample": f"{decision.config.sample} of {decision.config.recipe.corpus}",
-        "changes": "; ".join(_changes(decision)) or "none",
-        "checks": "; ".join(f"{c.name} {c.state}: {c.evidence}" for c in decision.checks),
+        "changes": [text for _, text in changes],
+        "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
         "command": launch.command(runs.RunPaths(decision.paths.directory.resolve())),
     }
-
-
-def _changes(decision: Decision) -> list[str]:
-    """Settings free to change that differ from the run's first launch."""
-    if decision.record is None:
-        return []
-    old, new = decision.record.tree, decision.config.tree
-    return [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted({*old, *new} - set(FIXED_KEYS))
-        if old.get(key) != new.get(key)
-    ]
 
 
 def resume_command(decision: Decision) -> str:
@@ -359,6 +393,8 @@ def resume_command(decision: Decision) -> str:
         parts += ["--name", decision.paths.directory.name]
     for override in config.overrides:
         parts += ["--set", override]
+    if decision.failed_checks:  # it runs although a check fails, so --force was given
+        parts.append("--force")
     return shlex.join(parts)
 
 
