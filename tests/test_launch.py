@@ -120,7 +120,7 @@ def test_one_signal_saves_stops_and_the_command_it_prints_goes_on(trainings, num
     stopped = trainings.start(step_s=0.1).reached(3).signal(number)
     assert stopped.end() == 4
     assert trainings.left() == []
-    (saved,) = checkpoints.scan(trainings.run_dir)
+    *_, saved = checkpoints.scan(trainings.run_dir)
     assert saved.committed
     assert 3 <= saved.step < 12
     assert record(trainings)["state"] == "stopped"
@@ -382,3 +382,54 @@ def test_json_of_a_training_is_one_document(trainings):
     assert (found["outcome"], found["step"], found["checkpoint"]) == ("done", 12, "checkpoint-12")
     again = trainings.run("--json")
     assert json.loads(again.stdout)["action"] == "nothing: the run is finished"
+
+
+def test_a_run_without_any_sound_checkpoint_is_not_quietly_begun_again(crashed):
+    for path in crashed.run_dir.glob("checkpoint-*"):
+        truncate(path / "optimizer.pt")
+    before = listing(crashed.project)
+    refused = crashed.run()
+    assert refused.code == 3
+    assert "no checkpoint of tiny_full_tiny is sound" in refused.stderr
+    assert listing(crashed.project) == before
+    assert crashed.run("--resume", "never").code == 0
+    assert len(list((crashed.run_dir / "quarantine").glob("checkpoint-*"))) == 2
+
+
+def test_a_first_launch_that_failed_does_not_lock_the_run_name(trainings):
+    assert trainings.run(mode="crash", crash_at=1).code == 1
+    again = trainings.run("--set", "lora_r=4")
+    assert again.code == 0
+    assert record(trainings)["tree"]["lora_r"] == 4
+
+
+def test_a_base_model_that_changed_is_not_resumed_on(crashed):
+    (crashed.project / "base").mkdir(exist_ok=True)
+    (crashed.project / "base/config.json").write_text("{}")
+    refused = crashed.run()
+    assert refused.code == 3
+    assert "the base model base has changed since tiny_full_tiny was begun" in refused.stderr
+
+
+@pytest.mark.parametrize("change", ["train_on_inputs=true", "lora_dropout=0.5", "max_steps=3",
+                                    "weight_decay=0.1", "hardware.count=2"])  # fmt: skip
+def test_what_makes_another_model_is_not_resumed_with(crashed, change):
+    refused = crashed.run("--set", change)
+    assert refused.code == 3
+    assert "was begun with other settings" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "change", ["learning_rate=1e-5", "save_steps=50", "dataloader_num_workers=2"]
+)
+def test_what_is_free_to_change_is_shown_and_resumed_with(crashed, change):
+    planned = crashed.run("--dry-run", "--json", "--set", change)
+    assert planned.code == 0
+    (told,) = json.loads(planned.stdout)["changes"]
+    assert told.startswith(change.partition("=")[0])
+
+
+def test_under_nohup_a_hangup_does_not_stop_the_training(trainings):
+    nohup = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    running = trainings.start(popen=nohup, step_s=0.1).reached(2).signal(signal.SIGHUP)
+    assert running.end() == 0

@@ -86,13 +86,12 @@ def cleanup(
     from leviathan.errors import BadInput
 
     paths = runs.find(run)
+    if not yes and not ui.is_terminal():
+        going = _going(paths, keep, drop_best)
+        names = ", ".join(c.path.name for c in going) or "none"
+        raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
     with runs.locked(paths):
-        # Every byte is read: what stays must be sound, or the last good one could go.
-        found = [checkpoints.verify(c) for c in checkpoints.scan(paths.directory)]
-        going = checkpoints.removable(found, keep, drop_best=drop_best)
-        if going and not yes and not ui.is_terminal():
-            names = ", ".join(c.path.name for c in going)
-            raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
+        going = _going(paths, keep, drop_best)
         total = ui.size(sum(c.bytes for c in going))
         if not as_json:
             for c in going:
@@ -109,6 +108,14 @@ def cleanup(
         ui.say(f"deleted {len(going)} checkpoints, {total}")
     else:
         ui.say("nothing was deleted")
+
+
+def _going(paths: Any, keep: int, drop_best: bool) -> list[Any]:
+    """What cleanup may delete. Every byte is read: what stays must be sound."""
+    from leviathan import checkpoints
+
+    found = [checkpoints.verify(c) for c in checkpoints.scan(paths.directory)]
+    return checkpoints.removable(found, keep, drop_best=drop_best)
 
 
 def print_checkpoints(found: list[Any], as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Training and resuming through the real accelerate and Axolotl: exact, or not at all."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -98,6 +99,35 @@ def test_being_told_to_go_saves_like_ctrl_c(project, number):
     step = project.events(RUN, "train_end")[-1]["step"]
     assert (project.path(RUN) / f"checkpoint-{step}" / "leviathan-commit.json").exists()
     assert project.processes() == []
+
+
+def test_sigterm_to_every_process_at_once_saves_like_ctrl_c(project):
+    """What a shutdown does: launcher, training and supervisor all get it."""
+    process = project.start(*TINY)
+    metrics = project.path(RUN) / "metrics.jsonl"
+    while not (metrics.exists() and any(m["step"] >= 10 for m in project.metrics(RUN))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    for pid in project.processes():
+        os.kill(pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 4, err
+    step = project.events(RUN, "train_end")[-1]["step"]
+    assert f"saved checkpoint-{step}," in out
+    assert project.processes() == []
+
+
+def test_a_changed_learning_rate_counts_on_resume_and_keeps_the_schedule(stopped_copy, reference):
+    done = stopped_copy.run(*TINY, "--set", "learning_rate=2e-2")
+    assert done.code == 0, done.err
+    began = stopped_copy.events(RUN, "resume")[-1]["step"]
+    old = {step: rate for step, _, _, rate in reference.curve(RUN)}
+    new = {step: rate for step, _, _, rate in stopped_copy.curve(RUN)}
+    assert new[began] == old[began]
+    # A line's rate is the one its step was made with: set when the step before it ended.
+    for step in range(began + 2, 99):
+        assert new[step] == pytest.approx(2 * old[step], rel=1e-6)
 
 
 def test_two_ctrl_c_end_everything_at_once(project):
