@@ -87,9 +87,15 @@ def main() -> None:
         directory = tiny.write_project(Path(name), options.rows)
         tiny.write_model(directory / "base", directory / "rows.jsonl")
         walls, loops = [], []
+        _, _, run = supervised(directory, "warm-up")
         for number in range(options.pairs):
-            ours, our_loop, run = supervised(directory, f"ours{number}")
-            theirs, their_loop = bare(directory, run, f"bare{number}")
+            # In turn first and second: a machine that warms up or slows down favours neither.
+            if number % 2:
+                ours, our_loop, _ = supervised(directory, f"ours{number}")
+                theirs, their_loop = bare(directory, run, f"bare{number}")
+            else:
+                theirs, their_loop = bare(directory, run, f"bare{number}")
+                ours, our_loop, _ = supervised(directory, f"ours{number}")
             walls.append(ours / theirs)
             loops.append(our_loop / their_loop)
             print(f"pair {number + 1}: leviathan {ours:.1f} s ({our_loop:.1f} s in the loop), "
