@@ -162,6 +162,11 @@ def _axolotl_merge(
     launched["plugins"] = []
     for key in [k for k in launched if k == "leviathan" or k.startswith("liger_")]:
         del launched[key]
+    if tree.get("load_in_4bit"):
+        # Training quantises twice by default; 0.19's merge reads the unset key as "no" and
+        # would round to other weights than those trained on.
+        double = {"bnb_4bit_use_double_quant": True, **(tree.get("bnb_config_kwargs") or {})}
+        launched["bnb_config_kwargs"] = double
     launched["output_dir"] = str(partial.resolve())
     path = partial / "merge.yaml"
     files.write_text(path, yaml.safe_dump(launched, sort_keys=False))

@@ -1,5 +1,6 @@
 """The A4000 profile's own path on a CPU: NF4, packing, paged 8-bit Adam; less only the kernels."""
 
+import json
 import signal
 
 import pytest
@@ -46,3 +47,8 @@ def test_qlora_stops_resumes_ends_and_merges_into_what_was_trained(make_project)
     done = whole.run("merge", RUN)
     assert done.code == 0, done.err
     assert "proof: equal" in done.out
+    text = (whole.directory / "models" / f"{RUN}-merged" / "merge-proof.json").read_text()
+    proof = json.loads(text)
+    # Quantised as in training, embeddings and head untouched: only fp32 rounding is left.
+    assert proof["argmax_agreement"] == 1.0
+    assert proof["relative_error"] < 1e-4
