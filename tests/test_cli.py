@@ -100,9 +100,10 @@ def test_only_command_modules_import_ui_and_nothing_imports_them():
         assert is_command or not any(w == "cli" or w.startswith("cli_") for w in wanted), name
 
 
-def test_nothing_imports_the_plugin():
+def test_only_the_plugin_imports_the_callbacks_and_nothing_the_plugin():
     """It runs only inside the training process, by its name in the YAML: it imports torch."""
     assert not [name for name, wanted in imports().items() if "plugin" in wanted]
+    assert [name for name, wanted in imports().items() if "callbacks" in wanted] == ["plugin"]
 
 
 # --- every command ----------------------------------------------------------------

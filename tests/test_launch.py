@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fakes.processes import FAKES, listing, wait_for
-from leviathan import checkpoints, launch, layers, runs, train
+from leviathan import checkpoints, diagnosis, launch, layers, runs, train
 from leviathan.config import Profile
 from leviathan.errors import LeviathanError
 
@@ -332,12 +332,12 @@ def test_a_decision_that_another_process_overtook_loses_no_session(trainings, mo
 )  # fmt: skip
 def test_last_error_is_the_line_that_says_why(tmp_path, log, line):
     (tmp_path / "log").write_text(log)
-    assert launch.last_error(tmp_path / "log") == line
+    assert diagnosis.last_error(tmp_path / "log") == line
 
 
 def test_last_error_reads_a_log_that_is_no_text(tmp_path):
     (tmp_path / "log").write_bytes(b"\xff\xfe\x00 \nRuntimeError: \xff\n")
-    assert launch.last_error(tmp_path / "log").startswith("RuntimeError: ")
+    assert diagnosis.last_error(tmp_path / "log").startswith("RuntimeError: ")
 
 
 @pytest.mark.parametrize(

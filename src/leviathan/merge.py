@@ -20,8 +20,8 @@ import yaml
 
 from leviathan import checkpoints, config, corpus, evaluate, files, models, prompts, proof, runs
 from leviathan.checkpoints import Checkpoint
+from leviathan.diagnosis import last_error
 from leviathan.errors import BadInput, LeviathanError, Refused
-from leviathan.launch import last_error
 
 PROOF = "merge-proof.json"
 UNVERIFIED = "UNVERIFIED"

@@ -13,7 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import checkpoints, corpus, launch, machine, models, preflight, runs, schema
+from leviathan import (
+    checkpoints,
+    corpus,
+    launch,
+    machine,
+    models,
+    preflight,
+    runs,
+    schema,
+    supervise,
+)
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
 from leviathan.corpus import REQUIRED_FIELDS, Sample
@@ -184,9 +194,9 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
 
 def run(
     decision: Decision,
-    listener: launch.Listener,
+    listener: supervise.Listener,
     progress: corpus.Progress | None = None,
-) -> launch.Outcome:
+) -> supervise.Outcome:
     """Carry the decision out: lock, sample, run directory, launch, record.
 
     Raises:
@@ -205,7 +215,7 @@ def run(
         launch.write_inputs(paths, decision.config.profile, rendered.yaml(), rendered.tree)
         runs.write(paths, record)
         _announce(decision, session, rendered, listener)
-        outcome = launch.supervise(paths, decision.config.profile, session.number, listener)
+        outcome = supervise.supervise(paths, decision.config.profile, session.number, listener)
         session.ended, session.outcome = time.time(), outcome.kind
         record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
         runs.write(paths, record)
@@ -322,7 +332,7 @@ def _announce(
     decision: Decision,
     session: runs.Session,
     rendered: rendering.Rendered,
-    listener: launch.Listener,
+    listener: supervise.Listener,
 ) -> None:
     for checkpoint in decision.aside:
         why = checkpoint.problem or "newer than the checkpoint resumed from"
@@ -404,7 +414,7 @@ def latest_saved(paths: runs.RunPaths) -> str | None:
     return newest.path.name if newest else None
 
 
-def failure(outcome: launch.Outcome, saved: str, again: str) -> LeviathanError:
+def failure(outcome: supervise.Outcome, saved: str, again: str) -> LeviathanError:
     """The error of a failed session: what, where the log is, how to go on."""
     return LeviathanError(
         f"training failed at step {outcome.step} ({outcome.reason}); {saved}; log: {outcome.log}",
