@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fakes.processes import FAKES, listing, wait_for
-from leviathan import checkpoints, diagnosis, launch, layers, runs, train
+from leviathan import checkpoints, diagnosis, launch, layers, runs, sessions, train
 from leviathan.config import Profile
 from leviathan.errors import LeviathanError
 
@@ -310,7 +310,7 @@ def test_a_decision_that_another_process_overtook_loses_no_session(trainings, mo
     assert trainings.run().code == 0
     monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
     with suppress(LeviathanError):  # refusing is as right as finding nothing to do
-        train.run(stale, lambda *_: None)
+        sessions.run(stale, lambda *_: None)
     assert [s["outcome"] for s in record(trainings)["sessions"]][:1] == ["done"]
     assert checkpoints.newest_sound(trainings.run_dir)[0].step == 12
 

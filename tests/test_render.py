@@ -155,7 +155,9 @@ def test_a_resume_and_its_session_are_in_the_yaml(project, keys):
     )
     tree = rendered(keys, "cpu", target=target).tree
     assert tree["resume_from_checkpoint"] == "/r/checkpoint-5"
-    assert tree["leviathan"] == {"run_dir": "/r", "session": 3, "keep": 3}
+    keys_of_ours = {name: tree["leviathan"][name] for name in ("run_dir", "session", "keep")}
+    assert keys_of_ours == {"run_dir": "/r", "session": 3, "keep": 3}
+    assert tree["leviathan"]["guards"]["hot_c"] == 85.0
     assert "resume_from_checkpoint" not in rendered(keys, "cpu").tree
 
 

@@ -109,6 +109,8 @@ axolotl:
   save_steps: 5
   eval_steps: 5
   logging_steps: 1
+recovery: {restarts: 0}
+guards: {disk_reserve_gib: 0}
 """
 
 

@@ -1,7 +1,7 @@
-"""Owns the Trainer callbacks: metrics, commits, stop, learning rate; one concern each.
+"""Owns the Trainer callbacks: metrics, commits, stop, guards, disk; one concern each.
 
 Imported only inside the training process, by ``plugin``. Rank 0 writes; what every rank
-must agree on is agreed on by every rank.
+must agree on is agreed on by every rank. Limits come from the profile (``guards`` judges).
 """
 
 import json
@@ -10,12 +10,16 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from leviathan import checkpoints, files, machine, runs
+from leviathan.config import Guards
+from leviathan.guards import LossWatch
 
 SUPERVISOR_VARIABLE = "LEVIATHAN_SUPERVISOR"
 _SUPERVISOR_CHECK_S = 5.0
@@ -48,11 +52,41 @@ class LearningRateCallback(TrainerCallback):
             group["initial_lr"] = self.peak
 
 
-class MetricsCallback(TrainerCallback):
-    """Every log line of the Trainer, as one JSON line."""
+class Journal:
+    """Writes the run's events and metrics; what a full disk refuses waits in memory.
+
+    Training is worth more than its log lines: a full disk must not end it here.
+    """
 
     def __init__(self, paths: runs.RunPaths, session: int) -> None:
         self.paths, self.session = paths, session
+        self._waiting: list[tuple[Path, dict[str, Any]]] = []
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        self._append(self.paths.metrics, {"time": time.time(), "session": self.session, **line})
+
+    def event(self, kind: str, /, **facts: Any) -> None:
+        """Append one event of this session."""
+        line = {"time": time.time(), "event": kind, "session": self.session, **facts}
+        self._append(self.paths.events, line)
+
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        self._waiting.append((path, line))
+        try:
+            while self._waiting:
+                files.append_json(*self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            if error.errno not in files.FULL:
+                raise
+
+
+class MetricsCallback(TrainerCallback):
+    """Every log line of the Trainer, as one JSON line."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -60,10 +94,9 @@ class MetricsCallback(TrainerCallback):
     ) -> None:  # fmt: skip
         if not state.is_world_process_zero or not logs:
             return
-        line = {"time": time.time(), "session": self.session, "step": state.global_step}
-        line |= {"epoch": state.epoch, "max_steps": state.max_steps}
+        line = {"step": state.global_step, "epoch": state.epoch, "max_steps": state.max_steps}
         line |= {name: _plain(value) for name, value in logs.items() if name != "epoch"}
-        files.append_json(self.paths.metrics, line)
+        self.journal.metrics(line)
 
 
 def _plain(value: Any) -> Any:
@@ -78,8 +111,14 @@ def _plain(value: Any) -> Any:
 class CommitCallback(TrainerCallback):
     """Commits each checkpoint once it is whole, then lets retention run."""
 
-    def __init__(self, paths: runs.RunPaths, session: int, keep: int) -> None:
-        self.paths, self.session, self.keep = paths, session, keep
+    def __init__(self, journal: Journal, keep: int) -> None:
+        self.journal, self.keep = journal, keep
+        self._began = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._began = time.monotonic()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -88,16 +127,204 @@ class CommitCallback(TrainerCallback):
             torch.distributed.barrier()  # every rank has written its part
         if not state.is_world_process_zero:
             return
-        directory = self.paths.directory / f"checkpoint-{state.global_step}"
+        directory = self.journal.paths.directory / f"checkpoint-{state.global_step}"
         if not directory.is_dir():
             return
         saved = json.loads((directory / "trainer_state.json").read_bytes())
         checkpoints.commit(directory, checkpoints.facts_from_history(saved))
-        runs.event(self.paths, "save", session=self.session, step=state.global_step)
-        found = checkpoints.scan(self.paths.directory)
-        for old in checkpoints.removable(found, self.keep):
-            checkpoints.remove(old)
-            runs.event(self.paths, "remove", session=self.session, step=old.step)
+        seconds = round(time.monotonic() - self._began, 3)
+        self.journal.event("save", step=state.global_step, seconds=seconds)
+        for step in checkpoints.retain(self.journal.paths.directory, self.keep):
+            self.journal.event("remove", step=step)
+
+
+class DiskCallback(TrainerCallback):
+    """Lets no save begin that the disk has no room for.
+
+    When short: retention down to the last sound checkpoint and the best; when still
+    short: training waits, saying so, until somebody frees space. A save cut off by a full
+    disk would cost the work since the one before.
+    """
+
+    def __init__(self, journal: Journal, reserve: int) -> None:
+        self.journal, self.reserve = journal, reserve
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        if not control.should_save:
+            return
+        needed = self._needed(parts)
+        if not _any_rank(self._short(state, needed)):
+            return
+        if state.is_world_process_zero:
+            for step in checkpoints.retain(self.journal.paths.directory, 1):
+                self.journal.event("remove", step=step, reason="disk")
+        told = False
+        while _any_rank(self._short(state, needed)):
+            if not told and state.is_world_process_zero:
+                told = True
+                self._tell(state, needed)
+            _wait(self.journal.paths)
+        if told:
+            text = "there is room again: training goes on"
+            self.journal.event("unpause", kind="disk", step=state.global_step, text=text)
+
+    def _tell(self, state: TrainerState, needed: int) -> None:
+        free = machine.free_bytes(self.journal.paths.directory)
+        text = (
+            f"the disk has {free / 1e6:.1f} MB free and the next save wants {needed / 1e6:.1f}: "
+            "training waits until there is room"
+        )
+        self.journal.event("pause", kind="disk", step=state.global_step, text=text)
+
+    def _short(self, state: TrainerState, needed: int) -> bool:
+        if not state.is_world_process_zero:
+            return False
+        return machine.free_bytes(self.journal.paths.directory) < needed
+
+    def _needed(self, parts: dict[str, Any]) -> int:
+        known = [c.bytes for c in checkpoints.scan(self.journal.paths.directory) if c.sound]
+        return int(1.1 * max([*known[-1:], _save_bytes(parts)])) + self.reserve
+
+
+def _save_bytes(parts: dict[str, Any]) -> int:
+    """Bytes of trainable weights, optimizer state and tokenizer; a sharded part counts once."""
+    model, optimizer = parts.get("model"), parts.get("optimizer")
+    weights: int = sum(p.nbytes for p in model.parameters() if p.requires_grad) if model else 0
+    states = getattr(optimizer, "state", {}).values()
+    state: int = sum(t.nbytes for s in states for t in s.values() if isinstance(t, torch.Tensor))
+    # tokenizer.json takes about 135 bytes a token (Llama 3: 17.2 MB for 128,256 tokens).
+    tokenizer = 135 * len(parts.get("processing_class") or ())
+    return weights + state + tokenizer + (1 << 16)
+
+
+def _wait(paths: runs.RunPaths) -> None:
+    """One second of waiting that is no standstill."""
+    _alive(paths)
+    time.sleep(1)
+
+
+def _alive(paths: runs.RunPaths) -> None:
+    with suppress(OSError):
+        os.utime(paths.phase)
+
+
+class PhaseCallback(TrainerCallback):
+    """Tells what training is at, and gives a sign of life at every batch.
+
+    Registered last: it must see what the others made of ``should_save``.
+    """
+
+    def __init__(self, paths: runs.RunPaths) -> None:
+        self.paths = paths
+        self._phase = ""
+
+    def _enter(self, phase: str, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        if phase == self._phase:
+            _alive(self.paths)
+            return
+        self._phase = phase
+        with suppress(OSError):  # a full disk: the phase is a help, not a need
+            self.paths.phase.write_text(json.dumps({"phase": phase, "step": state.global_step}))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._enter("eval" if args.eval_on_start else "train", state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._enter("train", state)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._enter("train", state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        after = "save" if control.should_save else "train"
+        self._enter("eval" if control.should_evaluate else after, state)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._enter("eval", state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._enter("save" if control.should_save else "train", state)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is NaN or infinite: going on would ruin the adapter."""
+
+
+class FiniteCallback(TrainerCallback):
+    """Ends training before a NaN reaches the weights, and so before it can be saved.
+
+    Gradients are the same on every rank here (they are all-reduced), so every rank raises.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        # fp16's loss scaler meets infinite gradients as a matter of course, and skips them.
+        gradients = [p.grad for p in parts["model"].parameters() if p.grad is not None]
+        if args.fp16 or not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            self._end("gradient", float(norm), state.global_step + 1, state)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        loss = (logs or {}).get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            self._end("loss", loss, state.global_step, state)
+
+    def _end(self, what: str, value: float, step: int, state: TrainerState) -> None:
+        text = f"the {what} of step {step} is {value}"
+        if state.is_world_process_zero:
+            self.journal.event("guard", kind="nan", step=step, text=text)
+        raise NonFiniteError(text)
+
+
+class LossCallback(TrainerCallback):
+    """Warns of a loss that jumps after a resume, and of one that diverges."""
+
+    def __init__(self, journal: Journal, limits: Guards) -> None:
+        self.journal, self.limits = journal, limits
+        self._watch = LossWatch(limits)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        before = [e["loss"] for e in state.log_history if isinstance(e.get("loss"), float)]
+        self._watch = LossWatch(self.limits, before)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        loss = (logs or {}).get("loss")
+        if not state.is_world_process_zero or not isinstance(loss, float):
+            return
+        for kind, text in self._watch.feed(loss):
+            self.journal.event("warning", kind=kind, step=state.global_step, text=text)
+            if kind == "divergence" and self.limits.on_divergence == "stop":
+                self.journal.paths.stop.write_text("the loss diverges")
 
 
 class StopCallback(TrainerCallback):
@@ -107,8 +334,8 @@ class StopCallback(TrainerCallback):
     a run nobody watches saves itself instead of training on as an orphan.
     """
 
-    def __init__(self, paths: runs.RunPaths, session: int) -> None:
-        self.paths, self.session = paths, session
+    def __init__(self, journal: Journal) -> None:
+        self.journal, self.paths = journal, journal.paths
         self.signalled = False
         self.stopping = False
         self._supervisor = json.loads(os.environ.get(SUPERVISOR_VARIABLE, "null"))
@@ -121,14 +348,16 @@ class StopCallback(TrainerCallback):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, self._note)
         if state.is_world_process_zero:
-            runs.event(
-                self.paths, "train_begin", session=self.session, step=state.global_step,
-                max_steps=state.max_steps, epochs=state.num_train_epochs,
+            self.journal.event(
+                "train_begin", step=state.global_step, max_steps=state.max_steps,
+                epochs=state.num_train_epochs,
             )  # fmt: skip
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        while _any_rank(self.paths.pause.exists()) and not _any_rank(self._asked()):
+            _wait(self.paths)
         return self._stop_if_asked(control)
 
     def on_evaluate(
@@ -141,9 +370,8 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            runs.event(
-                self.paths, "train_end", session=self.session, step=state.global_step,
-                max_steps=state.max_steps,
+            self.journal.event(
+                "train_end", step=state.global_step, max_steps=state.max_steps,
                 stopped=self.stopping and state.global_step < state.max_steps,
             )  # fmt: skip
 

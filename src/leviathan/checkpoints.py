@@ -200,6 +200,14 @@ def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) ->
     return [c for c in sound if c.step not in kept and not c.pinned and (drop_best or not c.best)]
 
 
+def retain(run_dir: Path, keep: int) -> list[int]:
+    """Let go what retention lets go, now; the steps removed."""
+    going = removable(scan(run_dir), keep)
+    for checkpoint in going:
+        remove(checkpoint)
+    return [checkpoint.step for checkpoint in going]
+
+
 def remove(checkpoint: Checkpoint) -> None:
     """Delete a checkpoint; its commit record goes first, so a half-deleted one is unsound."""
     (checkpoint.path / COMMIT).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def _prepare() -> None:
 
 
 def _train() -> Any:
-    from leviathan import layers, runs, ui
+    from leviathan import layers, runs, sessions, ui
     from leviathan import train as training
     from leviathan.errors import Refused
 
@@ -73,11 +73,11 @@ def _train() -> Any:
         ui.notice(f"{decision.paths.directory} is finished already")
         return runs.find(decision.paths.directory.name)
     with ui.TrainView(decision.paths.directory.name) as view:
-        outcome = training.run(decision, view, ui.corpus_progress())
-    if outcome.kind != "done":
+        ending = sessions.run(decision, view, ui.corpus_progress())
+    if ending.outcome.kind != "done":
         from leviathan.cli_train import finish
 
-        finish(decision, outcome)
+        finish(ending, None, [])
     return decision.paths
 
 

@@ -33,16 +33,36 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen and the exact command.")
     ] = False,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Stop, resumable, before this much time."),
+    ] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop, resumable, before this cost.")
+    ] = None,
+    usd_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of an hour; default: the profile's.")
+    ] = None,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="When memory does not suffice, begin a run with less (out_of_memory)."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import layers, ui
+    from leviathan import layers, sessions, ui
     from leviathan import train as training
+    from leviathan.budget import Budget
 
     merged = layers.build(recipe, profile, sample, sets or [])
+    budget = Budget(max_hours, budget_usd, usd_hour or merged.profile.price_usd_hour)
     announce_schema()
     decision = training.decide(merged, name=name, resume=resume)
+    if decision.record and decision.record.successor:
+        decision = _successor(decision, shrink)
     _show_checks(decision, force=force or dry_run)
     if dry_run:
         _show_plan(decision, as_json)
@@ -57,8 +77,30 @@ def train(
     if training.wait_for_orphan(decision, ui.notice):
         decision = training.decide(merged, name=name, resume=resume)
     with ui.TrainView(decision.paths.directory.name) as view:
-        outcome = training.run(decision, view, ui.corpus_progress())
-    finish(decision, outcome, as_json=as_json)
+        ending = sessions.run(decision, view, ui.corpus_progress(), budget=budget, shrink=shrink)
+    extra = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
+    finish(ending, budget.usd_hour, extra, as_json=as_json)
+
+
+def _repeated(
+    max_hours: float | None, budget_usd: float | None, usd_hour: float | None, *, shrink: bool
+) -> list[str]:
+    """The options that the command to go on with has to repeat."""
+    values = {"--max-hours": max_hours, "--budget-usd": budget_usd, "--usd-hour": usd_hour}
+    words = [word for name, v in values.items() if v is not None for word in (name, f"{v:g}")]
+    return words + ["--shrink"] * shrink
+
+
+def _successor(decision: Any, shrink: bool) -> Any:
+    """The smaller run begun with --shrink, where that is wanted again."""
+    from leviathan import train as training
+    from leviathan import ui
+
+    name = decision.record.successor["name"]
+    if shrink:
+        return training.follow(decision, decision.record)
+    ui.notice(f"the smaller run {name} was begun instead of this one; --shrink goes on with it")
+    return decision
 
 
 def _show_checks(decision: Any, *, force: bool) -> None:
@@ -91,21 +133,26 @@ def _show_plan(decision: Any, as_json: bool) -> None:
         ui.say(f"{key:<12} {shown}")
 
 
-def finish(decision: Any, outcome: Any, *, as_json: bool = False) -> None:
-    """Say how a session ended, with its exit code."""
+def finish(ending: Any, usd_hour: float | None, extra: list[str], *, as_json: bool = False) -> None:
+    """Say how it ended and what to type next, with the exit code."""
+    from leviathan import ladder, ui
     from leviathan import train as training
-    from leviathan import ui
 
+    decision, outcome = ending.decision, ending.outcome
     run = decision.paths.directory
-    again = training.resume_command(decision)
+    again = training.resume_command(decision, extra)
     saved = training.latest_saved(decision.paths)
     where = f"saved {saved}" if saved else "there is no checkpoint yet"
+    advice = ladder.advice(list(ending.adjustments)) if ending.adjustments else ""
     if as_json:
         ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
                      "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,
-                     "log": outcome.log, "resume": again})  # fmt: skip
+                     "log": outcome.log, "resume": again, "advice": advice,
+                     "diagnosis": ending.diagnosis and ending.diagnosis.kind})  # fmt: skip
+    if advice:
+        ui.notice(f"memory was short; {advice}")
     if outcome.kind == "failed":
-        raise training.failure(outcome, where, again)
+        raise _failure(ending, where, again)
     lines = {
         "done": f"done: {run}, {outcome.step} steps",
         "stopped": f"stopped ({outcome.reason}): {where}, resume with: {again}",
@@ -116,4 +163,31 @@ def finish(decision: Any, outcome: Any, *, as_json: bool = False) -> None:
     if outcome.kind == "done":
         ui.notice(f"next: leviathan merge {run.name}")
         return
+    _show_rest(outcome, usd_hour)
     raise typer.Exit(4 if outcome.kind == "stopped" else 130)
+
+
+def _show_rest(outcome: Any, usd_hour: float | None) -> None:
+    """What it takes to finish, at the pace of this session."""
+    from leviathan import ui
+    from leviathan.budget import to_finish
+
+    if outcome.max_steps:
+        left = outcome.max_steps - outcome.step
+        ui.notice(f"to finish: {to_finish(left, outcome.step_s, usd_hour)}")
+
+
+def _failure(ending: Any, saved: str, again: str) -> Exception:
+    """The error of a failed training: what, why, where the log is, how to go on."""
+    from leviathan.errors import LeviathanError
+
+    outcome, diagnosis = ending.outcome, ending.diagnosis
+    known = diagnosis is not None and diagnosis.kind not in {"unknown", "setup"}
+    cause = f"{diagnosis.cause}; " if known else ""
+    fix = f"{diagnosis.fix}; then" if known else "once the cause is gone,"
+    gave_up = f"; not tried again: {ending.gave_up}" if ending.gave_up else ""
+    return LeviathanError(
+        f"training failed at step {outcome.step} ({cause}{outcome.reason}){gave_up}; {saved}; "
+        f"log: {outcome.log}",
+        f"{fix} resume with: {again}",
+    )

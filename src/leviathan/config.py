@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leviathan import schema, yamlfile
+from leviathan import compatibility, schema, yamlfile
 from leviathan.errors import BadInput
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
@@ -54,6 +54,87 @@ class CheckpointPolicy(_Strict):
     """Newest checkpoints kept on disk; the best one is kept besides."""
 
 
+class Rung(_Strict):
+    """One step down in memory: halve a size, or set Axolotl keys."""
+
+    halve: Literal["micro_batch_size", "eval_batch_size", "sequence_len", "lora_r"] | None = None
+    """Halve this, again at each failure until ``down_to``. Halving micro_batch_size doubles
+    gradient_accumulation_steps; halving lora_r halves lora_alpha."""
+    down_to: int = Field(1, ge=1)
+    """Least value that halving reaches."""
+    set: dict[str, Any] = {}
+    """Axolotl keys to set; only such as may change between sessions (docs/reliability.md)."""
+    when: list[Literal["train", "eval", "save"]] = ["train", "eval", "save"]
+    """What ran out of memory: training steps, evaluation, saving. The rung is for these."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Rung":
+        if bool(self.halve) == bool(self.set):
+            raise ValueError("a rung has either halve or set")
+        return self
+
+
+class OutOfMemory(_Strict):
+    """What to do when memory runs out, one rung a failure, resuming after each."""
+
+    ladder: list[Rung] = [
+        Rung(set={"eval_batch_size": 1}, when=["eval"]),
+        Rung(set={"eval_sample_packing": False}, when=["eval"]),
+        Rung(halve="micro_batch_size"),
+        Rung(set={"eval_batch_size": 1}),
+        Rung(set={"gradient_checkpointing": True}),
+        Rung(set={"activation_offloading": True}),
+    ]
+    """Rungs from the top; the model that is trained stays the same."""
+    shrink: list[Rung] = [
+        Rung(halve="sequence_len", down_to=256),
+        Rung(halve="lora_r", down_to=8),
+    ]
+    """Only with ``train --shrink``: another training, so a new run is begun."""
+
+    @model_validator(mode="after")
+    def _ladder_can_be_resumed(self) -> "OutOfMemory":
+        for rung in self.ladder:
+            if rung.halve in {"sequence_len", "lora_r"}:
+                raise ValueError(f"halving {rung.halve} cannot be resumed; it belongs under shrink")
+            for key in rung.set:
+                if not compatibility.is_free(key):
+                    raise ValueError(f"{key} cannot change within a run; rungs may set free keys")
+        return self
+
+
+class Recovery(_Strict):
+    """What follows an unexpected death of the training process."""
+
+    restarts: int = Field(3, ge=0)
+    """Restarts without a new checkpoint in between before giving up; 0 turns them off."""
+    backoff_s: float = Field(10.0, ge=0)
+    """Seconds before the first restart; doubled for each further one, at most 5 minutes."""
+
+
+class Guards(_Strict):
+    """What is watched while training."""
+
+    loss_jump: float = Field(0.5, gt=0)
+    """Warn when the loss after a resume is this much (nats) above the loss before it."""
+    divergence: float = Field(1.0, gt=0)
+    """Act when the smoothed loss (mean of 20 log lines) is this much (nats) above its lowest."""
+    on_divergence: Literal["warn", "stop"] = "warn"
+    """stop ends the session with a checkpoint, resumable."""
+    hot_c: float = Field(85.0, gt=0)
+    """Warn when a GPU reaches this temperature (Celsius)."""
+    pause_above_c: float | None = Field(None, gt=0)
+    """Pause training above this temperature until ``resume_below_c``; unset: never."""
+    resume_below_c: float = Field(75.0, gt=0)
+    """Where a pause for heat ends."""
+    stall_factor: float = Field(10.0, gt=1)
+    """Restart when nothing (step, evaluation batch, save) happens for this many usual steps."""
+    stall_min_s: float = Field(900.0, gt=0)
+    """Seconds below which nothing counts as a stall."""
+    disk_reserve_gib: float = Field(0.5, ge=0)
+    """Disk space a save must leave free."""
+
+
 class Profile(_Strict):
     """A machine class and the training knobs that suit it."""
 
@@ -65,6 +146,14 @@ class Profile(_Strict):
     """Facts about the machine."""
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     """Retention. Replaces Axolotl's save_total_limit, which rotates by file time."""
+    price_usd_hour: float | None = Field(None, ge=0)
+    """What an hour of this machine costs, for ``--budget-usd``."""
+    out_of_memory: OutOfMemory = OutOfMemory()
+    """The ladder walked when memory runs out."""
+    recovery: Recovery = Recovery()
+    """Restarts after a crash."""
+    guards: Guards = Guards()
+    """What is watched while training, and the limits."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys; its documentation applies as it is."""
 

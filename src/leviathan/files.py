@@ -3,6 +3,7 @@
 Does not own what is in them: run records are ``runs``, commit records ``checkpoints``.
 """
 
+import errno
 import glob
 import json
 import os
@@ -10,6 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk or an exhausted quota says."""
+
+
+@contextmanager
+def unless_full() -> Iterator[None]:
+    """Do without what the block writes when the disk is full; other errors stay errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 def fsync_directory(path: Path) -> None:
@@ -72,7 +86,9 @@ def append_json(path: Path, document: dict[str, Any]) -> None:
     try:
         size = os.fstat(fd).st_size
         half = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, ("\n" * half + line).encode())
+        data = ("\n" * half + line).encode()
+        if os.write(fd, data) < len(data):  # the half that was written is passed over
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(fd)
 

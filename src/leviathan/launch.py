@@ -51,6 +51,8 @@ def environment(profile: Profile) -> dict[str, str]:
     wanted = {
         "AXOLOTL_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        # Axolotl's copy of the output, next to our log; a full disk would end it there.
+        "AXOLOTL_TEE_STDOUT": "0",
         # Only axolotl's own CLI sets this, and it cures most fragmentation OOMs.
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     }
@@ -68,4 +70,6 @@ def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[s
     files.write_text(paths.config, yaml)
     files.write_text(paths.accelerate, accelerate_config(profile, tree))
     paths.stop.unlink(missing_ok=True)
+    paths.pause.unlink(missing_ok=True)
+    paths.phase.unlink(missing_ok=True)
     paths.heartbeat.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ Does not read files (``config``) nor make the YAML that is launched (``render``)
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leviathan import yamlfile
@@ -76,7 +76,7 @@ OWNED_KEYS = {
 
 
 RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description"}
-PROFILE_KEYS = {"hardware", "checkpoints"}
+PROFILE_KEYS = set(Profile.model_fields) - {"axolotl", "aliases", "description"}
 # These recipe keys are Axolotl keys, too: an override goes into the rendered tree.
 _AXOLOTL_TOO = {"epochs", "seed", "base_model"}
 
@@ -142,6 +142,13 @@ def build(
         recipe_name, recipe, profile_name, profile, sample,
         tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
     )  # fmt: skip
+
+
+def changed(config: Config, values: dict[str, Any], where: str) -> Config:
+    """``config`` with top-level Axolotl keys set by the run itself, saying ``where``."""
+    origins = {k: o for k, o in config.origins.items() if k[0] not in values}
+    origins |= {(key,): Origin("run", where) for key in values}
+    return replace(config, tree={**config.tree, **values}, origins=origins)
 
 
 def _refuse_bad_datasets(merged: "_Merged") -> None:

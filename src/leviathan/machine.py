@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,44 @@ def _gpu(handle: object) -> Gpu:
     return Gpu(name, memory.total / 2**30, memory.free / 2**30, f"sm_{major}{minor}")
 
 
-def free_gib(path: Path) -> float:
-    """Free space where ``path`` is or will be, in GiB."""
+def hottest_c() -> float | None:
+    """Temperature of the hottest GPU in Celsius; None without a GPU."""
+    import pynvml  # as in _gpus
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        kind = pynvml.NVML_TEMPERATURE_GPU
+        return max((float(pynvml.nvmlDeviceGetTemperature(h, kind)) for h in handles), default=None)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel's OOM killer has ended since boot, here or in our cgroup."""
+    total = 0
+    for path, name in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+        with suppress(OSError, ValueError):
+            lines = dict(line.split()[:2] for line in Path(path).read_text().splitlines())
+            total += int(lines.get(name, 0))
+    return total
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where ``path`` is or will be, in bytes."""
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free / 2**30
+    return shutil.disk_usage(path).free
+
+
+def free_gib(path: Path) -> float:
+    """Free space where ``path`` is or will be, in GiB."""
+    return free_bytes(path) / 2**30
 
 
 def boot_id() -> str:

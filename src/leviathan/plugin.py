@@ -5,7 +5,10 @@ in the rendered YAML. Does not watch the training (``callbacks``). Everything to
 outside goes through files in the run directory.
 """
 
+import io
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,16 @@ from transformers import TrainerCallback, set_seed
 from leviathan import files, machine, models, runs
 from leviathan.callbacks import (
     CommitCallback,
+    DiskCallback,
+    FiniteCallback,
+    Journal,
     LearningRateCallback,
+    LossCallback,
     MetricsCallback,
+    PhaseCallback,
     StopCallback,
 )
+from leviathan.config import Guards
 
 
 class LeviathanKeys(BaseModel):
@@ -33,6 +42,8 @@ class LeviathanKeys(BaseModel):
     """Which launch of the run this is, from 1."""
     keep: int
     """Newest checkpoints to keep, besides the best and the pinned."""
+    guards: Guards = Guards()
+    """The profile's limits for loss, gradients and disk."""
 
 
 class LeviathanArgs(BaseModel):
@@ -47,8 +58,10 @@ class LeviathanPlugin(BasePlugin):
     def register(self, cfg: Any) -> None:
         """Prove to the supervisor that this plugin is loaded."""
         keys = LeviathanKeys.model_validate(dict(cfg["leviathan"]))
+        sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
         if _rank() == 0:
             paths = runs.RunPaths(Path(keys.run_dir))
+            _enter(paths, "start")
             files.write_json(
                 paths.heartbeat, {"session": keys.session, **machine.process_identity()}
             )
@@ -63,6 +76,7 @@ class LeviathanPlugin(BasePlugin):
             paths = runs.RunPaths(Path(_keys(cfg).run_dir))
             os.sync()  # a mark that survives a power cut must not outlive its dataset
             files.write_json(paths.prepared_mark, sorted(p.name for p in paths.prepared.glob("*")))
+            _enter(paths, "load")
         set_seed(cfg.seed)
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
@@ -83,15 +97,61 @@ class LeviathanPlugin(BasePlugin):
         return wanted
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
-        """One callback per concern; commit before stop, so that a stop names its checkpoint."""
+        """One callback per concern, in an order that matters.
+
+        Log lines are written before a guard may end training over them; a stop asks for a
+        save before the disk is judged; the phase tells what all of them decided.
+        """
         keys = _keys(cfg)
-        paths = runs.RunPaths(Path(keys.run_dir))
+        journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
         return [
-            MetricsCallback(paths, keys.session),
-            CommitCallback(paths, keys.session, keys.keep),
-            StopCallback(paths, keys.session),
+            MetricsCallback(journal),
+            FiniteCallback(journal),
+            LossCallback(journal, keys.guards),
+            CommitCallback(journal, keys.keep),
+            StopCallback(journal),
             LearningRateCallback(cfg.learning_rate),
+            DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30)),
+            PhaseCallback(journal.paths),
         ]
+
+
+class Unbreakable(io.TextIOBase):
+    """A stream whose writer survives a full disk: what cannot be written is dropped.
+
+    The log lies on the disk that fills up; a progress bar must not end a training.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        with files.unless_full():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop."""
+        with files.unless_full():
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        """The file below, for those who write to it directly."""
+        return int(self._stream.fileno())
+
+    def isatty(self) -> bool:
+        """Whether a person reads along."""
+        return bool(self._stream.isatty())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As the stream's."""
+        return str(self._stream.encoding)
+
+
+def _enter(paths: runs.RunPaths, phase: str) -> None:
+    paths.phase.write_text(json.dumps({"phase": phase, "step": 0}))
 
 
 def _keys(cfg: Any) -> LeviathanKeys:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leviathan.config import Profile
+from leviathan.disk import Forecast
 from leviathan.machine import Machine
 
 
@@ -20,12 +21,15 @@ class Check:
     fix: str = ""
 
 
+_FEW_GIB = 10.0
 _NEEDED = ("axolotl", "torch", "transformers", "peft", "accelerate")
 
 
-def checks(profile: Profile, machine: Machine, run_dir: Path, free_gib: float) -> list[Check]:
-    """Packages, GPU against profile, and disk, each pass, warn or fail."""
-    return [_packages(machine), _gpu(profile, machine), _disk(run_dir, free_gib)]
+def checks(
+    profile: Profile, machine: Machine, run_dir: Path, free_gib: float, forecast: Forecast
+) -> list[Check]:
+    """Packages, GPU against profile, and disk against forecast, each pass, warn or fail."""
+    return [_packages(machine), _gpu(profile, machine), _disk(profile, run_dir, free_gib, forecast)]
 
 
 def _packages(machine: Machine) -> Check:
@@ -60,8 +64,26 @@ def _gpu(profile: Profile, machine: Machine) -> Check:
     return Check("gpu", "pass", f"{machine.gpus[0].name}, {smallest:.1f} GiB")
 
 
-def _disk(run_dir: Path, free_gib: float) -> Check:
-    evidence = f"{free_gib:.1f} GiB free for {run_dir}"
-    if free_gib < 1:
+def _disk(profile: Profile, run_dir: Path, free_gib: float, forecast: Forecast) -> Check:
+    """Fail when not even one save fits, warn when what the run will write does not."""
+    reserve, keep = profile.guards.disk_reserve_gib, profile.checkpoints.keep
+    one = (forecast.checkpoint or 0) / 2**30
+    # The newest few, the best, and the one being written.
+    whole = one * (keep + 2) + (forecast.merged or 0) / 2**30 + reserve
+    evidence = f"{free_gib:.3g} GiB free for {run_dir}; a checkpoint takes {_gib(forecast)}"
+    if free_gib < 1.1 * one + reserve:
         return Check("disk", "fail", evidence, "free some space: a save must never be cut short")
-    return Check("disk", "pass" if free_gib >= 10 else "warn", evidence, "")
+    if free_gib < whole:
+        return Check(
+            "disk", "warn", f"{evidence}, all that is kept and the merged model {whole:.3g} GiB",
+            "free some space, or lower checkpoints.keep",
+        )  # fmt: skip
+    if forecast.checkpoint is None and free_gib < _FEW_GIB:
+        return Check("disk", "warn", evidence, "free some space: the base model is not here yet")
+    return Check("disk", "pass", evidence)
+
+
+def _gib(forecast: Forecast) -> str:
+    if forecast.checkpoint is None:
+        return "an unknown size"
+    return f"{forecast.checkpoint / 2**30:.2g} GiB"

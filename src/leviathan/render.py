@@ -129,6 +129,7 @@ def _place(
             "run_dir": run_dir,
             "session": target.session,
             "keep": config.profile.checkpoints.keep,
+            "guards": config.profile.guards.model_dump(exclude_none=True),
         },
         # Retention is Leviathan's, by step (docs/checkpoints.md); Axolotl's default is 4.
         "save_total_limit": 1_000_000,
@@ -139,7 +140,8 @@ def _place(
         tree[name] = value
         if name != "plugins" or (name,) not in origins:
             origins[(name,)] = Origin("leviathan", "run directory")
-    origins[("leviathan", "keep")] = Origin("profile", f"checkpoints.keep of {config.profile_name}")
+    for name, key in (("keep", "checkpoints.keep"), ("guards", "guards")):
+        origins["leviathan", name] = Origin("profile", f"{key} of {config.profile_name}")
 
 
 def _copy(value: Any) -> Any:

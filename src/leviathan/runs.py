@@ -57,6 +57,10 @@ class RunRecord:
     state: str = "new"
     """new, running, stopped, done or failed, as last written; see ``true_state``."""
     sessions: list[Session] = field(default_factory=list)
+    adjustments: list[dict[str, Any]] = field(default_factory=list)
+    """Rungs of the out-of-memory ladder taken: {before, after, why}, in order."""
+    successor: dict[str, Any] | None = None
+    """{name, overrides} of the smaller run begun instead (``train --shrink``)."""
     schema: int = SCHEMA
 
 
@@ -110,8 +114,18 @@ class RunPaths:
         return self.directory / ".launcher.json"
 
     @property
+    def phase(self) -> Path:
+        """What the training process is at; its file time is the sign of life."""
+        return self.directory / ".phase.json"
+
+    @property
+    def pause(self) -> Path:
+        """Its existence makes training wait between two steps."""
+        return self.directory / ".pause"
+
+    @property
     def stop(self) -> Path:
-        """Its existence asks the training process to save and stop."""
+        """Its existence asks the training process to save and stop; it holds the reason."""
         return self.directory / ".stop"
 
     @property
@@ -221,9 +235,13 @@ def identity_in(path: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) and "pid" in identity else None
 
 
-def event(paths: RunPaths, kind: str, **facts: Any) -> None:
-    """Append one event; ``kind`` is start, resume, save, stop, quarantine, ..."""
-    files.append_json(paths.events, {"time": time.time(), "event": kind, **facts})
+def event(paths: RunPaths, kind: str, /, **facts: Any) -> None:
+    """Append one event; ``kind`` is start, resume, save, stop, quarantine, ...
+
+    Events tell a story and decide nothing: one that a full disk refuses is left out.
+    """
+    with files.unless_full():
+        files.append_json(paths.events, {"time": time.time(), "event": kind, **facts})
 
 
 def events(paths: RunPaths, session: int | None = None) -> list[dict[str, Any]]:
@@ -251,6 +269,19 @@ def metrics(paths: RunPaths) -> list[dict[str, Any]]:
                 kept.pop()
         kept.append(line)
     return kept
+
+
+def session_seconds(paths: RunPaths, record: RunRecord) -> float:
+    """Wall-clock seconds of all sessions that ended, well or not.
+
+    A session whose supervisor was killed has no end: its last event or log line counts.
+    """
+    last: dict[Any, float] = {}
+    for line in (*events(paths), *files.read_json_lines(paths.metrics)):
+        if isinstance(line.get("time"), int | float):
+            last[line.get("session")] = max(last.get(line.get("session"), 0.0), line["time"])
+    ends = ((s.ended or last.get(s.number, s.started), s.started) for s in record.sessions)
+    return sum(max(ended - started, 0.0) for ended, started in ends)
 
 
 def true_state(record: RunRecord) -> str:

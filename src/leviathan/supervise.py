@@ -1,6 +1,7 @@
 """Owns the living training process: signals in, metrics and events out, how it ended.
 
-Does not build its command (``launch``) nor show anything (``ui``): it tells a listener.
+Does not build its command (``launch``), judge what it sees (``watchdog``, ``diagnosis``)
+nor show anything (``ui``): it tells a listener.
 """
 
 import json
@@ -17,16 +18,19 @@ from typing import Any
 
 import psutil
 
-from leviathan import diagnosis, files, launch, machine, runs
+from leviathan import checkpoints, diagnosis, files, launch, machine, runs
 from leviathan.config import Profile
+from leviathan.diagnosis import Evidence
 from leviathan.render import PLUGIN
+from leviathan.watchdog import Finding, Watchdog
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Called with a kind (metrics, event, notice, tick) and its facts."""
+"""Called with a kind (metrics, event, notice, warning, tick) and its facts."""
 
 _POLL_S = 0.2
 _DEBOUNCE_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SMALLEST_SAVE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,55 +43,20 @@ class Outcome:
     max_steps: int | None
     reason: str = ""
     log: Path | None = None
-
-
-def supervise(paths: runs.RunPaths, profile: Profile, session: int, listener: Listener) -> Outcome:
-    """Launch the rendered run and stay with it until no process of it is left.
-
-    The child gets a session of its own, so a Ctrl+C in the terminal reaches only us:
-    the first SIGINT, SIGTERM or SIGHUP asks for a checkpoint and a stop through the
-    stop file, a second SIGINT kills everything at once.
-    """
-    paths.logs.mkdir(exist_ok=True)
-    log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
-    requests = Requests()
-    # Handlers first: a Ctrl+C in the moment of the launch must not leave an orphan.
-    with _signals(requests.on_signal):
-        with log.open("ab") as stream:
-            child = subprocess.Popen(
-                launch.command(paths),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=launch.environment(profile),
-                start_new_session=True,
-            )
-        files.write_json(paths.launcher, machine.process_identity(child.pid))
-        watcher = _Watcher(paths, session, child, log, requests, listener)
-        watcher.watch()
-    return watcher.outcome()
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    # Under nohup a hang-up is ignored on purpose, and stays so.
-    taken = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN or n == signal.SIGINT]
-    before = {number: signal.signal(number, handler) for number in taken}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    evidence: Evidence | None = None
+    """What a failed session left, for its diagnosis."""
+    step_s: float | None = None
+    """Seconds of a usual step, where two were logged."""
 
 
 class Requests:
-    """What signals asked for: only flags, the watch loop acts on them."""
+    """What signals asked for: only flags, the loops that see them act."""
 
     def __init__(self) -> None:
         self.stop = False
         self.kill = False
         self.first = ""
-        """Name of the first signal."""
+        """Who asked first: a signal's name, or a watchdog's reason."""
         self._last = 0.0
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
@@ -99,8 +68,73 @@ class Requests:
         self._last = now
         if number == signal.SIGHUP:
             _forget_terminal()
+        self.ask(signal.Signals(number).name)
+
+    def ask(self, reason: str) -> None:
+        """Ask for a checkpoint and a stop."""
         self.stop = True
-        self.first = self.first or signal.Signals(number).name
+        self.first = self.first or reason
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, unless asked to stop: then False at once."""
+        end = time.monotonic() + seconds
+        while not self.stop and time.monotonic() < end:
+            time.sleep(min(_POLL_S, max(end - time.monotonic(), 0)))
+        return not self.stop
+
+
+@contextmanager
+def signals_to(requests: Requests) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP become requests inside the block.
+
+    Under nohup a hang-up is ignored on purpose, and stays so.
+    """
+    taken = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN or n == signal.SIGINT]
+    before = {number: signal.signal(number, requests.on_signal) for number in taken}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def supervise(
+    paths: runs.RunPaths,
+    profile: Profile,
+    session: int,
+    listener: Listener,
+    requests: Requests,
+    left_s: float | None = None,
+) -> Outcome:
+    """Launch the rendered run and stay with it until no process of it is left.
+
+    The child gets a session of its own, so a Ctrl+C in the terminal reaches only us:
+    the first SIGINT, SIGTERM or SIGHUP asks for a checkpoint and a stop through the
+    stop file, a second SIGINT kills everything at once.
+
+    Args:
+        paths: the run; its inputs are written (``launch.write_inputs``).
+        profile: hardware and limits.
+        session: number of this launch.
+        listener: told everything that happens.
+        requests: what signals ask for; the caller has installed ``signals_to``.
+        left_s: seconds of the budget that are left; None without one.
+    """
+    paths.logs.mkdir(exist_ok=True)
+    log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
+    with log.open("ab") as stream:
+        child = subprocess.Popen(
+            launch.command(paths),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=launch.environment(profile),
+            start_new_session=True,
+        )
+    watchdog = Watchdog(paths, profile.guards, left_s)
+    watcher = _Watcher(paths, session, child, log, requests, listener, watchdog)
+    watcher.watch()
+    return watcher.outcome()
 
 
 class _Watcher:
@@ -114,38 +148,63 @@ class _Watcher:
         log: Path,
         requests: Requests,
         listener: Listener,
+        watchdog: Watchdog,
     ) -> None:
         self.paths, self.session, self.child, self.log = paths, session, child, log
-        self.requests, self.listener = requests, listener
+        self.requests, self.listener, self.watchdog = requests, listener, watchdog
         self.plugin_missing = False
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
+        self._announced = False
         self._metrics = _Tail(paths.metrics)
         self._events = _Tail(paths.events)
         self._began = False
         self._ended: dict[str, Any] | None = None
         self._step = 0
         self._max_steps: int | None = None
+        self._guard = ""
+        self._guard_text = ""
+        self._kernel_kills = machine.kernel_kills()
+        with files.unless_full():
+            files.write_json(paths.launcher, machine.process_identity(child.pid))
 
     def watch(self) -> None:
         """Until the launcher and every process it started are gone."""
-        announced = False
         while True:
             ended = self.child.poll() is not None
             self._read()
-            if self.requests.kill or self._abandoned:
-                self._kill()  # at each turn: a process may have forked meanwhile
-            elif self.requests.stop and not announced:
-                announced = True
-                self._ask_to_stop()
-            elif not ended and self._has_no_plugin():
-                self.plugin_missing = True
-                self._kill()
+            self._act(ended)
             if ended and self._is_over():
                 self._read()
                 return
             self.listener("tick", {})
             time.sleep(_POLL_S)
+
+    def _act(self, ended: bool) -> None:
+        if self.requests.kill or self._abandoned or self._guard == "stall":
+            self._kill()  # at each turn: a process may have forked meanwhile
+            return
+        if self.requests.stop and not self._announced:
+            self._announced = True
+            self._ask_to_stop()
+        elif not ended and self._has_no_plugin():
+            self.plugin_missing = True
+            self._kill()
+        for finding in self.watchdog.look(self._began and not ended):
+            self._follow_finding(finding)
+
+    def _follow_finding(self, finding: Finding) -> None:
+        kind = {"warn": "warning"}.get(finding.action, finding.action)
+        runs.event(self.paths, kind, session=self.session, kind=finding.kind, step=self._step,
+                   text=finding.text)  # fmt: skip
+        if finding.action == "stop":
+            self.requests.ask(finding.text)
+        elif finding.action == "kill":
+            self._guard, self._guard_text = finding.kind, finding.text
+        elif finding.action == "pause":
+            self.paths.pause.touch()
+        elif finding.action == "unpause":
+            self.paths.pause.unlink(missing_ok=True)
 
     def _is_over(self) -> bool:
         """After the launcher's end: let a living training save itself, end anything else.
@@ -156,7 +215,7 @@ class _Watcher:
         if not self._processes():
             return True
         trainer = runs.identity_in(self.paths.heartbeat)
-        if trainer and self._heartbeat() and machine.is_alive(trainer):
+        if trainer and self._heartbeat() and machine.is_alive(trainer) and not self._guard:
             self.paths.stop.touch()
         else:
             self._kill()
@@ -164,27 +223,57 @@ class _Watcher:
 
     def outcome(self) -> Outcome:
         """What the evidence says: events of this session, exit code, log."""
-        facts = (self._step, self._max_steps)
         if self.requests.kill:
-            return Outcome("killed", *facts, "killed by a second Ctrl+C", self.log)
+            return self._outcome("killed", "killed by a second Ctrl+C")
         if self.plugin_missing:
             reason = f"the plugin {PLUGIN} is not running inside the training process"
-            return Outcome(
-                "failed", *facts, f"{reason}: {diagnosis.last_error(self.log)}", self.log
-            )
+            return self._failed(f"{reason}: {diagnosis.last_error(self.log)}")
         if self._ended and self._ended.get("stopped"):
-            return Outcome("stopped", *facts, self._why_stopped(), self.log)
+            return self._outcome("stopped", self._why_stopped())
         if self._ended and self.child.returncode == 0:
-            return Outcome("done", *facts, "", self.log)
+            return self._outcome("done")
         if self.requests.stop and not self._began:
-            return Outcome("stopped", *facts, f"{self._why_stopped()}, before training began",
-                           self.log)  # fmt: skip
+            return self._outcome("stopped", f"{self._why_stopped()}, before training began")
+        if self._guard:
+            return self._failed(self._guard_text)
         code = self.child.returncode
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Outcome("failed", *facts, f"{reason}: {diagnosis.last_error(self.log)}", self.log)
+        return self._failed(f"{reason}: {diagnosis.last_error(self.log)}")
+
+    def _outcome(self, kind: str, reason: str = "", evidence: Evidence | None = None) -> Outcome:
+        return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence,
+                       self.watchdog.step_s)  # fmt: skip
+
+    def _failed(self, reason: str) -> Outcome:
+        evidence = Evidence(
+            exit_code=self.child.returncode,
+            log=diagnosis.tail(self.log),
+            phase=self._phase(),
+            step=self._step,
+            kernel_killed=machine.kernel_kills() > self._kernel_kills,
+            disk_short=self._disk_is_short(),
+            guard="plugin" if self.plugin_missing else self._guard,
+        )
+        return self._outcome("failed", reason, evidence)
+
+    def _phase(self) -> str:
+        try:
+            return str(json.loads(self.paths.phase.read_bytes())["phase"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "train" if self._began else "start"
+
+    def _disk_is_short(self) -> bool:
+        """Whether the next save may not fit: what a failed save looks like from outside."""
+        known = [c.bytes for c in checkpoints.scan(self.paths.directory) if c.sound]
+        return machine.free_bytes(self.paths.directory) < max([_SMALLEST_SAVE, *known[-1:]])
 
     def _why_stopped(self) -> str:
-        return self.requests.first or "stop file"
+        if self.requests.first:
+            return self.requests.first
+        try:
+            return self.paths.stop.read_text().strip() or "stop file"
+        except OSError:
+            return "stop file"
 
     def _read(self) -> None:
         for line in self._events.lines():
@@ -193,10 +282,14 @@ class _Watcher:
             self._began |= line["event"] == "train_begin"
             if line["event"] == "train_end":
                 self._ended = line
+            if line["event"] == "guard":
+                self._guard, self._guard_text = str(line.get("kind")), str(line.get("text"))
             self._follow(line)
+            self.watchdog.event(line)
             self.listener("event", line)
         for line in self._metrics.lines():
             self._follow(line)
+            self.watchdog.metrics(line)
             self.listener("metrics", line)
 
     def _follow(self, line: dict[str, Any]) -> None:
@@ -207,8 +300,12 @@ class _Watcher:
         runs.event(self.paths, "stop_asked", session=self.session, by=self.requests.first)
         self.paths.stop.touch()
         if self._began:
-            self.listener("notice", {"text": "stopping: this step ends, then a checkpoint is "
-                                             "saved; Ctrl+C again kills at once"})  # fmt: skip
+            why = "" if self.requests.first.startswith("SIG") else f" ({self.requests.first})"
+            text = (
+                f"stopping{why}: this step ends, then a checkpoint is saved; Ctrl+C again "
+                "kills at once"
+            )
+            self.listener("notice", {"text": text})
         else:
             # Nothing is trained yet, so there is nothing to save or to wait for; a
             # half-tokenised dataset is thrown away by the next launch.

@@ -1,46 +1,37 @@
 """Owns what ``train`` decides: a new run, a resume and from where, or nothing to do.
 
-Does not run processes (``launch``). Deciding only reads; ``run`` and ``draw`` write.
+Does not carry it out (``sessions``). Deciding only reads; ``draw`` writes the sample.
 """
 
-import json
 import os
 import shlex
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leviathan import (
     checkpoints,
+    compatibility,
     corpus,
+    disk,
     launch,
+    layers,
     machine,
     models,
     preflight,
     runs,
     schema,
-    supervise,
 )
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
 from leviathan.corpus import REQUIRED_FIELDS, Sample
-from leviathan.errors import BadInput, LeviathanError, Refused
+from leviathan.errors import BadInput, Refused
+from leviathan.ladder import Change
 from leviathan.layers import Config, dataset_entries, run_name
 
 DATA = Path("work/data")
-
-# What may change between sessions: how often to save, look and log, how to compute the
-# same numbers faster or smaller, and the peak learning rate. Everything else gives
-# another model, other data, or optimizer state that no longer belongs to what is trained.
-FREE_KEYS = {"learning_rate", "save_steps", "eval_steps", "eval_batch_size", "logging_steps",
-             "attn_implementation", "activation_offloading", "plugins", "strict", "debug",
-             "dataset_num_proc", "include_tkps", "low_cpu_mem_usage"}  # fmt: skip
-FREE_PREFIXES = ("dataloader_", "gradient_checkpointing", "liger_", "wandb_", "mlflow_", "trackio_",
-                 "comet_", "use_", "hub_", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
-                 "lora_embedding_kernel", "ddp_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,8 @@ class Decision:
     checks: tuple[preflight.Check, ...]
     machine: machine.Machine
     schema: schema.AxolotlSchema | None
+    notes: tuple[str, ...] = ()
+    """What differs from the session before, and was judged harmless enough to go on."""
 
     @property
     def failed_checks(self) -> list[preflight.Check]:
@@ -79,24 +72,64 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     models.local_or_hub(config.tree["base_model"])
     corpus.check_head(Path(config.recipe.corpus), _required(config))
     record = runs.read(paths) if paths.record.exists() else None
-    chosen, aside = _resume_point(paths, resume)
+    chosen, aside = resume_point(paths, resume)
+    config = _adjusted(config, record)
+    notes: list[str] = []
     if record and (chosen or record.state == "done") and resume != "never":
-        _refuse_changed(record, config)
+        notes = _judge_changes(record, config, here)
     if chosen and not record:
         raise Refused(
             f"{paths.directory} has checkpoints but no run.json: nobody knows what they were "
             "trained with", "restore run.json, or start over with --resume never",
         )  # fmt: skip
-    found = tuple(
-        preflight.checks(config.profile, here, paths.directory, machine.free_gib(paths.directory))
-    )
+    found = tuple(_checks(config, here, paths))
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
     action = "resume" if chosen else "start"
-    return Decision(action, config, paths, record, chosen, tuple(aside), found, here, keys)
+    return Decision(
+        action, config, paths, record, chosen, tuple(aside), found, here, keys, tuple(notes)
+    )
 
 
-def _resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, list[Checkpoint]]:
+def _checks(config: Config, here: machine.Machine, paths: runs.RunPaths) -> list[preflight.Check]:
+    existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
+    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
+    free_gib = machine.free_gib(paths.directory)
+    return preflight.checks(config.profile, here, paths.directory, free_gib, forecast)
+
+
+def _adjusted(config: Config, record: runs.RunRecord | None) -> Config:
+    """``config`` on the rung of the ladder where the run stands.
+
+    A rung counts while the keys it changed still have the values that proved too large:
+    what the user has changed since is the user's.
+    """
+    for change in (Change(**a) for a in (record.adjustments if record else [])):
+        if change.applies_to(config.tree):
+            config = layers.changed(config, change.after, f"out of memory: {change.why}")
+    return config
+
+
+def follow(decision: Decision, record: runs.RunRecord) -> Decision:
+    """The decision for the smaller run that ``record`` was given up for (``--shrink``)."""
+    successor = record.successor
+    while successor:
+        asked = decision.config
+        config = layers.build(
+            asked.recipe_asked, asked.profile_asked, asked.sample, successor["overrides"]
+        )
+        decision = decide(config, name=successor["name"])
+        successor = decision.record.successor if decision.record else None
+    return decision
+
+
+def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """Where training goes on, and what has to be moved out of the line for it.
+
+    Raises:
+        BadInput: no such checkpoint.
+        Refused: it is damaged; or there are checkpoints and none is sound.
+    """
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
     if resume == "never":
         return None, existing
@@ -121,28 +154,32 @@ def _refuse_unwritable(directory: Path) -> None:
         raise BadInput(f"cannot write to {parent}", "runs live in work/ of this directory")
 
 
-def _refuse_changed(record: runs.RunRecord, config: Config) -> None:
-    changed = [text for key, text in _differences(record, config) if not _is_free(key)]
-    if changed:
+def _judge_changes(record: runs.RunRecord, config: Config, here: machine.Machine) -> list[str]:
+    """What differs from the run's beginning and is allowed, a line each.
+
+    Raises:
+        Refused: something differs that a checkpoint cannot be resumed with.
+    """
+    found = differences(record, config)
+    refused = [f"{d} ({d.reason})" for d in found if d.verdict == "refused"]
+    if refused:
         raise Refused(
-            f"{record.name} was begun with other settings: {'; '.join(changed)}",
+            f"{record.name} was begun with other settings: {'; '.join(refused)}",
             "undo the change, start a new run with --name, or this one anew with --resume never",
         )
+    notes = [f"{d}: {d.reason}" for d in found if d.verdict == "arithmetic"]
+    versions = list(compatibility.version_changes(record.versions, here.versions))
+    if versions:
+        notes.append(f"since the last session: {', '.join(versions)}; numbers may differ a little")
+    return notes
 
 
-def _differences(record: runs.RunRecord, config: Config) -> list[tuple[str, str]]:
-    """Key and ``key: old -> new`` for all that differs from the run's beginning."""
-    old = {"sample": record.sample, "processes": record.processes, **record.tree}
-    new = {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree}
-    return [
-        (key, f"{key}: {old.get(key)!r} -> {new.get(key)!r}")
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _is_free(key: str) -> bool:
-    return key in FREE_KEYS or key.startswith(FREE_PREFIXES)
+def differences(record: runs.RunRecord, config: Config) -> list[compatibility.Difference]:
+    """What is asked for now against what the run was begun with."""
+    return compatibility.differences(
+        {"sample": record.sample, "processes": record.processes, **record.tree},
+        {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree},
+    )
 
 
 def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
@@ -192,40 +229,6 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
     )
 
 
-def run(
-    decision: Decision,
-    listener: supervise.Listener,
-    progress: corpus.Progress | None = None,
-) -> supervise.Outcome:
-    """Carry the decision out: lock, sample, run directory, launch, record.
-
-    Raises:
-        Refused: another process trains this run, or the corpus changed.
-    """
-    sample = draw(decision, progress)
-    paths = decision.paths
-    paths.directory.mkdir(parents=True, exist_ok=True)
-    with runs.locked(paths):
-        _refuse_overtaken(decision)
-        record = _record(decision, sample)
-        session = _begin_session(decision, record)
-        _set_aside(decision, session.number)
-        rendered = render(decision, Path(sample.path), session.number)
-        _drop_half_prepared(paths)
-        launch.write_inputs(paths, decision.config.profile, rendered.yaml(), rendered.tree)
-        runs.write(paths, record)
-        _announce(decision, session, rendered, listener)
-        outcome = supervise.supervise(paths, decision.config.profile, session.number, listener)
-        session.ended, session.outcome = time.time(), outcome.kind
-        record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
-        runs.write(paths, record)
-        runs.event(
-            paths, "session_end", session=session.number, outcome=outcome.kind,
-            step=outcome.step, reason=outcome.reason,
-        )  # fmt: skip
-    return outcome
-
-
 def wait_for_orphan(decision: Decision, tell: Callable[[str], None]) -> bool:
     """Wait until a training process that lost its supervisor has saved and ended.
 
@@ -240,112 +243,6 @@ def wait_for_orphan(decision: Decision, tell: Callable[[str], None]) -> bool:
     while runs.orphan(paths):
         time.sleep(0.5)
     return True
-
-
-def _refuse_overtaken(decision: Decision) -> None:
-    """Drawing a sample takes minutes: the run may have changed since it was decided on."""
-    paths = decision.paths
-    pid = runs.orphan(paths)
-    if pid:
-        raise Refused(
-            f"the training process {pid} of {paths.directory.name} has lost its supervisor and is "
-            "still saving",
-            "it stops by itself after its step; run the same command again then",
-        )
-    now = runs.read(paths) if paths.record.exists() else None
-    before = decision.record
-    if (now and len(now.sessions)) != (before and len(before.sessions)):
-        raise Refused(
-            f"{paths.directory.name} was trained by another process meanwhile",
-            "run the same command again",
-        )
-
-
-def _record(decision: Decision, sample: Sample) -> runs.RunRecord:
-    """The run's record: what resumes must match; begun anew where training begins anew.
-
-    Raises:
-        Refused: the base model's files are not those the run was begun with.
-    """
-    config, old = decision.config, decision.record
-    base = models.fingerprint(models.local_or_hub(config.tree["base_model"]))
-    if old and decision.resume_from:
-        if old.base != base:
-            raise Refused(
-                f"the base model {config.tree['base_model']} has changed since {old.name} was "
-                "begun", "restore it, or start a new run with --name",
-            )  # fmt: skip
-        return old
-    return runs.RunRecord(
-        name=decision.paths.directory.name,
-        recipe=config.recipe_name,
-        profile=config.profile_name,
-        sample=config.sample,
-        overrides=list(config.overrides),
-        settings=config.recipe.model_dump(exclude={"axolotl"}),
-        tree=config.tree,
-        processes=config.profile.hardware.count,
-        corpus=asdict(sample),
-        base=base,
-        versions=decision.machine.versions,
-        created=time.time(),
-        sessions=old.sessions if old else [],
-    )
-
-
-def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
-    resume = decision.resume_from
-    session = runs.Session(
-        number=len(record.sessions) + 1,
-        started=time.time(),
-        supervisor=machine.process_identity(),
-        resumed_from=resume.step if resume else None,
-    )
-    record.sessions.append(session)
-    record.state = "running"
-    record.versions = decision.machine.versions
-    return session
-
-
-def _set_aside(decision: Decision, session: int) -> None:
-    for checkpoint in decision.aside:
-        folder = "set-aside" if checkpoint.sound else "quarantine"
-        target = checkpoints.set_aside(checkpoint, folder)
-        runs.event(
-            decision.paths, folder.replace("-", "_"), session=session, step=checkpoint.step,
-            reason=checkpoint.problem or "newer than the checkpoint resumed from", to=str(target),
-        )  # fmt: skip
-
-
-def _drop_half_prepared(paths: runs.RunPaths) -> None:
-    """A launch killed while tokenising leaves a dataset Axolotl would take for whole."""
-    try:
-        whole = set(json.loads(paths.prepared_mark.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        whole = set()
-    for directory in paths.prepared.glob("*"):
-        if directory.name not in whole and directory.is_dir():
-            shutil.rmtree(directory)
-
-
-def _announce(
-    decision: Decision,
-    session: runs.Session,
-    rendered: rendering.Rendered,
-    listener: supervise.Listener,
-) -> None:
-    for checkpoint in decision.aside:
-        why = checkpoint.problem or "newer than the checkpoint resumed from"
-        folder = "set aside" if checkpoint.sound else "quarantined"
-        listener("notice", {"text": f"{checkpoint.path.name} {folder}: {why}"})
-    for note in rendered.notes:
-        listener("notice", {"text": note})
-    kind = "resume" if decision.resume_from else "start"
-    runs.event(
-        decision.paths, kind, session=session.number, step=session.resumed_from or 0,
-        log=str(decision.paths.logs),
-    )  # fmt: skip
-    listener(kind, {"step": session.resumed_from or 0, "session": session.number})
 
 
 def preview(config: Config, name: str | None = None) -> rendering.Rendered:
@@ -379,7 +276,7 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "nothing": "nothing: the run is finished",
     }
     record = decision.record
-    changes = _differences(record, decision.config) if record and resume else []
+    changes = differences(record, decision.config) if record and resume else []
     return {
         "run": str(decision.paths.directory),
         "state": runs.true_state(record) if record else "new",
@@ -387,14 +284,15 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "quarantine": [f"{c.path.name} ({c.problem})" for c in decision.aside if not c.sound],
         "set aside": [c.path.name for c in decision.aside if c.sound],
         "sample": f"{decision.config.sample} of {decision.config.recipe.corpus}",
-        "changes": [text for _, text in changes],
+        "changes": [f"{d} ({d.verdict}: {d.reason})" for d in changes],
+        "notes": list(decision.notes),
         "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
         "command": launch.command(runs.RunPaths(decision.paths.directory.resolve())),
     }
 
 
-def resume_command(decision: Decision) -> str:
-    """What to type to go on with this run."""
+def resume_command(decision: Decision, extra: Sequence[str] = ()) -> str:
+    """What to type to go on with this run; ``extra`` are options of the command to repeat."""
     config = decision.config
     parts = ["leviathan", "train", "--profile", config.profile_asked]
     parts += ["--recipe", config.recipe_asked, "--sample", config.sample]
@@ -405,18 +303,10 @@ def resume_command(decision: Decision) -> str:
         parts += ["--set", override]
     if decision.failed_checks:  # it runs although a check fails, so --force was given
         parts.append("--force")
-    return shlex.join(parts)
+    return shlex.join([*parts, *extra])
 
 
 def latest_saved(paths: runs.RunPaths) -> str | None:
     """Name of the newest sound checkpoint, if there is one."""
     newest, _ = checkpoints.newest_sound(paths.directory)
     return newest.path.name if newest else None
-
-
-def failure(outcome: supervise.Outcome, saved: str, again: str) -> LeviathanError:
-    """The error of a failed session: what, where the log is, how to go on."""
-    return LeviathanError(
-        f"training failed at step {outcome.step} ({outcome.reason}); {saved}; log: {outcome.log}",
-        f"once the cause is gone, resume with: {again}",
-    )

@@ -186,6 +186,9 @@ def corpus_progress() -> Callable[[str, int, int], None]:
     return show
 
 
+_WARNINGS = {"warning", "guard", "pause", "unpause", "kill"}
+
+
 class TrainView:
     """The view of a running training: one live block on a terminal, plain lines elsewhere."""
 
@@ -230,6 +233,8 @@ class TrainView:
             self._plain(f"saved {self._checkpoint}")
         elif kind == "metrics":
             self._metrics(facts)
+        elif kind == "warning" or (kind == "event" and facts["event"] in _WARNINGS):
+            warn(facts["text"])
         if self._live:
             self._live.update(self._block())
 

@@ -1,0 +1,357 @@
+"""Owns carrying a decision out: as many sessions as it takes, and what is done between them.
+
+Does not decide what to train or from where (``train``), nor what a failure means
+(``diagnosis``, ``recovery``): it holds the lock, writes the record, launches, and goes on.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from leviathan import (
+    checkpoints,
+    corpus,
+    files,
+    ladder,
+    launch,
+    layers,
+    machine,
+    models,
+    recovery,
+    render,
+    runs,
+    train,
+)
+from leviathan.budget import Budget
+from leviathan.corpus import Sample
+from leviathan.diagnosis import Diagnosis, diagnose
+from leviathan.errors import Refused
+from leviathan.ladder import Change
+from leviathan.supervise import Listener, Outcome, Requests, signals_to, supervise
+from leviathan.train import Decision
+
+_DISK_POLL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How carrying out a decision ended, with all that a person needs to go on."""
+
+    decision: Decision
+    """The last one carried out: of a smaller run, where ``--shrink`` had to begin one."""
+    outcome: Outcome
+    diagnosis: Diagnosis | None = None
+    """Why it failed; None unless it did."""
+    gave_up: str = ""
+    """Why it was not tried again."""
+    adjustments: tuple[Change, ...] = ()
+    """Rungs of the out-of-memory ladder the run stands on."""
+
+
+def run(
+    decision: Decision,
+    listener: Listener,
+    progress: corpus.Progress | None = None,
+    *,
+    budget: Budget | None = None,
+    shrink: bool = False,
+) -> Ending:
+    """Carry the decision out: sample, lock, sessions, until done, stopped or hopeless.
+
+    Args:
+        decision: from ``train.decide``, not overtaken by another process since.
+        listener: told everything that happens.
+        progress: told of reading the corpus.
+        budget: limits over all sessions of the run.
+        shrink: consent to begin a smaller training when the ladder is at its end.
+
+    Raises:
+        Refused: another process trains this run, the corpus changed, or the budget is spent.
+    """
+    budget = budget or Budget()
+    requests = Requests()
+    while True:
+        sample = train.draw(decision, progress)
+        paths = decision.paths
+        paths.directory.mkdir(parents=True, exist_ok=True)
+        with runs.locked(paths), signals_to(requests):
+            _refuse_overtaken(decision)
+            ending, smaller = _Attempts(decision, sample, listener, requests, budget, shrink).run()
+        if smaller is None:
+            return ending
+        listener("notice", {"text": f"going on with the smaller run {smaller.paths.directory}"})
+        decision = smaller
+
+
+class _Attempts:
+    """The sessions of one run, from one command."""
+
+    def __init__(
+        self, decision: Decision, sample: Sample, listener: Listener, requests: Requests,
+        budget: Budget, shrink: bool,
+    ) -> None:  # fmt: skip
+        self.decision, self.sample, self.listener = decision, sample, listener
+        self.requests, self.budget, self.shrink = requests, budget, shrink
+        self.paths = decision.paths
+        self.history = recovery.History(newest_step=_step(decision))
+
+    def run(self) -> tuple[Ending, Decision | None]:
+        """Until an ending; with it, the smaller run to go on with."""
+        while True:
+            outcome = self._session()
+            if outcome.kind != "failed" or outcome.evidence is None:
+                return self._ending(outcome), None
+            diagnosis = diagnose(outcome.evidence)
+            newest, aside = train.resume_point(self.paths, "auto")
+            self.history.note(diagnosis.kind, newest.step if newest else None)
+            action = self._action(diagnosis)
+            change = self._rung(diagnosis, action)
+            if action.kind == "ladder" and change is None:
+                smaller = self._smaller(diagnosis) if self.shrink else None
+                gave_up = "" if smaller else "the out-of-memory ladder is at its end"
+                return self._ending(outcome, diagnosis, gave_up), smaller
+            if action.kind == "give_up":
+                return self._ending(outcome, diagnosis, action.reason), None
+            self._tell(outcome, diagnosis, action, change, newest)
+            if not self._wait(action):
+                stopped = replace(outcome, kind="stopped", reason=self.requests.first)
+                self._close(stopped)
+                return self._ending(stopped), None
+            self.decision = replace(
+                self.decision, action="resume" if newest else "start", resume_from=newest,
+                aside=tuple(aside), record=runs.read(self.paths),
+            )  # fmt: skip
+
+    def _ending(
+        self, outcome: Outcome, diagnosis: Diagnosis | None = None, gave_up: str = ""
+    ) -> Ending:
+        taken = tuple(Change(**a) for a in runs.read(self.paths).adjustments)
+        return Ending(self.decision, outcome, diagnosis, gave_up, taken)
+
+    # --- one session ----------------------------------------------------------------
+
+    def _session(self) -> Outcome:
+        decision = self.decision
+        record = self._record()
+        left_s = self._left_s(record)
+        session = _begin_session(decision, record)
+        _set_aside(decision, session.number)
+        rendered = train.render(decision, Path(self.sample.path), session.number)
+        _drop_half_prepared(self.paths)
+        profile = decision.config.profile
+        launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
+        runs.write(self.paths, record)
+        _announce(decision, session, rendered, self.listener)
+        outcome = supervise(
+            self.paths, profile, session.number, self.listener, self.requests, left_s
+        )
+        self._close(outcome)
+        return outcome
+
+    def _close(self, outcome: Outcome) -> None:
+        """Write how the session ended; where a full disk refuses, the record says running,
+        and its dead supervisor tells the rest."""
+        record = runs.read(self.paths)
+        session = record.sessions[-1]
+        session.ended, session.outcome = time.time(), outcome.kind
+        record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
+        with files.unless_full():
+            runs.write(self.paths, record)
+        runs.event(
+            self.paths, "session_end", session=session.number, outcome=outcome.kind,
+            step=outcome.step, reason=outcome.reason,
+        )  # fmt: skip
+
+    def _left_s(self, record: runs.RunRecord) -> float | None:
+        left = self.budget.left_s(runs.session_seconds(self.paths, record))
+        if left == 0:
+            raise Refused(
+                f"the budget ({self.budget.text}) of {record.name} is spent, over "
+                f"{len(record.sessions)} sessions", "raise it to go on",
+            )  # fmt: skip
+        return left
+
+    def _record(self) -> runs.RunRecord:
+        """The run's record: what resumes must match; begun anew where training begins anew.
+
+        Raises:
+            Refused: the base model's files are not those the run was begun with.
+        """
+        decision, config, old = self.decision, self.decision.config, self.decision.record
+        base = models.fingerprint(models.local_or_hub(config.tree["base_model"]))
+        if old and decision.resume_from:
+            if old.base != base:
+                raise Refused(
+                    f"the base model {config.tree['base_model']} has changed since {old.name} "
+                    "was begun", "restore it, or start a new run with --name",
+                )  # fmt: skip
+            return old
+        return runs.RunRecord(
+            name=self.paths.directory.name,
+            recipe=config.recipe_name,
+            profile=config.profile_name,
+            sample=config.sample,
+            overrides=list(config.overrides),
+            settings=config.recipe.model_dump(exclude={"axolotl"}),
+            tree=config.tree,
+            processes=config.profile.hardware.count,
+            corpus=asdict(self.sample),
+            base=base,
+            versions=decision.machine.versions,
+            created=time.time(),
+            sessions=old.sessions if old else [],
+            adjustments=old.adjustments if old else [],
+        )
+
+    # --- between sessions -----------------------------------------------------------
+
+    def _action(self, diagnosis: Diagnosis) -> recovery.Action:
+        policy = self.decision.config.profile.recovery
+        device = self.decision.config.profile.hardware.device
+        memory = diagnosis.kind == "memory" or (diagnosis.kind == "host_memory" and device == "cpu")
+        return recovery.next_action(
+            diagnosis, self.history, restarts=policy.restarts, backoff_s=policy.backoff_s,
+            ladder=memory, resumed=self.decision.resume_from is not None,
+        )  # fmt: skip
+
+    def _rung(self, diagnosis: Diagnosis, action: recovery.Action) -> Change | None:
+        if action.kind != "ladder":
+            return None
+        config, record = self.decision.config, runs.read(self.paths)
+        why = f"{diagnosis.text} in phase {diagnosis.phase} of session {len(record.sessions)}"
+        change = ladder.next_rung(config.profile.out_of_memory, config.tree, diagnosis.phase, why)
+        if change is None:
+            return None
+        record.adjustments.append(change.to_json())
+        runs.write(self.paths, record)
+        config = layers.changed(config, change.after, f"out of memory: {change.why}")
+        self.decision = replace(self.decision, config=config)
+        return change
+
+    def _tell(
+        self, outcome: Outcome, diagnosis: Diagnosis, action: recovery.Action,
+        change: Change | None, newest: checkpoints.Checkpoint | None,
+    ) -> None:  # fmt: skip
+        where = f"from {newest.path.name}" if newest else "from the beginning"
+        what = f"next rung: {change}" if change else action.reason
+        runs.event(
+            self.paths, "ladder" if change else "restart", step=outcome.step,
+            session=None, why=diagnosis.text, changes=change.after if change else None,
+            reason=what, delay_s=action.delay_s,
+        )  # fmt: skip
+        if action.kind == "wait_for_disk":
+            text = f"{diagnosis.text}: waiting for free space, then going on {where}"
+        else:
+            pause = f" in {action.delay_s:g} s" if action.delay_s else ""
+            text = f"step {outcome.step}: {diagnosis.text}; {what}, going on {where}{pause}"
+        self.listener("warning", {"text": text})
+
+    def _wait(self, action: recovery.Action) -> bool:
+        """Wait as the action says; False when asked to stop meanwhile."""
+        if action.kind != "wait_for_disk":
+            return self.requests.wait(action.delay_s)
+        checkpoints.retain(self.paths.directory, 1)
+        needed = self._needed_bytes()
+        while machine.free_bytes(self.paths.directory) < needed:
+            if not self.requests.wait(_DISK_POLL_S):
+                return False
+        return not self.requests.stop
+
+    def _needed_bytes(self) -> int:
+        known = [c.bytes for c in checkpoints.scan(self.paths.directory) if c.sound]
+        reserve = self.decision.config.profile.guards.disk_reserve_gib * 2**30
+        return int(max([1 << 21, *known[-1:]]) * 1.1 + reserve)
+
+    def _smaller(self, diagnosis: Diagnosis) -> Decision | None:
+        """The decision for a run that needs less memory, noted in this run's record."""
+        config = self.decision.config
+        change = ladder.next_shrink(config.profile.out_of_memory, config.tree, diagnosis.text)
+        if change is None:
+            return None
+        record = runs.read(self.paths)
+        values = {k: v for a in record.adjustments for k, v in a["after"].items()} | change.after
+        overrides = [*config.overrides, *(f"{k}={json.dumps(v)}" for k, v in values.items())]
+        short = {"sequence_len": "seq", "lora_r": "r"}
+        size = "".join(f"_{short[k]}{v}" for k, v in change.after.items() if k in short)
+        name = record.name + size
+        record.successor = {"name": name, "overrides": overrides}
+        runs.write(self.paths, record)
+        runs.event(self.paths, "shrink", session=None, to=name, changes=change.after)
+        return train.follow(self.decision, record)
+
+
+def _step(decision: Decision) -> int | None:
+    return decision.resume_from.step if decision.resume_from else None
+
+
+def _refuse_overtaken(decision: Decision) -> None:
+    """Drawing a sample takes minutes: the run may have changed since it was decided on."""
+    paths = decision.paths
+    pid = runs.orphan(paths)
+    if pid:
+        raise Refused(
+            f"the training process {pid} of {paths.directory.name} has lost its supervisor and is "
+            "still saving",
+            "it stops by itself after its step; run the same command again then",
+        )
+    now = runs.read(paths) if paths.record.exists() else None
+    before = decision.record
+    if (now and len(now.sessions)) != (before and len(before.sessions)):
+        raise Refused(
+            f"{paths.directory.name} was trained by another process meanwhile",
+            "run the same command again",
+        )
+
+
+def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
+    resume = decision.resume_from
+    session = runs.Session(
+        number=len(record.sessions) + 1,
+        started=time.time(),
+        supervisor=machine.process_identity(),
+        resumed_from=resume.step if resume else None,
+    )
+    record.sessions.append(session)
+    record.state = "running"
+    record.versions = decision.machine.versions
+    return session
+
+
+def _set_aside(decision: Decision, session: int) -> None:
+    for checkpoint in decision.aside:
+        folder = "set-aside" if checkpoint.sound else "quarantine"
+        target = checkpoints.set_aside(checkpoint, folder)
+        runs.event(
+            decision.paths, folder.replace("-", "_"), session=session, step=checkpoint.step,
+            reason=checkpoint.problem or "newer than the checkpoint resumed from", to=str(target),
+        )  # fmt: skip
+
+
+def _drop_half_prepared(paths: runs.RunPaths) -> None:
+    """A launch killed while tokenising leaves a dataset Axolotl would take for whole."""
+    try:
+        whole = set(json.loads(paths.prepared_mark.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        whole = set()
+    for directory in paths.prepared.glob("*"):
+        if directory.name not in whole and directory.is_dir():
+            shutil.rmtree(directory)
+
+
+def _announce(
+    decision: Decision, session: runs.Session, rendered: render.Rendered, listener: Listener
+) -> None:
+    for checkpoint in decision.aside:
+        why = checkpoint.problem or "newer than the checkpoint resumed from"
+        folder = "set aside" if checkpoint.sound else "quarantined"
+        listener("notice", {"text": f"{checkpoint.path.name} {folder}: {why}"})
+    for note in (*rendered.notes, *decision.notes):
+        listener("notice", {"text": note})
+    kind = "resume" if decision.resume_from else "start"
+    runs.event(
+        decision.paths, kind, session=session.number, step=session.resumed_from or 0,
+        log=str(decision.paths.logs),
+    )  # fmt: skip
+    listener(kind, {"step": session.resumed_from or 0, "session": session.number})

@@ -1,0 +1,104 @@
+"""Owns what the supervisor watches from outside while training runs: heat, standstill, budget.
+
+Does not act: ``supervise`` pauses, stops or kills as a finding says.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from leviathan import guards, machine, runs
+from leviathan.config import Guards
+
+_HEAT_EVERY_S = 10.0
+_SAVE_RESERVE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to act on: warn, pause, unpause, stop or kill, and why."""
+
+    action: str
+    kind: str
+    text: str
+
+
+class Watchdog:
+    """Looks at one session; fed with its metrics and events."""
+
+    def __init__(self, paths: runs.RunPaths, limits: Guards, left_s: float | None) -> None:
+        self.paths, self.limits = paths, limits
+        self._deadline = None if left_s is None else time.monotonic() + left_s
+        self._heat = guards.Heat(limits)
+        self._next_heat = 0.0
+        self._marks: deque[tuple[float, int]] = deque(maxlen=40)
+        self._save_s = 0.0
+        self._sign: int | None = None
+        self._sign_at = time.monotonic()
+        self._asked = False
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a usual step of this session."""
+        return guards.usual_step_s(self._marks)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Take one log line: it tells the pace."""
+        if isinstance(line.get("time"), float) and isinstance(line.get("step"), int):
+            self._marks.append((line["time"], line["step"]))
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Take one event: a save tells how long saving takes."""
+        if line.get("event") == "save":
+            self._save_s = max(self._save_s, float(line.get("seconds") or 0.0))
+
+    def look(self, training: bool) -> list[Finding]:
+        """What has to be done now. ``training``: whether the first step has begun."""
+        found = [self._budget(), self._temperature()]
+        if training:
+            found.append(self._standstill())
+        return [finding for finding in found if finding]
+
+    def _budget(self) -> Finding | None:
+        if self._deadline is None or self._asked:
+            return None
+        # What is under way must end, and be saved, before the limit.
+        reserve = 2 * (self.step_s or 0.0) + 2 * self._save_s + _SAVE_RESERVE_S
+        if time.monotonic() < self._deadline - reserve:
+            return None
+        self._asked = True
+        return Finding("stop", "budget", "the budget is used up")
+
+    def _temperature(self) -> Finding | None:
+        now = time.monotonic()
+        if now < self._next_heat:
+            return None
+        self._next_heat = now + _HEAT_EVERY_S
+        celsius = machine.hottest_c()
+        action = self._heat.feed(celsius) if celsius is not None else None
+        if action is None:
+            return None
+        text = {
+            "warn": f"a GPU is at {celsius:g} C",
+            "pause": f"a GPU is at {celsius:g} C: paused until {self.limits.resume_below_c:g} C",
+            "resume": f"cooled to {celsius:g} C: training goes on",
+        }[action]
+        return Finding({"resume": "unpause"}.get(action, action), "heat", text)
+
+    def _standstill(self) -> Finding | None:
+        now = time.monotonic()
+        try:
+            sign = self.paths.phase.stat().st_mtime_ns
+        except OSError:
+            return None
+        # Seen changes are timed here: a clock that is set back must not look like a stall.
+        if sign != self._sign:
+            self._sign, self._sign_at = sign, now
+        idle = now - self._sign_at
+        if not guards.stalled(idle, self.step_s, self.limits):
+            return None
+        usual = self.step_s or 0.0
+        return Finding(
+            "kill", "stall", f"no sign of life for {idle:.0f} s where a step takes {usual:.3g} s"
+        )
