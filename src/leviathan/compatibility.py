@@ -24,8 +24,8 @@ BATCH_KEYS = ("micro_batch_size", "gradient_accumulation_steps", "processes")
 
 _REASONS = {
     "the base model is another one": {"base_model", "model_type", "revision_of_model"},
-    "the saved adapter has another shape": {
-        "adapter", "lora_r", "lora_target_modules", "lora_target_linear", "lora_modules_to_save",
+    "the saved adapter has another shape or scale": {
+        "adapter", "lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear", "lora_modules_to_save",
         "lora_layers_to_transform", "peft_use_dora", "load_in_4bit", "load_in_8bit"},
     "the rows, or their order, would be others": {
         "sequence_len", "sample", "datasets", "seed", "sample_packing", "curriculum_sampling",
@@ -94,7 +94,7 @@ def _inexact(old: dict[str, Any], new: dict[str, Any]) -> str:
         return "dropout draws anew on another number of processes"
     if new.get("sample_packing"):
         return "rows are packed anew, so some of this epoch come twice and others not"
-    return "sums are rounded in another order"
+    return "its mean is taken over other micro batches, so losses differ a little"
 
 
 def effective_batch(tree: dict[str, Any]) -> int:

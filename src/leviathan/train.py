@@ -167,7 +167,8 @@ def _judge_changes(record: runs.RunRecord, config: Config, here: machine.Machine
             f"{record.name} was begun with other settings: {'; '.join(refused)}",
             "undo the change, start a new run with --name, or this one anew with --resume never",
         )
-    notes = [f"{d}: {d.reason}" for d in found if d.verdict == "arithmetic"]
+    batch = [d for d in found if d.verdict == "arithmetic"]
+    notes = [f"{', '.join(map(str, batch))}: {batch[0].reason}"] if batch else []
     versions = list(compatibility.version_changes(record.versions, here.versions))
     if versions:
         notes.append(f"since the last session: {', '.join(versions)}; numbers may differ a little")
