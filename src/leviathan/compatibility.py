@@ -26,7 +26,8 @@ _REASONS = {
     "the base model is another one": {"base_model", "model_type", "revision_of_model"},
     "the saved adapter has another shape or scale": {
         "adapter", "lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear",
-        "lora_modules_to_save", "lora_layers_to_transform", "peft_use_dora", "load_in_4bit", "load_in_8bit"},
+        "lora_modules_to_save", "lora_layers_to_transform", "peft_use_dora", "load_in_4bit",
+        "load_in_8bit"},
     "the rows, or their order, would be others": {
         "sequence_len", "sample", "datasets", "seed", "sample_packing", "curriculum_sampling",
         "val_set_size", "train_on_inputs", "chat_template", "group_by_length",
