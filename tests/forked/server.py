@@ -38,7 +38,7 @@ _PRELOADED = (
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 _READ_AT_IMPORT = (
-    "AXOLOTL_", "BNB_", "CUDA_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED",
+    "AXOLOTL_DO_NOT_TRACK", "BNB_", "CUDA_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED",
     "PYTHONUNBUFFERED", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_",
 )  # fmt: skip
 _FAKE = str(Path(__file__).parent / "fake")
