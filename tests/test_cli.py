@@ -222,7 +222,10 @@ def run_dir(project):
         path = fake_files.write_checkpoint(directory, step, eval_loss=eval_loss)
         state = json.loads((path / "trainer_state.json").read_text())
         checkpoints.commit(path, checkpoints.facts_from_history(state))
-    (directory / "run.json").write_text("{}")
+    record = runs.RunRecord(
+        "r", "tiny", "tiny", "full", [], {}, {}, 1, {}, None, {}, 0.0, state="stopped"
+    )
+    runs.write(runs.RunPaths(directory), record)
     return directory
 
 

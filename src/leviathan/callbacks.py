@@ -17,7 +17,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from leviathan import checkpoints, files, machine, runs
 
-SUPERVISOR_VARIABLE = "LEVIATHAN_SUPERVISOR"
 _SUPERVISOR_CHECK_S = 5.0
 
 
@@ -111,7 +110,7 @@ class StopCallback(TrainerCallback):
         self.paths, self.session = paths, session
         self.signalled = False
         self.stopping = False
-        self._supervisor = json.loads(os.environ.get(SUPERVISOR_VARIABLE, "null"))
+        self._supervisor = json.loads(os.environ.get(runs.SUPERVISOR_VARIABLE, "null"))
         self._next_check = 0.0
 
     def on_train_begin(

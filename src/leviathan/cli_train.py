@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    context: typer.Context,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sample: SampleOption = "10pct",
@@ -32,6 +33,9 @@ def train(
     ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen and the exact command.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Train in the background, apart from this terminal.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
@@ -54,11 +58,60 @@ def train(
         ui.say(f"{decision.paths.directory} is finished; nothing to do")
         ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
         return
+    if detach:
+        _detach(decision, arguments(context), as_json=as_json)
+        return
     if training.wait_for_orphan(decision, ui.notice):
         decision = training.decide(merged, name=name, resume=resume)
     with ui.TrainView(decision.paths.directory.name) as view:
-        outcome = training.run(decision, view, ui.corpus_progress())
+        outcome = training.run(decision, _announcing(view), ui.corpus_progress())
     finish(decision, outcome, as_json=as_json)
+
+
+def arguments(context: typer.Context) -> list[str]:
+    """The command line that was given, for the background: its options but how to tell of it.
+
+    Made from the options as they are declared, so that a new one needs nothing here.
+    """
+    told = ["--verbose"] if context.parent and context.parent.params.get("verbose") else []
+    told.append(str(context.command.name))
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if option.name in {"detach", "as_json"} or value is None or value == option.default:
+            continue
+        if isinstance(value, bool):
+            told.append(option.opts[0] if value else option.secondary_opts[0])
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            told += [option.opts[0], str(one)]
+    return told
+
+
+def _detach(decision: Any, command: list[str], *, as_json: bool) -> None:
+    from leviathan import background, status, ui
+
+    started = background.start(command, decision.paths.logs, ui.notice)
+    run = decision.paths.directory
+    if as_json:
+        ui.document({"run": str(run), "pid": started.pid, "log": str(started.log)})
+        return
+    ui.say(f"{run.name} is running as process {started.pid}; closing this terminal is fine")
+    for what in ("status", "watch", "logs -f", "stop"):
+        verb, *options = what.split()
+        ui.say(" ".join(["  leviathan", verb, status.called(decision.paths), *options]))
+    ui.notice(f"what it tells: {started.log}")
+
+
+def _announcing(listener: Any) -> Any:
+    """``listener``, and the word to whoever put us into the background that we train."""
+    from leviathan import background
+
+    def tell(kind: str, facts: dict[str, Any]) -> None:
+        if kind in {"start", "resume"}:  # lock held, session in run.json
+            background.announce(kind=kind, **facts)
+        listener(kind, facts)
+
+    return tell
 
 
 def _show_checks(decision: Any, *, force: bool) -> None:

@@ -3,7 +3,6 @@
 Does not build its command (``launch``) nor show anything (``ui``): it tells a listener.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -120,8 +119,8 @@ class _Watcher:
         self.plugin_missing = False
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
-        self._metrics = _Tail(paths.metrics)
-        self._events = _Tail(paths.events)
+        self._metrics = files.Tail(paths.metrics)
+        self._events = files.Tail(paths.events)
         self._began = False
         self._ended: dict[str, Any] | None = None
         self._step = 0
@@ -256,34 +255,6 @@ class _Watcher:
             except (OSError, psutil.Error):
                 continue
         return list(found.values())
-
-
-class _Tail:
-    """New whole JSON lines of a growing file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = path.stat().st_size if path.exists() else 0
-        self._half = b""
-
-    def lines(self) -> list[dict[str, Any]]:
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self.offset)
-                data = self._half + stream.read()
-                self.offset = stream.tell()
-        except FileNotFoundError:
-            return []
-        *whole, self._half = data.split(b"\n")
-        return [document for line in whole if (document := _object(line)) is not None]
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(line)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _forget_terminal() -> None:

@@ -302,7 +302,7 @@ def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
         resumed_from=resume.step if resume else None,
     )
     record.sessions.append(session)
-    record.state = "running"
+    record.state, record.again = "running", resume_command(decision)
     record.versions = decision.machine.versions
     return session
 
