@@ -57,7 +57,7 @@ def test_summary_of_a_running_run(tmp_path):
     runs.event(paths, "resume", session=2, step=10)
     log(paths, 2, 11, 12, 13, 14, each=3.0, epoch=0.35, learning_rate=1e-4,
         **{"tokens/train_per_sec_per_gpu": 512.5})  # fmt: skip
-    # An evaluation of 1,000 s is not the speed of stepping.
+    # A standby of 1,000 s is not the speed of anything.
     log(paths, 2, 15, began=6009.0, eval_loss=1.25, epoch=0.375)
     for step, eval_loss in ((5, 1.5), (10, 1.2), (15, 1.25)):
         commit(paths, step, eval_loss)
@@ -76,6 +76,15 @@ def test_summary_of_a_running_run(tmp_path):
     promised = {"state", "step", "max_steps", "loss", "eval_loss", "eta_s", "last_checkpoint",
                 "best_checkpoint", "sessions"}  # fmt: skip
     assert promised <= found.to_json().keys()
+
+
+def test_what_is_left_counts_the_saves_between_the_steps(tmp_path):
+    paths = make_run(tmp_path / "r", state="running", supervisor=machine.process_identity())
+    moment = 5000.0
+    for step in range(1, 31):  # 1 s a step, and 10 s more at each fifth
+        moment += 1.0 + 10.0 * (step % 5 == 0)
+        log(paths, 2, step, began=moment)
+    assert status.summarize(paths).eta_s == pytest.approx(10 * 3.0)
 
 
 def test_a_resumed_session_stands_where_it_began_not_where_the_last_one_died(tmp_path):

@@ -6,7 +6,6 @@ Does not need the writer alive, nor change anything. Showing it is ``cli_runs``.
 import shlex
 import time
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -32,7 +31,7 @@ class RunSummary:
     learning_rate: float | None
     tok_s: float | None
     eta_s: float | None
-    """Seconds of training left, by the median step of this session; None unless running."""
+    """Seconds of training left, by the usual pace of this session; None unless running."""
     last_checkpoint: str | None
     """The newest sound one."""
     best_checkpoint: str | None
@@ -111,6 +110,9 @@ def _progress(record: runs.RunRecord, lines: list[dict[str, Any]]) -> tuple[int,
     return max([begun or 0, *steps]), known[-1] if known else None
 
 
+_ETA_WINDOW = 200
+
+
 def _last(lines: list[dict[str, Any]], name: str) -> float | None:
     values = (files.number(line.get(name)) for line in reversed(lines) if name in line)
     return next((value for value in values if value is not None), None)
@@ -124,8 +126,11 @@ def _eta(
         for line in metrics
         if line["session"] == session and (moment := files.number(line.get("time"))) is not None
     ]
-    # The median: an evaluation or a save between two steps is not the speed of stepping.
-    each = [(b - a) / (n - m) for (m, a), (n, b) in pairwise(at) if n > m and b >= a]
+    # Windows long enough to hold the saves and evaluations that come with stepping; the
+    # median of them, so that an hour of standby is not the speed of anything.
+    width = min(max(len(at) // 2, 1), _ETA_WINDOW)
+    each = [(b - a) / (n - m) for (m, a), (n, b) in zip(at, at[width:], strict=False)
+            if n > m and b >= a]  # fmt: skip
     return median(each) * max(max_steps - step, 0) if each and max_steps else None
 
 

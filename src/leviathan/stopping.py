@@ -179,7 +179,7 @@ def _wait(paths: runs.RunPaths, supervisor: dict[str, Any] | None, tell: Tell) -
             where = f", step {line.get('step')} has ended"
         for event in events.lines():
             if event.get("event") == "save":
-                tell(f"saved checkpoint-{event.get('step')}; waiting for the process to end")
+                tell(f"saved checkpoint-{event.get('step')}")
         if time.monotonic() - said > _SAY_AGAIN_S:
             said = time.monotonic()
             tell(f"still waiting ({said - asked:.0f} s{where})")
