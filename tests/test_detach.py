@@ -64,6 +64,13 @@ def test_detach_as_json(background_trainings):
     assert (background_trainings.project / found["log"]).exists()
 
 
+def test_a_warning_of_the_checks_is_told_once(background_trainings):
+    told = background_trainings.run("--detach", "--force", "--set", "hardware.device=cuda")
+    assert told.code == 0
+    assert told.stderr.count("warning: gpu: the profile wants 1 x CUDA GPU") == 1
+    assert "session 1, starting from the base model" in told.stderr
+
+
 def test_a_terminal_that_is_closed_and_a_hangup_leave_it_alone(background_trainings):
     trainings = background_trainings
     master, slave = pty.openpty()

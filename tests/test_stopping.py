@@ -96,6 +96,30 @@ def test_an_orphan_that_hears_nothing_is_killed_with_its_children(trainings):
     assert trainings.left() == []
 
 
+@pytest.mark.parametrize("now", [[], ["--now"]])
+def test_what_a_dead_training_left_behind_is_found_without_any_parent(trainings, now):
+    """A hung data loader: no heartbeat names it and nobody it descends from is left."""
+    running = trainings.start(mode="grandchild", steps=5000, step_s=0.05).reached(6)
+    paths = runs.RunPaths(trainings.run_dir)
+    kill_supervisor(running)
+    for path in (paths.launcher, paths.heartbeat):
+        psutil.Process(runs.identity_in(path)["pid"]).kill()
+    wait_for(lambda: len(trainings.left()) == 1)
+    stop = trainings.command("stop", *now)
+    assert stop.end() == 0
+    assert trainings.left() == []
+
+
+def test_a_supervisor_between_two_sessions_is_stopped_by_its_lock(project, innocent):
+    """Its last session has failed, and it waits before it begins the next."""
+    identity = machine.process_identity(innocent.pid)
+    paths = make_run(identity, state="failed")
+    assert not stopping.ask(paths, print)
+    files.write_json(paths.holder, identity)
+    assert stopping.ask(paths, print)
+    assert innocent.wait(10) == -signal.SIGTERM
+
+
 def test_a_second_stop_is_as_good_as_one(trainings):
     running = trainings.start(step_s=0.5, steps=200).reached(1)
     stops = [trainings.command("stop", "tiny_full_tiny") for _ in range(3)]
@@ -125,11 +149,11 @@ def innocent():
         process.kill()
 
 
-def make_run(supervisor):
+def make_run(supervisor, state="running"):
     paths = runs.RunPaths(runs.TRAINING / "r")
     session = runs.Session(1, 1.0, supervisor)
     record = runs.RunRecord("r", "tiny", "tiny", "full", [], {}, {}, 1, {}, None, {}, 1.0,
-                            state="running", sessions=[session])  # fmt: skip
+                            state=state, sessions=[session])  # fmt: skip
     runs.write(paths, record)
     return paths
 

@@ -90,7 +90,13 @@ def arguments(context: typer.Context) -> list[str]:
 def _detach(decision: Any, command: list[str], *, as_json: bool) -> None:
     from leviathan import background, status, ui
 
-    started = background.start(command, decision.paths.logs, ui.notice)
+    told = tuple(f"warning: {check.name}: " for check in decision.checks)
+
+    def relay(line: str) -> None:
+        if not line.startswith(told):  # the background checks what was checked here
+            ui.notice(line)
+
+    started = background.start(command, decision.paths.logs, relay)
     run = decision.paths.directory
     if as_json:
         ui.document({"run": str(run), "pid": started.pid, "log": str(started.log)})

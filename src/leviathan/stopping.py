@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -43,13 +42,24 @@ def ask(paths: runs.RunPaths, tell: Tell) -> bool:
         _touch_stop(paths, pid)
         tell(f"its supervisor is gone; asked process {pid} to save after its step and end")
     else:
-        return False
+        return _clear(paths)
     _wait(paths, supervisor, tell)
-    # What a killed supervisor could not clear away; under the lock, so that it is not
-    # what a new train has just started.
-    with suppress(Refused), runs.locked(paths):
-        _kill_all(processes(paths))
+    _clear(paths)
     return True
+
+
+def _clear(paths: runs.RunPaths) -> bool:
+    """Kill what a dead training left behind, hung data loaders; whether there was any."""
+    if not processes(paths):
+        return False
+    try:
+        with runs.locked(paths):  # so that it is not what a new train has just started
+            left = processes(paths)
+            _kill_all(left)
+    except Refused:
+        return False
+    psutil.wait_procs(left, timeout=_DIES_WITHIN_S)
+    return bool(left)
 
 
 def kill(paths: runs.RunPaths) -> bool:
@@ -125,11 +135,16 @@ def _identities(paths: runs.RunPaths) -> list[dict[str, Any]]:
 
 
 def _supervisor(paths: runs.RunPaths) -> dict[str, Any] | None:
-    """The living supervisor of a run that is said to be running."""
+    """The living supervisor of a session, or between two; not a process that trained once.
+
+    (The demo goes on to merge after its training: that is not ours to stop.)
+    """
     record = runs.read(paths)
-    if runs.true_state(record) != "running":
+    if not record.sessions:
         return None
-    return record.sessions[-1].supervisor
+    supervisor = record.sessions[-1].supervisor
+    trains = record.state == "running" or runs.identity_in(paths.holder) == supervisor
+    return supervisor if trains and machine.is_alive(supervisor) else None
 
 
 def _send(identity: dict[str, Any], number: signal.Signals) -> None:
