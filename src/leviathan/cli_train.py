@@ -113,9 +113,9 @@ def _announcing(listener: Any) -> Any:
     from leviathan import background
 
     def tell(kind: str, facts: dict[str, Any]) -> None:
+        listener(kind, facts)
         if kind in {"start", "resume"}:  # lock held, session in run.json
             background.announce(kind=kind, **facts)
-        listener(kind, facts)
 
     return tell
 
