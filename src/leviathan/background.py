@@ -40,26 +40,40 @@ def start(arguments: list[str], logs: Path, tell: Callable[[str], None]) -> Star
     """
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"supervisor_{time.strftime('%Y%m%dT%H%M%S')}_{os.getpid()}.log"
-    read, write = os.pipe()
+    interrupts: list[int] = []
+    # A flag, not an exception: it must not fall between the start and our knowing of it.
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        child, read = _spawn(arguments, log)
+        facts = _heard(read, log, tell, interrupts)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if facts is not None:
+        return Started(child.pid, log, facts)
+    if interrupts:
+        child.terminate()
+        child.wait()
+        raise KeyboardInterrupt
+    raise _ended(child.wait(), log)
+
+
+def _spawn(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """The command in a session of its own, and the pipe it announces itself through."""
     # -P: a folder called leviathan in the working directory is not what is meant.
     command = [sys.executable, "-P", "-m", "leviathan.cli", *arguments]
+    read, write = os.pipe()
+    # Deafness to hang-ups is inherited, as under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with log.open("ab") as out, _hangups_ignored():
+        with log.open("ab") as out:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                 pass_fds=[write], env={**os.environ, _READY_FD: str(write)},
             )  # fmt: skip
     finally:
+        signal.signal(signal.SIGHUP, before)
         os.close(write)
-    try:
-        facts = _heard(read, log, tell)
-    except KeyboardInterrupt:
-        child.terminate()
-        child.wait()
-        raise
-    if facts is None:
-        raise _ended(child.wait(), log)
-    return Started(child.pid, log, facts)
+    return child, read
 
 
 def announce(**facts: Any) -> None:
@@ -74,18 +88,10 @@ def announce(**facts: Any) -> None:
         return  # it did not wait for us, or its terminal died: we go on
 
 
-class _hangups_ignored:  # noqa: N801 - reads as what it does
-    """What is started inside inherits deafness to SIGHUP, as under nohup."""
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGHUP, self._before)
-
-
-def _heard(read: int, log: Path, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """What it announced; None when it ended without, which closes the pipe."""
+def _heard(
+    read: int, log: Path, tell: Callable[[str], None], interrupts: list[int]
+) -> dict[str, Any] | None:
+    """What it announced; None when it ended without, which closes the pipe, or on Ctrl+C."""
     from selectors import EVENT_READ, DefaultSelector
 
     told = 0
@@ -93,6 +99,8 @@ def _heard(read: int, log: Path, tell: Callable[[str], None]) -> dict[str, Any] 
         selector.register(pipe, EVENT_READ)
         while not selector.select(timeout=0.2):
             told = _relay(log, told, tell)
+            if interrupts:
+                return None
         message = pipe.read()
     _relay(log, told, tell)
     return dict(json.loads(message)) if message else None

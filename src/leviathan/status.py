@@ -71,7 +71,7 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     now = time.time()
     heard = _times(record, [*events, *metrics])
     return RunSummary(
-        name=record.name,
+        name=paths.directory.resolve().name,
         directory=str(paths.directory),
         state=state,
         why=_why(paths, record, state, events),
