@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import struct
 import time
 import zipfile
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from fakes import fake_files
 from leviathan import checkpoints
-from leviathan.errors import BadInput, LeviathanError
+from leviathan.errors import BadInput, LeviathanError, Refused
 
 FILES = sorted(
     [*fake_files.TORCH_FILES, fake_files.ADAPTER, "adapter_config.json", "tokenizer.json",
@@ -428,3 +429,96 @@ def test_json_document_has_the_promised_keys(tmp_path):
         document
     )
     json.dumps(document)
+
+
+# --- pins -------------------------------------------------------------------------
+
+
+def only(run_dir):
+    (found,) = checkpoints.scan(run_dir)
+    return found
+
+
+def test_a_pinned_checkpoint_stays_sound_and_pinning_twice_is_once(tmp_path):
+    make(tmp_path, 5)
+    assert checkpoints.pin(only(tmp_path))
+    assert verified(tmp_path).pinned
+    assert verified(tmp_path).sound
+    assert not checkpoints.pin(only(tmp_path))
+    assert checkpoints.unpin(only(tmp_path))
+    assert not verified(tmp_path).pinned
+    assert not checkpoints.unpin(only(tmp_path))
+
+
+def test_a_bare_checkpoint_can_be_pinned_and_is_committed_without_its_pin(tmp_path):
+    path = make(tmp_path, 5, committed=False)
+    assert checkpoints.pin(verified(tmp_path))
+    assert verified(tmp_path).sound
+    checkpoints.commit(path, {})
+    assert checkpoints.PIN not in json.loads((path / checkpoints.COMMIT).read_text())["files"]
+    assert checkpoints.unpin(only(tmp_path))
+    assert verified(tmp_path).sound
+
+
+def test_a_damaged_checkpoint_is_not_pinned(tmp_path):
+    path = make(tmp_path, 5)
+    truncated(path / "optimizer.pt")
+    with pytest.raises(Refused, match=r"checkpoint-5 is damaged: optimizer\.pt has"):
+        checkpoints.pin(only(tmp_path))
+    assert not (path / checkpoints.PIN).exists()
+
+
+def test_neither_retention_nor_cleanup_takes_a_pinned_one(tmp_path):
+    for step in (5, 10, 15):
+        make(tmp_path, step)
+    oldest = checkpoints.scan(tmp_path)[0]
+    checkpoints.pin(oldest)
+    assert [c.step for c in checkpoints.removable(checkpoints.scan(tmp_path), 1)] == [10]
+    checkpoints.remove(oldest)  # chosen to go before it was pinned
+    assert [c.step for c in checkpoints.scan(tmp_path)] == [5, 10, 15]
+    assert checkpoints.verify(checkpoints.scan(tmp_path)[0]).sound
+
+
+@pytest.mark.parametrize("taken", [lambda p: (p / checkpoints.COMMIT).unlink(), shutil.rmtree])
+def test_a_pin_that_comes_too_late_says_so(tmp_path, taken):
+    """Retention deletes the commit record first, then the rest."""
+    path = make(tmp_path, 5)
+    looked_at = only(tmp_path)
+    (path / "optimizer.pt").unlink()
+    taken(path)
+    with pytest.raises(Refused, match="checkpoint-5 was deleted while it was being pinned"):
+        checkpoints.pin(looked_at)
+
+
+def test_pinning_is_durable(tmp_path, monkeypatch):
+    path = make(tmp_path, 5)
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(os.path.realpath(f"/proc/self/fd/{fd}"))
+    )
+    checkpoints.pin(only(tmp_path))
+    assert synced == [str(path / checkpoints.PIN), str(path)]
+    synced.clear()
+    checkpoints.unpin(only(tmp_path))
+    assert synced == [str(path)]
+
+
+def test_what_was_set_aside_is_found_with_where_it_lies(tmp_path):
+    for step in (5, 10, 15):
+        make(tmp_path, step)
+    five, ten, fifteen = checkpoints.scan(tmp_path)
+    checkpoints.set_aside(five, "set-aside")
+    make(tmp_path, 5)
+    checkpoints.set_aside(only_step(tmp_path, 5), "set-aside")
+    checkpoints.set_aside(ten, "quarantine")
+    (tmp_path / "quarantine/notes.txt").write_text("mine")
+    (tmp_path / "quarantine/checkpoint-x").mkdir()
+    assert [(c.step, c.where) for c in checkpoints.aside(tmp_path)] == [
+        (5, "set-aside"), (5, "set-aside"), (10, "quarantine"),
+    ]  # fmt: skip
+    assert [c.step for c in checkpoints.scan(tmp_path)] == [fifteen.step]
+    assert checkpoints.aside(tmp_path / "elsewhere") == []
+
+
+def only_step(run_dir, step):
+    return next(c for c in checkpoints.scan(run_dir) if c.step == step)

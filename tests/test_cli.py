@@ -222,7 +222,10 @@ def run_dir(project):
         path = fake_files.write_checkpoint(directory, step, eval_loss=eval_loss)
         state = json.loads((path / "trainer_state.json").read_text())
         checkpoints.commit(path, checkpoints.facts_from_history(state))
-    (directory / "run.json").write_text("{}")
+    record = runs.RunRecord(
+        "r", "tiny", "tiny", "full", [], {}, {}, 1, {}, None, {}, 0.0, state="stopped"
+    )
+    runs.write(runs.RunPaths(directory), record)
     return directory
 
 
@@ -291,3 +294,71 @@ def test_json_stays_json_when_a_loss_is_not_a_number(run_cli, run_dir):
         raise AssertionError(f"{word} is not JSON")
 
     json.loads(run_cli("checkpoints", "list", "--json").stdout, parse_constant=refuse)
+
+
+def test_pin_is_shown_and_saves_from_cleanup(run_cli, run_dir):
+    pinned = run_cli("checkpoints", "pin", "-c", "5")
+    assert (pinned.exit_code, pinned.stdout) == (0, "checkpoint-5 is pinned\n")
+    assert run_cli("checkpoints", "pin", "-c", "5").stdout == "checkpoint-5 is pinned already\n"
+    assert run_cli("checkpoints", "list").stdout.splitlines()[1].split()[-1] == "pinned"
+    assert run_cli("checkpoints", "verify").exit_code == 0
+    run_cli("checkpoints", "cleanup", "--keep", "1", "--drop-best", "--yes")
+    assert [c.step for c in checkpoints.scan(run_dir)] == [5, 15]
+    document = json_of(run_cli("checkpoints", "unpin", "r", "-c", "checkpoint-5", "--json"))
+    assert (document["step"], document["pinned"], document["changed"]) == (5, False, True)
+    assert run_cli("checkpoints", "unpin", "-c", "5").stdout == "checkpoint-5 is not pinned\n"
+
+
+@pytest.mark.parametrize(
+    ("which", "code", "line"),
+    [
+        ("10", 3, "checkpoint-10 is damaged: optimizer.pt"),
+        ("7", 2, "no checkpoint '7' in work/training/r"),
+        ("nice", 2, "'nice' names no checkpoint"),
+    ],
+)
+def test_what_cannot_be_pinned(run_cli, run_dir, which, code, line):
+    (run_dir / "checkpoint-10/optimizer.pt").write_bytes(b"half")
+    done = run_cli("checkpoints", "pin", "-c", which)
+    assert done.exit_code == code
+    assert done.stderr.startswith(f"leviathan: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_pinned_checkpoint_can_be_unpinned(run_cli, run_dir):
+    run_cli("checkpoints", "pin", "-c", "10")
+    (run_dir / "checkpoint-10/optimizer.pt").write_bytes(b"half")
+    assert run_cli("checkpoints", "unpin", "-c", "10").stdout == "checkpoint-10 is unpinned\n"
+
+
+def test_what_lies_aside_is_mentioned_listed_and_deleted_only_on_explicit_wish(run_cli, run_dir):
+    five, ten, _ = checkpoints.scan(run_dir)
+    (ten.path / "optimizer.pt").write_bytes(b"half")
+    paths = runs.RunPaths(run_dir)
+    for checkpoint, folder in ((five, "set-aside"), (ten, "quarantine")):
+        target = checkpoints.set_aside(checkpoint, folder)
+        kind = folder.replace("-", "_")
+        runs.event(paths, kind, session=2, step=checkpoint.step, reason="so it is", to=str(target))
+
+    plain = run_cli("checkpoints", "list")
+    assert "besides: 1 in quarantine/ and 1 in set-aside/, " in plain.stderr
+    assert len(plain.stdout.splitlines()) == 2
+    rows = run_cli("checkpoints", "list", "--all").stdout.splitlines()[-2:]
+    assert re.match(r"5 .* set-aside/checkpoint-5\.\d+T\d+ +so it is$", rows[0].strip())
+    assert re.match(r"10 .* quarantine/checkpoint-10\.\d+T\d+ +so it is$", rows[1].strip())
+    assert [d["step"] for d in json_of(run_cli("checkpoints", "list", "--json"))] == [15]
+    everything = json_of(run_cli("checkpoints", "list", "--all", "--json"))
+    assert [(d["step"], d["where"]) for d in everything] == [
+        (15, "run"), (5, "set-aside"), (10, "quarantine"),
+    ]  # fmt: skip
+
+    run_cli("checkpoints", "cleanup", "--keep", "1", "--drop-best", "--yes")
+    assert len(checkpoints.aside(run_dir)) == 2
+    asked = run_cli("checkpoints", "cleanup", "--set-aside")
+    assert asked.exit_code == 2
+    assert asked.stderr.startswith("leviathan: nothing was deleted; these would go: checkpoint-5.")
+    assert len(checkpoints.aside(run_dir)) == 2
+    document = json_of(run_cli("checkpoints", "cleanup", "--set-aside", "--yes", "--json"))
+    assert [c["step"] for c in document["checkpoints"]] == [5, 10]
+    assert checkpoints.aside(run_dir) == []
+    assert [c.step for c in checkpoints.scan(run_dir)] == [15]

@@ -1,11 +1,13 @@
 """Real ``leviathan train`` processes on a fake accelerate: endings, signals, resuming."""
 
 import json
+import multiprocessing
 import os
 import pty
 import re
 import shlex
 import signal
+import time
 from contextlib import suppress
 
 import psutil
@@ -153,6 +155,7 @@ def test_second_interrupt_kills_at_once(trainings):
     deaf = trainings.start(mode="grandchild", steps=500).reached(6)
     deaf.signal(signal.SIGINT)
     wait_for(lambda: "Ctrl+C again kills at once" in deaf.stderr)
+    time.sleep(0.2)  # two within 0.1 s are one Ctrl+C that came twice
     deaf.signal(signal.SIGINT)
     assert deaf.end() == 130
     assert deaf.stdout.startswith("killed: saved checkpoint-")
@@ -286,6 +289,62 @@ def test_second_train_is_refused_and_told_who_trains(trainings):
     assert f"already being trained by process {first.process.pid}" in line
     assert len(record(trainings)["sessions"]) == 1
     assert first.signal(signal.SIGTERM).end() == 4
+
+
+def test_of_twenty_launches_one_wins_and_the_others_say_who(trainings):
+    launches = [trainings.start(steps=5000, step_s=0.05) for _ in range(20)]
+    losers = wait_for(lambda: [t for t in launches if t.process.poll() is not None][18:], 90)
+    assert losers
+    (winner,) = [t for t in launches if t.process.poll() is None]
+    for loser in launches:
+        if loser is not winner:
+            assert loser.code == 3
+            (line,) = error_lines(loser)
+            assert line.startswith(
+                "leviathan: tiny_full_tiny is already being trained by process "
+                f"{winner.process.pid}; "
+            )
+    assert len(record(trainings)["sessions"]) == 1
+    trainings.reached(1)
+    assert winner.signal(signal.SIGTERM).end() == 4
+    assert checkpoints.newest_sound(trainings.run_dir)[0]
+
+
+def train_after(barrier, answers):
+    """One launch that has decided while nobody trained, and then draws with all the others."""
+    decision = train.decide(layers.build("tiny", "tiny", "50pct"), name="contended")
+    barrier.wait(60)
+    try:
+        ending = sessions.run(decision, lambda *_: None)
+        answers.put((os.getpid(), ending.outcome.kind))
+    except LeviathanError as error:
+        answers.put((os.getpid(), error.exit_code, error.line))
+
+
+def test_of_twenty_that_draw_the_sample_at_once_one_wins(trainings, monkeypatch):
+    """None of them could see another when it decided; the lock is taken after drawing."""
+    for name, value in trainings.environment({"steps": 5000, "step_s": 0.05}).items():
+        monkeypatch.setenv(name, value)
+    fork = multiprocessing.get_context("fork")
+    barrier, answers = fork.Barrier(20), fork.Queue()
+    racers = [
+        fork.Process(target=train_after, args=(barrier, answers), daemon=True) for _ in range(20)
+    ]
+    for racer in racers:
+        racer.start()
+    lost = [answers.get(timeout=90) for _ in range(19)]
+    directory = runs.TRAINING / "contended"
+    (winner,) = {racer.pid for racer in racers} - {pid for pid, *_ in lost}
+    for _, code, line in lost:
+        assert code == 3
+        assert line.startswith(f"contended is already being trained by process {winner}; ")
+    (directory / ".stop").touch()
+    assert answers.get(timeout=30) == (winner, "stopped")
+    for racer in racers:
+        racer.join(20)
+    assert len(json.loads((directory / "run.json").read_text())["sessions"]) == 1
+    (sample,) = (trainings.project / "work/data").glob("*.jsonl")
+    assert len(sample.read_text().splitlines()) == 36
 
 
 def test_after_a_killed_supervisor_no_second_writer_joins_the_orphan(trainings):

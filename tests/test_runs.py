@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
+import filelock
 import pytest
 
 from leviathan import files, machine, runs
@@ -192,3 +194,25 @@ def test_state_of_a_run_whose_supervisor_died_is_crashed():
 def test_ended_states_are_believed(state):
     record = make_record(state=state, sessions=[runs.Session(1, 0.0, {})])
     assert runs.true_state(record) == state
+
+
+def test_a_loser_waits_for_the_holders_name_rather_than_telling_a_dead_ones(paths):
+    """The holder writes its identity a moment after it took the lock."""
+    files.write_json(paths.holder, dead_identity())
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        lock = filelock.FileLock(paths.lock)
+        with lock:
+            late = threading.Timer(
+                0.5, files.write_json, (paths.holder, machine.process_identity(process.pid))
+            )
+            late.start()
+            with pytest.raises(Refused, match=f"by process {process.pid};?"), runs.locked(paths):
+                pass
+        late.join()
+
+
+def test_a_released_lock_names_nobody(paths):
+    """Else a loser could name a living process that trains no longer."""
+    with runs.locked(paths):
+        assert runs.identity_in(paths.holder)["pid"] == os.getpid()
+    assert not paths.holder.exists()

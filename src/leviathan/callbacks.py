@@ -21,7 +21,6 @@ from leviathan import checkpoints, files, machine, runs
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
 
-SUPERVISOR_VARIABLE = "LEVIATHAN_SUPERVISOR"
 _SUPERVISOR_CHECK_S = 5.0
 
 
@@ -338,7 +337,7 @@ class StopCallback(TrainerCallback):
         self.journal, self.paths = journal, journal.paths
         self.signalled = False
         self.stopping = False
-        self._supervisor = json.loads(os.environ.get(SUPERVISOR_VARIABLE, "null"))
+        self._supervisor = json.loads(os.environ.get(runs.SUPERVISOR_VARIABLE, "null"))
         self._next_check = 0.0
 
     def on_train_begin(

@@ -23,9 +23,11 @@ from leviathan import files
 from leviathan.errors import BadInput, Refused
 
 COMMIT = "leviathan-commit.json"
+PIN = "leviathan-pin"
+ASIDE = ("quarantine", "set-aside")
 _COMMIT_SCHEMA = 1
 # Neither resuming nor merging reads these; damage to them is none to the checkpoint.
-_NOT_NEEDED = {COMMIT, "README.md", "training_args.bin"}
+_NOT_NEEDED = {COMMIT, PIN, "README.md", "training_args.bin"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Checkpoint:
     """Why it is not sound; None when sound as far as was checked."""
     best: bool = False
     pinned: bool = False
+    where: str = "run"
+    """run, quarantine or set-aside."""
 
     @property
     def sound(self) -> bool:
@@ -57,6 +61,7 @@ class Checkpoint:
             "eval_loss": self.eval_loss, "bytes": self.bytes, "sound": self.sound,
             "best": self.best, "pinned": self.pinned, "committed": self.committed,
             "problem": self.problem, "modified": self.modified, "path": str(self.path),
+            "where": self.where,
         }  # fmt: skip
 
 
@@ -161,6 +166,20 @@ def choose(run_dir: Path, which: str) -> Checkpoint:
     return checked
 
 
+def named(run_dir: Path, which: str) -> Checkpoint:
+    """As ``choose``, but one asked for by its number need not be sound.
+
+    Raises:
+        BadInput: there is no such checkpoint.
+    """
+    if which in {"best", "latest"}:
+        return choose(run_dir, which)
+    chosen = _numbered(scan(run_dir), which)
+    if chosen is None:
+        raise BadInput(f"no checkpoint {which!r} in {run_dir}")
+    return chosen
+
+
 def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoint:
     candidates = found[::-1]
     if which == "best":
@@ -210,6 +229,8 @@ def retain(run_dir: Path, keep: int) -> list[int]:
 
 def remove(checkpoint: Checkpoint) -> None:
     """Delete a checkpoint; its commit record goes first, so a half-deleted one is unsound."""
+    if checkpoint.where == "run" and (checkpoint.path / PIN).exists():
+        return  # pinned since it was chosen to go
     (checkpoint.path / COMMIT).unlink(missing_ok=True)
     shutil.rmtree(checkpoint.path)
 
@@ -229,6 +250,50 @@ def set_aside(checkpoint: Checkpoint, folder: str) -> Path:
     return target
 
 
+def aside(run_dir: Path) -> list[Checkpoint]:
+    """What lies in ``quarantine/`` and ``set-aside/``, by step; looked at as by ``scan``."""
+    found = []
+    for where in ASIDE:
+        for path in (run_dir / where).glob("checkpoint-*"):
+            step = step_of(path.with_name(path.name.partition(".")[0]))
+            if step is not None and path.is_dir():
+                found.append(replace(_look(path, step), where=where))
+    return sorted(found, key=lambda c: (c.step, c.path.name))
+
+
+def pin(checkpoint: Checkpoint) -> bool:
+    """Keep a checkpoint from retention and cleanup, durably; False if it was pinned already.
+
+    Raises:
+        Refused: it is damaged, or retention took it at this very moment.
+    """
+    if not checkpoint.sound:
+        raise Refused(f"{checkpoint.path.name} is damaged: {checkpoint.problem}")
+    mark = checkpoint.path / PIN
+    if mark.exists():
+        return False
+    try:
+        with mark.open("wb") as stream:  # not files.write_text, which makes missing directories
+            os.fsync(stream.fileno())
+        files.fsync_directory(checkpoint.path)
+        problem = _look(checkpoint.path, checkpoint.step).problem
+    except FileNotFoundError:
+        problem = "it is gone"
+    if problem:
+        raise Refused(f"{checkpoint.path.name} was deleted while it was being pinned")
+    return True
+
+
+def unpin(checkpoint: Checkpoint) -> bool:
+    """Let retention and cleanup have a checkpoint again; False if it was not pinned."""
+    mark = checkpoint.path / PIN
+    if not mark.exists():
+        return False
+    mark.unlink(missing_ok=True)
+    files.fsync_directory(checkpoint.path)
+    return True
+
+
 def _look(path: Path, step: int) -> Checkpoint:
     record = _read_record(path)
     facts = record or _facts_from_state(path)
@@ -236,10 +301,12 @@ def _look(path: Path, step: int) -> Checkpoint:
         problem, size = _size_problem(path, record)
     else:
         problem, size = _quick_structure_problem(path), files.directory_bytes(path)
+    epoch, loss, eval_loss, saved = (
+        files.number(facts.get(name)) for name in ("epoch", "loss", "eval_loss", "time")
+    )
     return Checkpoint(
-        step, path, facts.get("epoch"), facts.get("loss"), facts.get("eval_loss"), size,
-        float(facts.get("time") or path.stat().st_mtime), record is not None, problem,
-        pinned=(path / "leviathan-pin").exists(),
+        step, path, epoch, loss, eval_loss, size, saved or path.stat().st_mtime,
+        record is not None, problem, pinned=(path / PIN).exists(),
     )  # fmt: skip
 
 

@@ -111,10 +111,11 @@ def root(
 
 
 def _register() -> None:
-    from leviathan import cli_checkpoints, cli_config, cli_demo, cli_model, cli_train
+    from leviathan import cli_checkpoints, cli_config, cli_demo, cli_model, cli_runs, cli_train
 
     cli_config.register(app)
     cli_train.register(app)
+    cli_runs.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

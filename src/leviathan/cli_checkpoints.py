@@ -13,7 +13,7 @@ RunArgument = Annotated[
 CheckpointOption = Annotated[
     str, typer.Option("--checkpoint", "-c", help="best, latest, N or checkpoint-N.")
 ]
-checkpoints_app = typer.Typer(help="List, verify, choose and clean up.", **GROUP)
+checkpoints_app = typer.Typer(help="List, verify, choose, pin and clean up.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,14 +22,57 @@ def register(app: typer.Typer) -> None:
 
 
 @checkpoints_app.command("list")
-def list_(run: RunArgument = None, as_json: JsonOption = False) -> None:
+def list_(
+    run: RunArgument = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what lies in quarantine/ and set-aside/.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Every checkpoint of a run: step, losses, size, date, and whether it is sound."""
-    from leviathan import checkpoints, runs, ui
+    from leviathan import checkpoints, ui
+
+    paths = _find(run)
+    aside = checkpoints.aside(paths.directory)
+    found = checkpoints.scan(paths.directory)
+    if as_json:
+        print_checkpoints([*found, *(aside if everything else [])], as_json)
+        return
+    print_checkpoints(found, as_json)
+    if aside and everything:
+        _print_aside(aside, paths)
+    elif aside:
+        each = {where: sum(c.where == where for c in aside) for where in checkpoints.ASIDE}
+        lying = " and ".join(f"{count} in {where}/" for where, count in each.items() if count)
+        total = ui.size(sum(c.bytes for c in aside))
+        ui.notice(f"besides: {lying}, {total}; --all lists them")
+    ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
+
+
+def _find(run: str | None) -> Any:
+    """The run; one whose record cannot be read is not guessed at."""
+    from leviathan import runs
 
     paths = runs.find(run)
-    print_checkpoints(checkpoints.scan(paths.directory), as_json)
-    if not as_json:
-        ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
+    runs.read(paths)
+    return paths
+
+
+def _print_aside(aside: list[Any], paths: Any) -> None:
+    from leviathan import runs, ui
+
+    moved = (e for e in runs.events(paths) if e["event"] in {"quarantine", "set_aside"})
+    why = {str(e.get("to")).rpartition("/")[2]: e.get("reason") for e in moved}
+    ui.say()
+    ui.table(
+        ["step", "size", "saved", "where", "why"],
+        [
+            [c.step, ui.size(c.bytes), _date(c.modified), f"{c.where}/{c.path.name}",
+             why.get(c.path.name)]
+            for c in aside
+        ],
+        right="step size",
+    )  # fmt: skip
 
 
 @checkpoints_app.command("show")
@@ -39,9 +82,9 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """One checkpoint in full: losses, files and sizes."""
-    from leviathan import checkpoints, runs
+    from leviathan import checkpoints
 
-    _detail(checkpoints.choose(runs.find(run).directory, checkpoint), as_json)
+    _detail(checkpoints.choose(_find(run).directory, checkpoint), as_json)
 
 
 @checkpoints_app.command("latest")
@@ -59,16 +102,50 @@ def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
 @checkpoints_app.command("verify")
 def verify(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Read every byte of every checkpoint; exit 3 if one is damaged."""
-    from leviathan import checkpoints, runs, ui
+    from leviathan import checkpoints, ui
     from leviathan.errors import Refused
 
-    found = [checkpoints.verify(c) for c in checkpoints.scan(runs.find(run).directory)]
+    found = [checkpoints.verify(c) for c in checkpoints.scan(_find(run).directory)]
     print_checkpoints(found, as_json)
     damaged = [f"{c.path.name}: {c.problem}" for c in found if not c.sound]
     if damaged:
         raise Refused("; ".join(damaged), "train resumes from the newest sound one by itself")
     if not as_json:
         ui.say(f"{len(found)} checkpoints, all sound")
+
+
+@checkpoints_app.command("pin")
+def pin(
+    run: RunArgument = None, checkpoint: CheckpointOption = "latest", as_json: JsonOption = False
+) -> None:
+    """Keep a checkpoint for good: neither retention nor cleanup deletes it."""
+    from leviathan import checkpoints
+
+    chosen = checkpoints.choose(_find(run).directory, checkpoint)
+    _say_pinned(chosen, "pinned", checkpoints.pin(chosen), as_json)
+
+
+@checkpoints_app.command("unpin")
+def unpin(
+    run: RunArgument = None, checkpoint: CheckpointOption = "latest", as_json: JsonOption = False
+) -> None:
+    """Let retention and cleanup have a pinned checkpoint again."""
+    from leviathan import checkpoints
+
+    chosen = checkpoints.named(_find(run).directory, checkpoint)
+    _say_pinned(chosen, "unpinned", checkpoints.unpin(chosen), as_json)
+
+
+def _say_pinned(chosen: Any, word: str, changed: bool, as_json: bool) -> None:
+    from leviathan import ui
+
+    if as_json:
+        ui.document({**chosen.to_json(), "pinned": word == "pinned", "changed": changed})
+    elif changed:
+        ui.say(f"{chosen.path.name} is {word}")
+    else:
+        was = "pinned already" if word == "pinned" else "not pinned"
+        ui.say(f"{chosen.path.name} is {was}")
 
 
 @checkpoints_app.command("cleanup")
@@ -78,6 +155,10 @@ def cleanup(
     drop_best: Annotated[
         bool, typer.Option("--drop-best", help="Let the best one go, too.")
     ] = False,
+    aside: Annotated[
+        bool,
+        typer.Option("--set-aside", help="Instead, all that lies in quarantine/ and set-aside/."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,13 +166,16 @@ def cleanup(
     from leviathan import checkpoints, runs, ui
     from leviathan.errors import BadInput
 
-    paths = runs.find(run)
+    paths = _find(run)
+
+    def choose() -> list[Any]:
+        return checkpoints.aside(paths.directory) if aside else _going(paths, keep, drop_best)
+
     if not yes and not ui.is_terminal():
-        going = _going(paths, keep, drop_best)
-        names = ", ".join(c.path.name for c in going) or "none"
+        names = ", ".join(c.path.name for c in choose()) or "none"
         raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
     with runs.locked(paths):
-        going = _going(paths, keep, drop_best)
+        going = choose()
         total = ui.size(sum(c.bytes for c in going))
         if not as_json:
             for c in going:
@@ -99,7 +183,7 @@ def cleanup(
         agreed = bool(going) and (yes or ui.confirm(f"delete these {len(going)} ({total})?"))
         for c in going if agreed else []:
             checkpoints.remove(c)
-            runs.event(paths, "remove", session=None, step=c.step)
+            runs.event(paths, "remove", session=None, step=c.step, where=c.where)
     if as_json:
         ui.document({"deleted": agreed, "checkpoints": [c.to_json() for c in going]})
     elif not going:

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    context: typer.Context,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sample: SampleOption = "10pct",
@@ -49,6 +50,9 @@ def train(
             "--shrink", help="When memory does not suffice, begin a run with less (out_of_memory)."
         ),
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Train in the background, apart from this terminal.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,12 +78,18 @@ def train(
         ui.say(f"{decision.paths.directory} is finished; nothing to do")
         ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
         return
+    if detach:
+        _detach(decision, arguments(context), as_json=as_json)
+        return
     if training.wait_for_orphan(decision, ui.notice):
         decision = training.decide(merged, name=name, resume=resume)
+    repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
     with ui.TrainView(decision.paths.directory.name) as view:
-        ending = sessions.run(decision, view, ui.corpus_progress(), budget=budget, shrink=shrink)
-    extra = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
-    finish(ending, budget.usd_hour, extra, as_json=as_json)
+        ending = sessions.run(
+            decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
+            repeat=repeat,
+        )  # fmt: skip
+    finish(ending, budget.usd_hour, repeat, as_json=as_json)
 
 
 def _repeated(
@@ -101,6 +111,58 @@ def _successor(decision: Any, shrink: bool) -> Any:
         return training.follow(decision, decision.record)
     ui.notice(f"the smaller run {name} was begun instead of this one; --shrink goes on with it")
     return decision
+
+
+def arguments(context: typer.Context) -> list[str]:
+    """The command line that was given, for the background: its options but how to tell of it.
+
+    Made from the options as they are declared, so that a new one needs nothing here.
+    """
+    told = ["--verbose"] if context.parent and context.parent.params.get("verbose") else []
+    told.append(str(context.command.name))
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if option.name in {"detach", "as_json"} or value is None or value == option.default:
+            continue
+        if isinstance(value, bool):
+            told.append(option.opts[0] if value else option.secondary_opts[0])
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            told += [option.opts[0], str(one)]
+    return told
+
+
+def _detach(decision: Any, command: list[str], *, as_json: bool) -> None:
+    from leviathan import background, status, ui
+
+    told = tuple(f"warning: {check.name}: " for check in decision.checks)
+
+    def relay(line: str) -> None:
+        if not line.startswith(told):  # the background checks what was checked here
+            ui.notice(line)
+
+    started = background.start(command, decision.paths.logs, relay)
+    run = decision.paths.directory
+    if as_json:
+        ui.document({"run": str(run), "pid": started.pid, "log": str(started.log)})
+        return
+    ui.say(f"{run.name} is running as process {started.pid}; closing this terminal is fine")
+    for what in ("status", "watch", "logs -f", "stop"):
+        verb, *options = what.split()
+        ui.say(" ".join(["  leviathan", verb, status.called(decision.paths), *options]))
+    ui.notice(f"what it tells: {started.log}")
+
+
+def _announcing(listener: Any) -> Any:
+    """``listener``, and the word to whoever put us into the background that we train."""
+    from leviathan import background
+
+    def tell(kind: str, facts: dict[str, Any]) -> None:
+        listener(kind, facts)
+        if kind in {"start", "resume"}:  # lock held, session in run.json
+            background.announce(kind=kind, **facts)
+
+    return tell
 
 
 def _show_checks(decision: Any, *, force: bool) -> None:
@@ -174,7 +236,7 @@ def _show_rest(outcome: Any, usd_hour: float | None) -> None:
 
     if outcome.max_steps:
         left = outcome.max_steps - outcome.step
-        ui.notice(f"to finish: {to_finish(left, outcome.step_s, usd_hour)}")
+        ui.notice(f"to finish: {to_finish(left, outcome.pace_s, usd_hour)}")
 
 
 def _failure(ending: Any, saved: str, again: str) -> Exception:

@@ -102,15 +102,51 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
-    documents = []
-    for line in data.split(b"\n"):
+    return [found for line in data.split(b"\n") if (found := _object(line)) is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+class Tail:
+    """New whole JSON lines of a growing file, from its present end or from its beginning."""
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        self.path = path
+        self.offset = path.stat().st_size if path.exists() and not whole else 0
+        self._half = b""
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was appended since the last call."""
         try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(document, dict):
-            documents.append(document)
-    return documents
+            with self.path.open("rb") as stream:
+                stream.seek(self.offset)
+                data = self._half + stream.read()
+                self.offset = stream.tell()
+        except FileNotFoundError:
+            return []
+        *whole, self._half = data.split(b"\n")
+        return [found for line in whole if (found := _object(line)) is not None]
+
+
+def number(value: Any) -> float | None:
+    """A number read from a file others may have damaged; None for anything else.
+
+    Metrics hold NaN and infinity as text, which every JSON reader accepts.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and value not in {"nan", "inf", "-inf"}:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 @contextmanager

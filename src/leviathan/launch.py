@@ -59,7 +59,7 @@ def environment(profile: Profile) -> dict[str, str]:
     if profile.hardware.threads:
         wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)
     result = {**wanted, **os.environ}
-    result["LEVIATHAN_SUPERVISOR"] = json.dumps(machine.process_identity())
+    result[runs.SUPERVISOR_VARIABLE] = json.dumps(machine.process_identity())
     if profile.hardware.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result

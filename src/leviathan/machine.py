@@ -128,15 +128,30 @@ def boot_id() -> str:
 def process_identity(pid: int | None = None) -> dict[str, object]:
     """What identifies a process across pid reuse and reboots."""
     pid = pid or os.getpid()
-    return {"pid": pid, "started": psutil.Process(pid).create_time(), "boot": boot_id()}
+    return {"pid": pid, "started": _started(pid), "boot": boot_id()}
+
+
+def _started(pid: int) -> float:
+    """When a process started, in seconds since boot.
+
+    Not by the wall clock: when that is set (NTP, a dead battery), the start times of
+    living processes move with it, and they would be taken for others.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError as error:
+        if Path("/proc/self/stat").exists():
+            raise psutil.NoSuchProcess(pid) from error
+        return psutil.Process(pid).create_time()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(identity: dict[str, object]) -> bool:
     """Whether the process ``process_identity`` described still runs on this boot."""
     try:
         process = psutil.Process(int(str(identity["pid"])))
-        same = abs(process.create_time() - float(str(identity["started"]))) < 1
+        same = abs(_started(process.pid) - float(str(identity["started"]))) < 1
         zombie = process.status() == psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, ValueError):
+    except (psutil.Error, OSError, KeyError, ValueError, OverflowError):
         return False
     return same and not zombie and identity.get("boot") == boot_id()

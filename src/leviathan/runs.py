@@ -6,11 +6,12 @@ Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
 import json
 import os
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 import filelock
 
@@ -19,6 +20,8 @@ from leviathan.errors import BadInput, Refused
 
 SCHEMA = 1
 TRAINING = Path("work/training")
+SUPERVISOR_VARIABLE = "LEVIATHAN_SUPERVISOR"
+"""Holds the supervisor's identity in the environment of every process of a run."""
 
 
 @dataclass
@@ -54,6 +57,8 @@ class RunRecord:
     """Digest of a local base model's files; None for a name on the hub."""
     versions: dict[str, str]
     created: float
+    again: str = ""
+    """The command that goes on with the run."""
     state: str = "new"
     """new, running, stopped, done or failed, as last written; see ``true_state``."""
     sessions: list[Session] = field(default_factory=list)
@@ -132,6 +137,11 @@ class RunPaths:
     def lock(self) -> Path:
         return self.directory / ".lock"
 
+    @property
+    def holder(self) -> Path:
+        """Identity of the process that holds ``lock``."""
+        return self.directory / ".lock.json"
+
 
 def read(paths: RunPaths) -> RunRecord:
     """The run's record.
@@ -143,7 +153,7 @@ def read(paths: RunPaths) -> RunRecord:
         document = json.loads(paths.record.read_bytes())
     except FileNotFoundError as error:
         raise BadInput(f"{paths.directory} is not a run (it has no run.json)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             f"{paths.record} is damaged: {error}", "restore it, or move the run away"
         ) from error
@@ -155,9 +165,36 @@ def read(paths: RunPaths) -> RunRecord:
         )
     try:
         sessions = [Session(**session) for session in document.pop("sessions")]
-        return RunRecord(**document, sessions=sessions)
+        record = RunRecord(**document, sessions=sessions)
+        _refuse_wrong_types(record)
+        for session in sessions:
+            _refuse_wrong_types(session)
     except (KeyError, TypeError) as error:
-        raise BadInput(f"{paths.record} is damaged: {error}") from error
+        raise BadInput(
+            f"{paths.record} is damaged: {error}", "restore it, or move the run away"
+        ) from error
+    return record
+
+
+def _refuse_wrong_types(part: RunRecord | Session) -> None:
+    for name, hint in get_type_hints(type(part)).items():
+        if not _fits(getattr(part, name), hint):
+            raise TypeError(f"{name} is {getattr(part, name)!r:.40}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if hint is Any:
+        return True
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if kind is dict and parts[1] is str:
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    if isinstance(value, bool):  # to isinstance it is a number
+        return False
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def write(paths: RunPaths, record: RunRecord) -> None:
@@ -165,23 +202,40 @@ def write(paths: RunPaths, record: RunRecord) -> None:
     files.write_json(paths.record, asdict(record))
 
 
-def find(name: str | None, root: Path = TRAINING) -> RunPaths:
+def find(name: str | None, root: Path = TRAINING, *, living: bool = False) -> RunPaths:
     """The run called ``name`` (a name or a directory); the only run when None.
+
+    With ``living``, the only one that runs is found among several that do not.
 
     Raises:
         BadInput: no such run, or several to choose from.
     """
     if name is None:
-        known = sorted(path.parent for path in root.glob("*/run.json"))
-        if len(known) == 1:
-            return RunPaths(known[0])
-        listed = ", ".join(path.name for path in known) or "none"
+        known = known_runs(root)
+        chosen = known
+        if living and len(known) > 1:
+            chosen = [paths for paths in known if _lives(paths)]
+        if len(chosen) == 1:
+            return chosen[0]
+        listed = ", ".join(paths.directory.name for paths in known) or "none"
         raise BadInput("which run? name it", f"runs in {root}: {listed}")
     for directory in (root / name, Path(name)):
         if (directory / "run.json").is_file():
             return RunPaths(directory)
     listed = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none"
     raise BadInput(f"no run {name!r}", f"runs in {root}: {listed}")
+
+
+def known_runs(root: Path = TRAINING) -> list[RunPaths]:
+    """Every run below ``root``, damaged ones among them, by name."""
+    return [RunPaths(path.parent) for path in sorted(root.glob("*/run.json"))]
+
+
+def _lives(paths: RunPaths) -> bool:
+    try:
+        return true_state(read(paths)) == "running" or orphan(paths) is not None
+    except BadInput:
+        return False
 
 
 @contextmanager
@@ -195,28 +249,36 @@ def locked(paths: RunPaths) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        holder = paths.lock.with_name(".lock.json")
         raise Refused(
-            f"{paths.directory.name} is already being trained by {_holder(holder)}",
+            f"{paths.directory.name} is already being trained by {_holder(paths)}",
             "wait for it or stop it; two writers would ruin the run",
         ) from error
     try:
-        files.write_json(paths.lock.with_name(".lock.json"), machine.process_identity())
+        files.write_json(paths.holder, machine.process_identity())
         yield
     finally:
+        # Before the release: what a process left here that still lives is the holder's.
+        paths.holder.unlink(missing_ok=True)
         lock.release()
 
 
-def _holder(path: Path) -> str:
-    try:
-        return f"process {json.loads(path.read_bytes())['pid']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+_HOLDER_WAIT_S = 3.0
+
+
+def _holder(paths: RunPaths) -> str:
+    """Who holds the lock; a moment after it was taken, the file may still name a dead one."""
+    end = time.monotonic() + _HOLDER_WAIT_S
+    while time.monotonic() < end:
+        identity = identity_in(paths.holder)
+        if identity and machine.is_alive(identity):
+            return f"process {identity['pid']}"
+        time.sleep(0.05)
+    return "another process"
 
 
 def orphan(paths: RunPaths) -> int | None:
     """Pid of a training process that outlived its supervisor; None if there is none."""
-    holder = identity_in(paths.lock.with_name(".lock.json"))
+    holder = identity_in(paths.holder)
     if holder and holder["pid"] != os.getpid() and machine.is_alive(holder):
         return None
     for path in (paths.heartbeat, paths.launcher):
@@ -230,7 +292,7 @@ def identity_in(path: Path) -> dict[str, Any] | None:
     """The process identity written to ``path``, if it is whole."""
     try:
         identity = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return identity if isinstance(identity, dict) and "pid" in identity else None
 
@@ -247,7 +309,8 @@ def event(paths: RunPaths, kind: str, /, **facts: Any) -> None:
 def events(paths: RunPaths, session: int | None = None) -> list[dict[str, Any]]:
     """Events in the order written, of one session or of all."""
     found = files.read_json_lines(paths.events)
-    return [e for e in found if "event" in e and session in (None, e.get("session"))]
+    kinds = (e for e in found if isinstance(e.get("event"), str))
+    return [e for e in kinds if session in (None, e.get("session"))]
 
 
 _BEGINNINGS = {"start", "resume"}
@@ -256,32 +319,51 @@ _BEGINNINGS = {"start", "resume"}
 def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     """Log lines by step. What was trained after the checkpoint a session began from is lost."""
     kept: list[dict[str, Any]] = []
-    began = {e.get("session"): e.get("step") for e in events(paths) if e["event"] in _BEGINNINGS}
+    began = {
+        e["session"]: e["step"]
+        for e in events(paths)
+        if e["event"] in _BEGINNINGS and is_whole(e.get("session")) and is_whole(e.get("step"))
+    }
     session = None
     for line in files.read_json_lines(paths.metrics):
-        step = line.get("step")
-        if not isinstance(step, int):
+        if not is_whole(line.get("step")) or not is_whole(line.get("session")):
             continue
-        if line.get("session") != session:
-            session = line.get("session")
-            last = began.get(session, step - 1)
+        if line["session"] != session:
+            session = line["session"]
+            last = began.get(session, line["step"] - 1)
             while kept and kept[-1]["step"] > last:
                 kept.pop()
         kept.append(line)
     return kept
 
 
-def session_seconds(paths: RunPaths, record: RunRecord) -> float:
-    """Wall-clock seconds of all sessions that ended, well or not.
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value read from a file is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    A session whose supervisor was killed has no end: its last event or log line counts.
+
+def last_heard(record: RunRecord, lines: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """When each session was last heard of: its end, or its last event or log line.
+
+    A session whose supervisor was killed has no end of its own.
     """
-    last: dict[Any, float] = {}
-    for line in (*events(paths), *files.read_json_lines(paths.metrics)):
-        if isinstance(line.get("time"), int | float):
-            last[line.get("session")] = max(last.get(line.get("session"), 0.0), line["time"])
-    ends = ((s.ended or last.get(s.number, s.started), s.started) for s in record.sessions)
-    return sum(max(ended - started, 0.0) for ended, started in ends)
+    heard = {s.number: max(s.started, s.ended or 0.0) for s in record.sessions}
+    for line in lines:
+        session, moment = line.get("session"), files.number(line.get("time"))
+        if is_whole(session) and session in heard and moment is not None:
+            heard[session] = max(heard[session], moment)
+    return heard
+
+
+def seconds(record: RunRecord, heard: dict[int, float], now: float | None = None) -> float:
+    """Wall-clock seconds of all sessions; the last one lasts until ``now`` where it is given."""
+    total = 0.0
+    for session in record.sessions:
+        ended = heard[session.number] if session.ended is None else session.ended
+        if now is not None and session is record.sessions[-1]:
+            ended = now
+        total += max(ended - session.started, 0.0)
+    return total
 
 
 def true_state(record: RunRecord) -> str:

@@ -7,6 +7,7 @@ Does not decide what to train or from where (``train``), nor what a failure mean
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def run(
     *,
     budget: Budget | None = None,
     shrink: bool = False,
+    repeat: Sequence[str] = (),
 ) -> Ending:
     """Carry the decision out: sample, lock, sessions, until done, stopped or hopeless.
 
@@ -66,6 +68,7 @@ def run(
         progress: told of reading the corpus.
         budget: limits over all sessions of the run.
         shrink: consent to begin a smaller training when the ladder is at its end.
+        repeat: options that the command to go on with has to repeat.
 
     Raises:
         Refused: another process trains this run, the corpus changed, or the budget is spent.
@@ -78,7 +81,8 @@ def run(
         paths.directory.mkdir(parents=True, exist_ok=True)
         with runs.locked(paths), signals_to(requests):
             _refuse_overtaken(decision)
-            ending, smaller = _Attempts(decision, sample, listener, requests, budget, shrink).run()
+            attempts = _Attempts(decision, sample, listener, requests, budget, shrink, repeat)
+            ending, smaller = attempts.run()
         if smaller is None:
             return ending
         listener("notice", {"text": f"going on with the smaller run {smaller.paths.directory}"})
@@ -90,10 +94,10 @@ class _Attempts:
 
     def __init__(
         self, decision: Decision, sample: Sample, listener: Listener, requests: Requests,
-        budget: Budget, shrink: bool,
+        budget: Budget, shrink: bool, repeat: Sequence[str],
     ) -> None:  # fmt: skip
         self.decision, self.sample, self.listener = decision, sample, listener
-        self.requests, self.budget, self.shrink = requests, budget, shrink
+        self.requests, self.budget, self.shrink, self.repeat = requests, budget, shrink, repeat
         self.paths = decision.paths
         self.history = recovery.History(newest_step=_step(decision))
 
@@ -115,6 +119,7 @@ class _Attempts:
             if action.kind == "give_up":
                 return self._ending(outcome, diagnosis, action.reason), None
             self._tell(outcome, diagnosis, action, change, newest)
+            self._mark_running()
             if not self._wait(action):
                 stopped = replace(outcome, kind="stopped", reason=self.requests.first)
                 self._close(stopped)
@@ -137,6 +142,7 @@ class _Attempts:
         record = self._record()
         left_s = self._left_s(record)
         session = _begin_session(decision, record)
+        record.again = train.resume_command(decision, self.repeat)
         _set_aside(decision, session.number)
         rendered = train.render(decision, Path(self.sample.path), session.number)
         _drop_half_prepared(self.paths)
@@ -164,8 +170,17 @@ class _Attempts:
             step=outcome.step, reason=outcome.reason,
         )  # fmt: skip
 
+    def _mark_running(self) -> None:
+        """Between two sessions the run goes on, for whoever looks."""
+        record = runs.read(self.paths)
+        record.state = "running"
+        with files.unless_full():
+            runs.write(self.paths, record)
+
     def _left_s(self, record: runs.RunRecord) -> float | None:
-        left = self.budget.left_s(runs.session_seconds(self.paths, record))
+        lines = [*runs.events(self.paths), *files.read_json_lines(self.paths.metrics)]
+        spent_s = runs.seconds(record, runs.last_heard(record, lines))
+        left = self.budget.left_s(spent_s)
         if left == 0:
             raise Refused(
                 f"the budget ({self.budget.text}) of {record.name} is spent, over "

@@ -45,8 +45,8 @@ class Outcome:
     log: Path | None = None
     evidence: Evidence | None = None
     """What a failed session left, for its diagnosis."""
-    step_s: float | None = None
-    """Seconds of a usual step, where two were logged."""
+    pace_s: float | None = None
+    """Seconds a step took, saves and evaluations included; None before two were logged."""
 
 
 class Requests:
@@ -156,8 +156,8 @@ class _Watcher:
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
         self._announced = False
-        self._metrics = _Tail(paths.metrics)
-        self._events = _Tail(paths.events)
+        self._metrics = files.Tail(paths.metrics)
+        self._events = files.Tail(paths.events)
         self._began = False
         self._ended: dict[str, Any] | None = None
         self._step = 0
@@ -242,7 +242,7 @@ class _Watcher:
 
     def _outcome(self, kind: str, reason: str = "", evidence: Evidence | None = None) -> Outcome:
         return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence,
-                       self.watchdog.step_s)  # fmt: skip
+                       self.watchdog.pace_s)  # fmt: skip
 
     def _failed(self, reason: str) -> Outcome:
         evidence = Evidence(
@@ -353,34 +353,6 @@ class _Watcher:
             except (OSError, psutil.Error):
                 continue
         return list(found.values())
-
-
-class _Tail:
-    """New whole JSON lines of a growing file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = path.stat().st_size if path.exists() else 0
-        self._half = b""
-
-    def lines(self) -> list[dict[str, Any]]:
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self.offset)
-                data = self._half + stream.read()
-                self.offset = stream.tell()
-        except FileNotFoundError:
-            return []
-        *whole, self._half = data.split(b"\n")
-        return [document for line in whole if (document := _object(line)) is not None]
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(line)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _forget_terminal() -> None:

@@ -28,6 +28,7 @@ class _Console(Console):
 
 # A pipe has no width: one row one line there, for grep and friends.
 _PIPE_WIDTH = 1000
+_BAR_WIDTH = 60
 _out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 _err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -94,6 +95,38 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+_STATES = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red",
+           "crashed": "bold red", "damaged": "bold red"}  # fmt: skip
+
+
+def state(word: str) -> Text:
+    """A run's state in its colour."""
+    return Text(word, _STATES.get(word, ""))
+
+
+def title(name: str, word: str, text: str = "") -> None:
+    """The head of one screen about a run: its name, its state, and why, on stdout."""
+    _out.print(Text.assemble((name, "bold"), "  ", state(word), (f"  {text}" if text else "", "")))
+
+
+def progress(share: float) -> None:
+    """A bar as the live view draws it, on stdout; in a pipe it would be noise."""
+    if sys.stdout.isatty():
+        _out.print(bar(share, _BAR_WIDTH))
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> None:
+    """Labels and values in two columns, on stdout."""
+    for label, value in rows:
+        _out.print(Text.assemble((f"{label:<13}", "dim"), value))
+
+
+def raw(text: str) -> None:
+    """Text as it is, on stdout: a log's."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def is_terminal() -> bool:
     """Whether a person can be asked and a live view drawn."""
     return sys.stdin.isatty() and sys.stderr.isatty()
@@ -144,6 +177,13 @@ def duration(seconds: float) -> str:
     return " ".join(found[:2])
 
 
+def age(seconds: float) -> str:
+    """How long ago, for people: 3 h ago."""
+    if seconds < 5:
+        return "just now"
+    return f"{' '.join(duration(seconds).split()[:2])} ago"
+
+
 def heading(text: str) -> None:
     """The title of one part of a longer job, on stdout."""
     _out.print()
@@ -192,15 +232,25 @@ _WARNINGS = {"warning", "guard", "pause", "unpause", "kill"}
 class TrainView:
     """The view of a running training: one live block on a terminal, plain lines elsewhere."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, foot: str = "Ctrl+C saves and stops", age_s: float = 0) -> None:
         self.name = name
-        self._started = time.monotonic()
+        self._foot = foot
+        self._started = time.monotonic() - age_s
         self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
         self._first: tuple[float, int] | None = None
         self._line: dict[str, Any] = {}
         self._eval_loss: Any = None
         self._checkpoint = "none yet"
         self._gone = False
+
+    def recall(
+        self, first: dict[str, Any], now: dict[str, Any], eval_loss: Any, checkpoint: str | None
+    ) -> None:
+        """What a training said before this view was opened: its first line, and how it stands."""
+        self._first = (first["time"], first["step"])
+        self._line = now
+        self._eval_loss = eval_loss
+        self._checkpoint = checkpoint or self._checkpoint
 
     def __enter__(self) -> "TrainView":
         if self._live:
@@ -283,9 +333,9 @@ class TrainView:
         evaluated = f"eval loss {_cell(self._eval_loss)}  " if self._eval_loss else ""
         return Group(
             Text(f"{self.name}  {elapsed}  {share:.1f} %", style="bold"),
-            bar(share / 100, 60),
+            bar(share / 100, _BAR_WIDTH),
             Text(self._summary()),
-            Text(f"{evaluated}last save: {self._checkpoint}   Ctrl+C saves and stops", style="dim"),
+            Text(f"{evaluated}last save: {self._checkpoint}   {self._foot}", style="dim"),
         )
 
 

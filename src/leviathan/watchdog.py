@@ -32,7 +32,7 @@ class Watchdog:
         self._deadline = None if left_s is None else time.monotonic() + left_s
         self._heat = guards.Heat(limits)
         self._next_heat = 0.0
-        self._marks: deque[tuple[float, int]] = deque(maxlen=40)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=400)
         self._save_s = 0.0
         self._sign: int | None = None
         self._sign_at = time.monotonic()
@@ -40,8 +40,13 @@ class Watchdog:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a usual step of this session."""
-        return guards.usual_step_s(self._marks)
+        """Seconds of a usual step of this session, without saves and evaluations."""
+        return guards.usual_step_s(list(self._marks)[-40:])
+
+    @property
+    def pace_s(self) -> float | None:
+        """Seconds a step of this session takes, all included."""
+        return guards.pace_s(self._marks)
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Take one log line: it tells the pace."""

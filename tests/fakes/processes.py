@@ -46,21 +46,36 @@ class Trainings:
 
     def start(self, *arguments, popen=None, **fake) -> "Training":
         """``leviathan train`` on the tiny project; ``fake`` is read by the fake accelerate."""
+        command = [LEVIATHAN, "train", "-p", "tiny", "-r", "tiny", "-s", "full", *arguments]
+        training = Training(command, self, self.environment(fake), popen or {})
+        self.started.append(training)
+        return training
+
+    def environment(self, fake: dict) -> dict[str, str]:
+        """With the fake accelerate first, our mark, and how the fake shall behave."""
         path = [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
+        return {
             **os.environ, "PYTHONPATH": os.pathsep.join(path), MARK: self.mark,
             **{f"FAKE_{name.upper()}": str(value) for name, value in fake.items()},
         }  # fmt: skip
-        command = [LEVIATHAN, "train", "-p", "tiny", "-r", "tiny", "-s", "full", *arguments]
-        training = Training(command, self, environment, popen or {})
-        self.started.append(training)
-        return training
+
+    def command(self, *arguments, popen=None) -> "Training":
+        """Another ``leviathan`` command in the project, as from another shell."""
+        other = Training([LEVIATHAN, *arguments], self, self.environment({}), popen or {})
+        self.started.append(other)
+        return other
 
     def run(self, *arguments, **fake) -> "Training":
         """Start one and wait for its end."""
         training = self.start(*arguments, **fake)
         training.end()
         return training
+
+    def reached(self, step: int) -> None:
+        """Wait until this step was trained, by whomever."""
+        metrics = self.run_dir / "metrics.jsonl"
+        needle = f'"step":{step},'
+        wait_for(lambda: metrics.exists() and needle in metrics.read_text())
 
     def left(self) -> list[int]:
         """Processes that carry our mark and still live."""
@@ -84,7 +99,7 @@ class Trainings:
 
 
 class Training:
-    """One ``leviathan train`` process."""
+    """One ``leviathan`` process."""
 
     def __init__(self, command, owner: Trainings, environment, popen) -> None:
         number = len(owner.started)
@@ -102,9 +117,7 @@ class Training:
 
     def reached(self, step: int) -> "Training":
         """Wait until this step was trained."""
-        metrics = self.owner.run_dir / "metrics.jsonl"
-        needle = f'"step":{step},'
-        wait_for(lambda: metrics.exists() and needle in metrics.read_text())
+        self.owner.reached(step)
         return self
 
     def signal(self, number: signal.Signals) -> "Training":

@@ -1,0 +1,148 @@
+"""Following a run from another shell: it ends when the run does and never disturbs it."""
+
+import os
+import pty
+import select
+import signal
+import threading
+import time
+
+import pytest
+
+from fakes.processes import wait_for
+from leviathan import runs, watch
+
+
+def test_watch_tells_the_steps_and_ends_with_the_run(trainings):
+    running = trainings.start(step_s=0.2, steps=20).reached(3)
+    watching = trainings.command("watch")
+    assert watching.end() == 0
+    assert running.end() == 0
+    assert "step 20/20  loss 0.1  eta 0 s\n" in watching.stderr
+    assert "saved checkpoint-20\n" in watching.stderr
+    assert watching.stdout.startswith("tiny_full_tiny  done\nstep         20 of 20, 100.0 %\n")
+
+
+def test_watch_of_a_run_that_is_over_shows_how_it_ended(crashed):
+    watching = crashed.command("watch")
+    assert watching.end() == 0
+    assert watching.stdout.startswith("tiny_full_tiny  failed  exit code 1: ValueError: made up\n")
+
+
+def test_leaving_the_watch_leaves_the_run_alone(trainings):
+    running = trainings.start(step_s=0.1, steps=500).reached(3)
+    watching = trainings.command("watch")
+    wait_for(lambda: "step" in watching.stderr)
+    assert watching.signal(signal.SIGINT).end() == 0
+    assert watching.stderr.endswith(
+        "the run goes on; leviathan stop tiny_full_tiny saves and stops\n"
+    )
+    assert not (trainings.run_dir / ".stop").exists()
+    at = runs.metrics(runs.RunPaths(trainings.run_dir))[-1]["step"]
+    running.reached(at + 3)
+    assert running.signal(signal.SIGTERM).end() == 4
+
+
+def read_until(terminal, needle, seconds=15.0):
+    shown, end = b"", time.monotonic() + seconds
+    while needle not in shown and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.2)[0]:
+            shown += os.read(terminal, 65536)
+    return shown.decode()
+
+
+def test_on_a_terminal_it_is_the_block_that_train_shows(trainings):
+    running = trainings.start(step_s=0.1, steps=500).reached(3)
+    master, slave = pty.openpty()
+    watching = trainings.command("watch", popen=dict.fromkeys(("stdin", "stdout", "stderr"), slave))
+    os.close(slave)
+    shown = read_until(master, b"Ctrl+C leaves, the run goes on")
+    assert "last save: " in shown
+    assert "━" in shown
+    watching.signal(signal.SIGINT)
+    read_until(master, b"saves and stops")
+    assert watching.end() == 0
+    os.close(master)
+    assert running.signal(signal.SIGTERM).end() == 4
+
+
+# --- logs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paths(tmp_path):
+    paths = runs.RunPaths(tmp_path / "r")
+    paths.logs.mkdir(parents=True)
+    record = runs.RunRecord("r", "tiny", "tiny", "full", [], {}, {}, 1, {}, None, {}, 1.0,
+                            state="stopped")  # fmt: skip
+    runs.write(paths, record)
+    return paths
+
+
+def test_the_newest_log_is_of_the_newest_session_whatever_the_clock_said(paths):
+    for name in ("training_20261121T080000_9.log", "training_20251121T080000_10.log",
+                 "supervisor_20271121T080000_1.log", "training_notes.log"):  # fmt: skip
+        (paths.logs / name).write_text(name)
+    assert watch.newest_log(paths).name == "training_20251121T080000_10.log"
+
+
+@pytest.mark.parametrize(
+    ("content", "count", "text"),
+    [
+        (b"", 5, ""),
+        (b"a\nb\nc\n", 2, "b\nc\n"),
+        (b"a\nb\nhalf", 2, "b\nhalf"),
+        (b"a\nb\n", 0, ""),
+        (b"a\n", 99, "a\n"),
+        (b"\xff\n\xfe\n", 1, "�\n"),
+        (b"x" * 200_000 + b"\n" + b"y" * 100_000 + b"\nz\n", 2, "y" * 100_000 + "\nz\n"),
+    ],
+)
+def test_last_lines(paths, content, count, text):
+    log = paths.logs / "training_x_1.log"
+    log.write_bytes(content)
+    assert watch.last_lines(log, count) == (text, len(content))
+
+
+def test_a_followed_log_goes_on_in_the_next_session_and_ends_with_the_run(paths):
+    """Held by a living process, as between two sessions of a run that restarts."""
+    first = paths.logs / "training_a_1.log"
+    first.write_text("one\n")
+    heard = []
+    with runs.locked(paths):
+        follower = threading.Thread(
+            target=lambda: heard.extend(watch.follow_log(paths, first, len("one\n")))
+        )
+        follower.start()
+        with first.open("ab") as out:
+            out.write("two ü\n".encode()[:-2])  # half a character
+            out.flush()
+            wait_for(lambda: heard)
+            out.write("two ü\n".encode()[-2:])
+        wait_for(lambda: "".join(heard) == "two ü\n")
+        (paths.logs / "training_b_2.log").write_text("three\n")
+        wait_for(lambda: "".join(heard).endswith("three\n"))
+        assert follower.is_alive()
+    follower.join(20)
+    assert not follower.is_alive()
+    assert "".join(heard) == "two ü\nthree\n"
+
+
+def test_logs_shows_the_training_log_and_follows_it_to_the_end(trainings):
+    trainings.start(step_s=0.1, steps=20).reached(2)
+    followed = trainings.command("logs", "-f")
+    wait_for(lambda: "Starting trainer..." in followed.stdout)
+    (log,) = trainings.run_dir.glob("logs/training_*.log")
+    with log.open("a") as out:
+        out.write("a line of axolotl\n")
+    assert followed.end() == 0
+    assert followed.stdout == "Starting trainer...\na line of axolotl\n"
+    assert followed.stderr == f"{log.relative_to(trainings.project)}\n"
+
+
+def test_a_run_without_a_log_says_so(run_cli):
+    paths = runs.RunPaths(runs.TRAINING / "r")
+    record = runs.RunRecord("r", "tiny", "tiny", "full", [], {}, {}, 1, {}, None, {}, 1.0)
+    runs.write(paths, record)
+    done = run_cli("logs")
+    assert (done.exit_code, done.stderr) == (2, "leviathan: r has no training log yet\n")
