@@ -389,7 +389,9 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "sample": f"{decision.config.sample} of {decision.config.recipe.corpus}",
         "changes": [text for _, text in changes],
         "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
-        "command": launch.command(runs.RunPaths(decision.paths.directory.resolve())),
+        "command": launch.command(
+            runs.RunPaths(decision.paths.directory.resolve()), decision.config.profile
+        ),
     }
 
 
