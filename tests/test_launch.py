@@ -97,9 +97,10 @@ def test_training_without_the_plugin_is_killed(trainings, mode):
     assert trainings.left() == []
 
 
-def test_a_crash_that_leaves_a_child_ends_without_it(trainings):
-    """A hung data loader must not keep a dead training 'running' for ever."""
-    crashed = trainings.run(mode="leave-child")
+@pytest.mark.parametrize("mode", ["leave-child", "leave-rank"])
+def test_a_crash_that_leaves_a_process_ends_without_it(trainings, mode):
+    """A hung data loader, or a rank of torchrun's, must not outlive a dead training."""
+    crashed = trainings.run(mode=mode)
     assert crashed.code == 1
     assert trainings.left() == []
 
@@ -415,14 +416,51 @@ def test_accelerate_configuration_follows_the_profile(hardware, tree, wanted):
     assert (written["num_machines"], written["machine_rank"]) == (1, 0)
 
 
-def test_environment_lets_the_users_own_values_win(monkeypatch):
+def test_environment_lets_the_users_own_values_win(monkeypatch, tmp_path):
     monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    cuda = launch.environment(Profile())
+    paths = runs.RunPaths(tmp_path)
+    cuda = launch.environment(paths, Profile(), 1)
     assert (cuda["AXOLOTL_DO_NOT_TRACK"], cuda["CUDA_VISIBLE_DEVICES"]) == ("0", "3")
-    cpu = launch.environment(Profile.model_validate({"hardware": {"device": "cpu"}}))
+    cpu = launch.environment(paths, Profile.model_validate({"hardware": {"device": "cpu"}}), 1)
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert json.loads(cpu["LEVIATHAN_SUPERVISOR"])["pid"] == os.getpid()
+
+
+TWO_ON_CPU = Profile.model_validate({"hardware": {"device": "cpu", "count": 2}})
+
+
+def test_several_processes_on_cpus_are_torchruns_and_meet_without_a_port(tmp_path):
+    """accelerate launch --cpu --num_processes 2 starts one process and says nothing."""
+    paths = runs.RunPaths(tmp_path)
+    command = launch.command(paths, TWO_ON_CPU)
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[command.index("--nproc_per_node") + 1] == "2"
+    assert command[command.index("--rdzv_conf") + 1] == "store_type=file"
+    assert command[command.index("--rdzv_endpoint") + 1].startswith(str(tmp_path))
+    assert command[-3:] == ["-m", "axolotl.cli.train", str(paths.config)]
+    environment = launch.environment(paths, TWO_ON_CPU, 1)
+    assert environment["ACCELERATE_USE_CPU"] == "true"
+    assert environment["LEVIATHAN_STORE"] == str(paths.store)
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+@pytest.mark.parametrize("hardware", [{"count": 2}, {"device": "cpu"}])
+def test_gpus_and_single_processes_are_launched_by_accelerate(tmp_path, hardware):
+    profile = Profile.model_validate({"hardware": hardware})
+    paths = runs.RunPaths(tmp_path)
+    assert launch.command(paths, profile)[1:3] == ["-m", "accelerate.commands.launch"]
+    assert not {"LEVIATHAN_STORE", "ACCELERATE_USE_CPU"} & {*launch.environment(paths, profile, 1)}
+
+
+def test_a_killed_sessions_meeting_place_is_not_used_again(tmp_path):
+    paths = runs.RunPaths(tmp_path)
+    paths.store.write_text("rank 0 was here")
+    paths.launcher_store.write_text("and its launcher")
+    launch.write_inputs(paths, TWO_ON_CPU, "", {})
+    assert not paths.store.exists()
+    assert not paths.launcher_store.exists()
 
 
 def test_resume_command_repeats_everything_that_was_given(project):

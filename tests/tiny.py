@@ -122,3 +122,13 @@ def write_project(directory: Path, rows: int = 72) -> Path:
     (directory / "configs/profiles/tiny.yaml").write_text(PROFILE)
     write_rows(directory / "rows.jsonl", rows)
     return directory
+
+
+def write_more(directory: Path) -> None:
+    """A recipe of two epochs without evaluation; profiles that keep all, and of two processes."""
+    recipe = RECIPE.replace("epochs: 1", "epochs: 2").replace("val_set_size: 8", "val_set_size: 0")
+    (directory / "configs/recipes/two-epochs.yaml").write_text(recipe)
+    long = PROFILE.replace("keep: 5", "keep: 100")
+    (directory / "configs/profiles/long.yaml").write_text(long)
+    two = long.replace("{device: cpu}", "{device: cpu, count: 2}")
+    (directory / "configs/profiles/two.yaml").write_text(two)

@@ -1,4 +1,4 @@
-"""Owns the Trainer callbacks: metrics, commits, stop, guards, disk; one concern each.
+"""Owns the Trainer callbacks: metrics, commits, stop, order, guards, disk; one concern each.
 
 Imported only inside the training process, by ``plugin``. Rank 0 writes; what every rank
 must agree on is agreed on by every rank. Limits come from the profile (``guards`` judges).
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, files, machine, runs
+from leviathan import checkpoints, files, machine, runs, sampler
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
 
@@ -49,6 +49,42 @@ class LearningRateCallback(TrainerCallback):
         for group in optimizer.param_groups:
             group["lr"] *= scale
             group["initial_lr"] = self.peak
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the packed batches which epoch begins.
+
+    accelerate's ``set_epoch`` does not reach them through what it wraps around them when
+    an epoch is resumed in its middle, and with several processes resumes would repeat the
+    first epoch's batches.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        batches = sampler.batches_of(parts.get("train_dataloader"))
+        if batches is None:
+            raise RuntimeError(
+                "this Axolotl does not make its packed batches as Leviathan knows it, so a resumed "
+                "run would see other batches; curriculum_sampling: true keeps one order instead"
+            )
+        # Whole at an epoch's end: the Trainer sets it to epoch + steps done / steps.
+        batches.set_epoch(int(state.epoch or 0))
+
+
+class TokensCallback(TrainerCallback):
+    """Counts tokens in whole numbers.
+
+    Axolotl begins with 32-bit floats, which lose single tokens beyond 2^24, but resumes
+    with whole numbers: a resumed run would count differently.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not hasattr(state, "tokens"):  # else Axolotl has restored them
+            zero = torch.zeros(1, dtype=torch.int64)
+            state.tokens = {"trainable": zero, "total": zero.clone()}
 
 
 class Journal:

@@ -85,8 +85,9 @@ def commit(checkpoint: Path, facts: dict[str, Any]) -> None:
                 "bytes": path.stat().st_size,
                 "xxh3_64": digest,
             }
-    files.fsync_directory(checkpoint)
-    files.fsync_directory(checkpoint.parent)
+    # FSDP and DeepSpeed write subdirectories: each holds names that must last, too.
+    for directory in (*filter(Path.is_dir, checkpoint.rglob("*")), checkpoint, checkpoint.parent):
+        files.fsync_directory(directory)
     record = {"schema": _COMMIT_SCHEMA, **facts, "files": entries, "time": time.time()}
     files.write_json(checkpoint / COMMIT, record)
 

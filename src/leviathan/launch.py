@@ -12,12 +12,38 @@ from leviathan import files, machine, runs
 from leviathan.config import Profile
 from leviathan.yamlfile import dump
 
+RUN_VARIABLE = "LEVIATHAN_RUN"
+"""Marks every process of one launch, whatever its parent, group and session become."""
+STORE_VARIABLE = "LEVIATHAN_STORE"
+"""File through which the processes of a CPU run meet; unset for every other run."""
 
-def command(paths: runs.RunPaths) -> list[str]:
-    """The launch, as a list. ``-m`` runs the accelerate of this very environment."""
+
+def command(paths: runs.RunPaths, profile: Profile) -> list[str]:
+    """The launch, as a list. ``-m`` runs the launcher of this very environment."""
+    if _several_on_cpu(profile):
+        return _torchrun(paths, profile.hardware.count)
     return [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", str(paths.accelerate),
+        "-m", "axolotl.cli.train", str(paths.config),
+    ]  # fmt: skip
+
+
+def _several_on_cpu(profile: Profile) -> bool:
+    return profile.hardware.device == "cpu" and profile.hardware.count > 1
+
+
+def _torchrun(paths: runs.RunPaths, count: int) -> list[str]:
+    """``accelerate launch --cpu --num_processes 2`` starts one process and says nothing.
+
+    Meeting through files, two runs on one machine cannot meet each other, and no port is
+    opened; torchrun's own ports listen on every network interface.
+    """
+    return [
+        sys.executable, "-m", "torch.distributed.run",
+        "--nnodes", "1", "--nproc_per_node", str(count), "--max_restarts", "0",
+        "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file",
+        "--rdzv_endpoint", str(paths.launcher_store), "--local_addr", "localhost",
         "-m", "axolotl.cli.train", str(paths.config),
     ]  # fmt: skip
 
@@ -46,7 +72,12 @@ def _mixed_precision(tree: dict[str, Any]) -> str:
     return "fp16" if tree.get("fp16") else "no"
 
 
-def environment(profile: Profile) -> dict[str, str]:
+def run_mark(paths: runs.RunPaths, session: int) -> str:
+    """Which launch of which run a process belongs to."""
+    return f"{session}:{paths.directory.resolve()}"
+
+
+def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[str, str]:
     """The child's environment; what the user has set wins."""
     wanted = {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -60,8 +91,14 @@ def environment(profile: Profile) -> dict[str, str]:
         wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)
     result = {**wanted, **os.environ}
     result[runs.SUPERVISOR_VARIABLE] = json.dumps(machine.process_identity())
+    result[RUN_VARIABLE] = run_mark(paths, session)
     if profile.hardware.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
+    if _several_on_cpu(profile):
+        result["ACCELERATE_USE_CPU"] = "true"
+        result[STORE_VARIABLE] = str(paths.store)
+        result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        result.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the network is
     return result
 
 
@@ -73,3 +110,6 @@ def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[s
     paths.pause.unlink(missing_ok=True)
     paths.phase.unlink(missing_ok=True)
     paths.heartbeat.unlink(missing_ok=True)
+    # Those of a session that was killed would be taken for this one's.
+    paths.store.unlink(missing_ok=True)
+    paths.launcher_store.unlink(missing_ok=True)

@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import files, machine, models, runs
+from leviathan import files, launch, machine, models, runs, sampler
 from leviathan.callbacks import (
     CommitCallback,
     DiskCallback,
+    EpochCallback,
     FiniteCallback,
     Journal,
     LearningRateCallback,
@@ -27,6 +29,7 @@ from leviathan.callbacks import (
     MetricsCallback,
     PhaseCallback,
     StopCallback,
+    TokensCallback,
 )
 from leviathan.config import Guards
 
@@ -66,9 +69,18 @@ class LeviathanPlugin(BasePlugin):
                 paths.heartbeat, {"session": keys.session, **machine.process_identity()}
             )
 
+        _join_processes()
+
     def get_input_args(self) -> str:
         """Where Axolotl finds the schema of the ``leviathan:`` block."""
         return "leviathan.plugin.LeviathanArgs"
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Nothing is loaded here: this is the last hook before Axolotl counts the steps."""
+        # It counts packed batches of random orders, and derives the default warm-up from them.
+        set_seed(cfg.seed)
+        if _on_cpus():
+            cfg.device_map = None  # Axolotl would put rank N on GPU N
 
     def pre_model_load(self, cfg: Any) -> None:
         """The tokenised dataset is whole by now; seed before weights are made."""
@@ -94,6 +106,13 @@ class LeviathanPlugin(BasePlugin):
         if cfg.resume_from_checkpoint:
             # Axolotl evaluates before the first step: wanted once, wasted on each resume.
             wanted["eval_on_start"] = False
+        if _shuffles_packed(cfg):
+            # Axolotl's estimates come from other shuffles than those trained: whole epochs,
+            # and a share of them, are counted by the Trainer from the real batches.
+            if not cfg.max_steps:
+                wanted["max_steps"] = -1
+            if cfg.warmup_steps is None and cfg.warmup_ratio:
+                wanted["warmup_steps"] = cfg.warmup_ratio
         return wanted
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
@@ -111,9 +130,19 @@ class LeviathanPlugin(BasePlugin):
             CommitCallback(journal, keys.keep),
             StopCallback(journal),
             LearningRateCallback(cfg.learning_rate),
+            TokensCallback(),
+            *([EpochCallback()] if _shuffles_packed(cfg) else []),
             DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30)),
             PhaseCallback(journal.paths),
         ]
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Put the packed order in place; keep a resume on the CPU where training is."""
+        if _shuffles_packed(cfg):
+            sampler.install(trainer)
+        if _on_cpus():
+            # The property would name a GPU for rank N, and optimizer state be loaded there.
+            trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
 
 
 class Unbreakable(io.TextIOBase):
@@ -158,6 +187,31 @@ def _keys(cfg: Any) -> LeviathanKeys:
     found = cfg.leviathan
     values = found if isinstance(found, dict) else found.model_dump()
     return LeviathanKeys.model_validate(dict(values))
+
+
+def _shuffles_packed(cfg: Any) -> bool:
+    """Whether Axolotl would shuffle packed rows (``_get_train_sampler``) by chance."""
+    other = ("curriculum_sampling", "pretraining_dataset", "streaming", "rl", "reward_model",
+             "process_reward_model")  # fmt: skip
+    return bool(cfg.sample_packing) and not any(cfg.get(key) for key in other)
+
+
+def _join_processes() -> None:
+    """Meet the other processes of a CPU run through a file.
+
+    Left to itself, torch meets through a TCP port that it opens on every network interface.
+    """
+    store = os.environ.get(launch.STORE_VARIABLE)
+    if store and not torch.distributed.is_initialized():
+        size = int(os.environ["WORLD_SIZE"])
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.FileStore(store, size), rank=_rank(), world_size=size
+        )
+
+
+def _on_cpus() -> bool:
+    """Whether this is one of several processes on CPUs."""
+    return bool(os.environ.get(launch.STORE_VARIABLE))
 
 
 def _rank() -> int:

@@ -129,6 +129,16 @@ class RunPaths:
         return self.directory / ".pause"
 
     @property
+    def store(self) -> Path:
+        """Through it the processes of a CPU run meet."""
+        return self.directory / ".store"
+
+    @property
+    def launcher_store(self) -> Path:
+        """torchrun's own, which it shares with no one."""
+        return self.directory / ".launcher_store"
+
+    @property
     def stop(self) -> Path:
         """Its existence asks the training process to save and stop; it holds the reason."""
         return self.directory / ".stop"

@@ -124,11 +124,11 @@ def supervise(
     log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
     with log.open("ab") as stream:
         child = subprocess.Popen(
-            launch.command(paths),
+            launch.command(paths, profile),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=launch.environment(profile),
+            env=launch.environment(paths, profile, session),
             start_new_session=True,
         )
     watchdog = Watchdog(paths, profile.guards, left_s)
@@ -153,6 +153,7 @@ class _Watcher:
         self.paths, self.session, self.child, self.log = paths, session, child, log
         self.requests, self.listener, self.watchdog = requests, listener, watchdog
         self.plugin_missing = False
+        self._mark = f"{launch.RUN_VARIABLE}={launch.run_mark(paths, session)}".encode()
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
         self._announced = False
@@ -330,10 +331,11 @@ class _Watcher:
                 continue
 
     def _processes(self) -> list[psutil.Process]:
-        """Everything the launch started that still runs: by descent, session and heartbeat.
+        """Everything the launch started that still runs: by descent, session, heartbeat, mark.
 
         torchrun gives its workers sessions of their own, hence descent; a launcher
-        that died leaves children of init, hence the session and the heartbeat's pid.
+        that died leaves children of init, hence the session and the heartbeat's pid, which
+        is rank 0's, and for other ranks the mark in the environment they were given.
         """
         found: dict[int, psutil.Process] = {}
         trainer = runs.identity_in(self.paths.heartbeat) if self._heartbeat() else None
@@ -347,12 +349,16 @@ class _Watcher:
                 continue
         for process in psutil.process_iter():
             try:
-                same = os.getsid(process.pid) == self.child.pid
-                if same and process.status() != psutil.STATUS_ZOMBIE:
+                ours = os.getsid(process.pid) == self.child.pid or self._is_marked(process)
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found[process.pid] = process
             except (OSError, psutil.Error):
                 continue
         return list(found.values())
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+        return self._mark in environ.split(b"\0")
 
 
 def _forget_terminal() -> None:

@@ -288,7 +288,9 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "changes": [f"{d} ({d.verdict}: {d.reason})" for d in changes],
         "notes": list(decision.notes),
         "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
-        "command": launch.command(runs.RunPaths(decision.paths.directory.resolve())),
+        "command": launch.command(
+            runs.RunPaths(decision.paths.directory.resolve()), decision.config.profile
+        ),
     }
 
 

@@ -10,6 +10,7 @@ FAKE_MODE     finish (default)
               deaf         never looks at the stop file, ignores every signal
               grandchild   deaf, and so is a process of its own group below it
               leave-child  crash, leaving such a process behind
+              leave-rank   the same in a session of its own, as torchrun's other ranks are
               own-session  the worker leaves the launcher's session, as torchrun's do
 FAKE_STEPS    steps of the whole training (12)
 FAKE_STEP_S   seconds of one step (0.02)
@@ -78,6 +79,8 @@ class Worker:
     def spawn_and_listen(self) -> None:
         if MODE in {"grandchild", "leave-child"}:
             subprocess.Popen([sys.executable, "-c", SLEEPER], process_group=0)
+        if MODE == "leave-rank":
+            subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
         if MODE in {"deaf", "grandchild"}:
             deafen()
             return
@@ -92,7 +95,7 @@ class Worker:
         self.step += 1
         line = {"time": time.time(), "session": self.session, "step": self.step, "max_steps": STEPS}
         files.append_json(self.paths.metrics, {**line, "loss": 2.0 / self.step, "pid": os.getpid()})
-        if MODE in {"crash", "leave-child"} and self.step == CRASH_AT:
+        if MODE in {"crash", "leave-child", "leave-rank"} and self.step == CRASH_AT:
             raise ValueError("made up")
         if MODE not in {"deaf", "grandchild"} and self.asked():
             self.stopped = True

@@ -19,6 +19,7 @@ from forked.client import ForkServer
 def template(tmp_path_factory) -> Path:
     """A tiny project with its base model."""
     directory = tiny.write_project(tmp_path_factory.mktemp("template"), ROWS)
+    tiny.write_more(directory)
     tiny.write_model(directory / "base", directory / "rows.jsonl")
     return directory
 

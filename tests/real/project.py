@@ -1,5 +1,6 @@
 """A real project for the real Axolotl: a tiny model, a few hundred rows, one launch about 20 s."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -80,6 +81,37 @@ class Project:
             if "loss" in m
         ]
 
+    def exact(self, run: str) -> list[tuple]:
+        """The curve with the token counters and the number of steps to come."""
+        names = ("tokens/trainable", "tokens/total", "max_steps", "epoch")
+        lines = [m for m in self.metrics(run) if "loss" in m]
+        assert all(name in line for name in names for line in lines)
+        tokens = [tuple(line[name] for name in names) for line in lines]
+        return list(zip(self.curve(run), tokens, strict=True))
+
+    def steps_per_epoch(self, run: str) -> int:
+        """Of a run of two epochs."""
+        return self.metrics(run)[0]["max_steps"] // 2
+
+    def reshuffled(self, run: str) -> bool:
+        """Whether the second of two epochs has as many steps with other tokens in them."""
+        lines = [m for m in self.metrics(run) if "loss" in m]
+        steps = self.steps_per_epoch(run)
+        assert [m["step"] for m in lines] == list(range(1, 2 * steps + 1))
+        assert lines[steps - 1]["epoch"] == 1
+        counts = [0, *(m["tokens/trainable"] for m in lines)]
+        each = [after - before for before, after in itertools.pairwise(counts)]
+        return sorted(each[:steps]) != sorted(each[steps:])
+
+    def saved(self, run: str) -> list[int]:
+        """Steps of the checkpoints there are."""
+        return sorted(int(path.name[11:]) for path in self.path(run).glob("checkpoint-*"))
+
+    def commit(self, run: str, step: int) -> dict:
+        """The commit record of a checkpoint."""
+        path = self.path(run) / f"checkpoint-{step}" / "leviathan-commit.json"
+        return json.loads(path.read_bytes())
+
     def adapter(self, run: str) -> bytes:
         return (self.path(run) / "adapter_model.safetensors").read_bytes()
 
@@ -115,3 +147,7 @@ class Project:
 TINY = ("train", "--profile", "tiny", "--recipe", "tiny", "--sample", "full",
         "--set", "save_steps=20", "--set", "eval_steps=20")  # fmt: skip
 RUN = "tiny_full_tiny"
+# Packing in one process is quick to start; without evaluations a run is little but steps.
+PACKED = ("--set", "sample_packing=true", "--set", "save_steps=10", "--set", "eval_steps=null",
+          "--set", "micro_batch_size=2", "--set", "gradient_accumulation_steps=2",
+          "--set", "dataset_num_proc=1")  # fmt: skip

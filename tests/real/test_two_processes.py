@@ -1,0 +1,131 @@
+"""Two processes on this machine's CPU: what several GPUs do, with gloo instead of NCCL."""
+
+import os
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+from project import PACKED, Project
+
+pytestmark = pytest.mark.real
+
+RUN = "two-epochs_full_two"
+COMMAND = ("train", "--profile", "two", "--recipe", "two-epochs", "--sample", "full",
+           "--set", "save_steps=10", "--set", "eval_steps=null", "--set", "micro_batch_size=8")  # fmt: skip
+COMMAND_PACKED = (*COMMAND[:7], *PACKED)
+
+
+def ranks(project: Project) -> dict[int, int]:
+    """The pid of every rank."""
+    environs = {pid: psutil.Process(pid).environ() for pid in project.processes()}
+    return {int(e["RANK"]): pid for pid, e in environs.items() if "RANK" in e}
+
+
+def start(project: Project, command: tuple[str, ...], step: int):
+    """A training that has come to a step."""
+    process = project.start(*command)
+    metrics = project.path(RUN) / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and any(m["step"] >= step for m in project.metrics(RUN))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def end(project: Project, process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=180)
+    assert project.processes() == [], err
+    return process.returncode, out, err
+
+
+def stopped_in(project: Project, epoch: int) -> int:
+    """The step of a clean stop in this epoch: its checkpoint, committed with every rank's part."""
+    step = project.saved(RUN)[-1]
+    assert project.events(RUN, "train_end")[-1]["step"] == step
+    steps = project.steps_per_epoch(RUN)
+    assert (epoch - 1) * steps < step < epoch * steps
+    committed = project.commit(RUN, step)["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {*committed}
+    return step
+
+
+@pytest.fixture(scope="session")
+def whole(make_project) -> Project:
+    project = make_project("two")
+    done = project.run(*COMMAND)
+    assert done.code == 0, done.err
+    return project
+
+
+@pytest.fixture(scope="session")
+def whole_packed(make_project) -> Project:
+    project = make_project("two-packed")
+    done = project.run(*COMMAND_PACKED)
+    assert done.code == 0, done.err
+    return project
+
+
+def test_both_ranks_train_and_are_heard(whole):
+    (log,) = whole.path(RUN).glob("logs/*.log")
+    text = log.read_text()
+    assert "[RANK:1]" in text
+    assert "distributed training: True" in text or "world_size: 2" in text or "RANK:1" in text
+    first = whole.metrics(RUN)[0]
+    assert whole.steps_per_epoch(RUN) == 25, first  # 400 rows, 2 x 8 a step
+
+
+def test_packing_reshuffles_between_epochs_here_too(whole_packed):
+    assert whole_packed.reshuffled(RUN)
+
+
+def test_unpacked_resumes_in_both_epochs_are_exact(whole, tmp_path):
+    """The second by SIGTERM to rank 0 alone: what one rank is told, all agree on."""
+    shutil.copytree(whole.directory, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    process = start(project, (*COMMAND, "--resume", "checkpoint-10"), 10)
+    while not any(m["session"] == 2 and m["step"] >= 30 for m in project.metrics(RUN)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(ranks(project)[0], signal.SIGTERM)
+    code, out, err = end(project, process)
+    assert code == 4, err
+    assert f"saved checkpoint-{stopped_in(project, 2)}," in out
+    done = project.run(*COMMAND)
+    assert done.code == 0, done.err
+    assert project.exact(RUN) == whole.exact(RUN)
+    assert project.adapter(RUN) == whole.adapter(RUN)
+
+
+def test_packed_stopped_signalled_and_killed_it_still_ends_exactly(whole_packed, make_project):
+    project = make_project("two-stopped")
+
+    process = start(project, COMMAND_PACKED, 7)
+    for pid in project.processes():
+        for connection in psutil.Process(pid).net_connections("inet"):
+            heard = connection.status == psutil.CONN_LISTEN
+            assert not heard or connection.laddr.ip in {"127.0.0.1", "::1"}, connection
+    process.send_signal(signal.SIGINT)
+    code, _, err = end(project, process)
+    assert code == 4, err
+    step = stopped_in(project, 1)
+    assert project.saved(RUN) in ([step], [10, step])
+
+    process = start(project, COMMAND_PACKED, 32)
+    os.kill(ranks(project)[1], signal.SIGINT)
+    code, _, err = end(project, process)
+    assert code == 4, err
+    step = stopped_in(project, 2)
+
+    process = start(project, COMMAND_PACKED, step + 2)
+    os.kill(ranks(project)[1], signal.SIGKILL)
+    code, _, err = end(project, process)
+    assert code == 1, err
+    assert "training failed at step" in err
+
+    done = project.run(*COMMAND_PACKED)
+    assert done.code == 0, done.err
+    assert project.exact(RUN) == whole_packed.exact(RUN)
+    assert project.adapter(RUN) == whole_packed.adapter(RUN)

@@ -1,0 +1,165 @@
+"""The order of packed rows, through Axolotl's packing and what accelerate wraps around it."""
+
+import gc
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from axolotl.utils.samplers import MultipackBatchSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from leviathan import sampler
+from leviathan.callbacks import EpochCallback, TokensCallback
+
+ROWS, EPOCHS = 400, 3
+LENGTHS = [10 + row * row * 7 % 91 for row in range(ROWS)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_collections():
+    """Axolotl collects garbage after each packing: half a second with all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+class Rows:
+    """A dataset of row numbers, asked for a bin of rows at a time, as Hugging Face's can be."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, rows):
+        return tuple(rows)
+
+
+class Trainer:
+    """As much of Axolotl's trainer as asks for a sampler."""
+
+    args = SimpleNamespace(seed=42, data_seed=None)
+
+    def _create_multipack_sampler(self, base_sampler, dataset):
+        packed = MultipackBatchSampler(
+            base_sampler, batch_size=1, batch_max_len=128, lengths=LENGTHS,
+            bin_size=200, num_processes=1,
+        )  # fmt: skip
+        len(packed)
+        return packed
+
+
+def packed(base=RandomSampler):
+    trainer = Trainer()
+    sampler.install(trainer)
+    return trainer._create_multipack_sampler(base_sampler=base(Rows()), dataset=Rows())
+
+
+def loader(processes=1, rank=0):
+    """What the Trainer iterates over on one rank."""
+    made = DataLoader(Rows(), batch_sampler=packed(), collate_fn=itertools.chain.from_iterable)
+    return prepare_data_loader(
+        made, num_processes=processes, process_index=rank, even_batches=False
+    )
+
+
+def epoch_of(dataloader, epoch, skip=0):
+    """One epoch's batches, in the calls of the Trainer's ``_run_epoch``."""
+    state = TrainerState(epoch=epoch + skip / 1000)
+    EpochCallback().on_epoch_begin(None, state, TrainerControl(), train_dataloader=dataloader)
+    if skip:
+        dataloader = skip_first_batches(dataloader, skip)
+    dataloader.set_epoch(epoch)
+    return [tuple(batch) for batch in dataloader]
+
+
+def test_the_order_follows_from_seed_and_epoch_for_good():
+    """Pinned: a run must find its batches again with another numpy, torch or Python."""
+    assert sampler.order(8, 42, 0) == [5, 6, 4, 0, 3, 1, 7, 2]
+    assert sampler.order(8, 42, 1) == [5, 6, 2, 3, 1, 4, 7, 0]
+    assert sampler.order(8, 42 + 2**32, 0) == [7, 3, 1, 2, 0, 6, 5, 4]
+    assert sorted(sampler.order(1000, 7, 3)) == list(range(1000))
+
+
+def test_the_global_random_state_neither_counts_nor_changes():
+    torch.manual_seed(1)
+    first, state = list(packed()), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert list(packed()) == first
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_epoch_is_another_order_of_as_many_batches(processes):
+    ranks = [loader(processes, rank) for rank in range(processes)]
+    epochs = [[epoch_of(rank, epoch) for rank in ranks] for epoch in range(EPOCHS)]
+    assert {len(batches) for epoch in epochs for batches in epoch} == {len(ranks[0])}
+    assert len({str(epoch) for epoch in epochs}) == EPOCHS
+    for ranks_batches in epochs:
+        rows = [row for batches in ranks_batches for batch in batches for row in batch]
+        assert len(rows) == len(set(rows))  # no row twice, on no two ranks
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+@pytest.mark.parametrize("skip", [0, 7])
+def test_a_resumed_epoch_goes_on_with_the_very_batches(processes, epoch, skip):
+    whole = loader(processes, processes - 1)
+    wanted = [epoch_of(whole, number) for number in range(EPOCHS)]
+    resumed = loader(processes, processes - 1)
+    assert epoch_of(resumed, epoch, skip) == wanted[epoch][skip:]
+    for later in range(epoch + 1, EPOCHS):
+        assert epoch_of(resumed, later) == wanted[later]
+
+
+@pytest.mark.parametrize("packs", [[5, 3, 4], [3, 5, 4]])
+def test_an_epoch_with_other_batches_than_counted_is_cut_or_filled(packs):
+    class Packed:
+        batch_size, drop_last = 1, True
+        epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __len__(self):
+            return 4
+
+        def generate_batches(self):
+            return list(range(packs[self.epoch]))
+
+    batches = sampler.EpochBatches(Packed(), sampler.EpochOrder(1, 1))
+    for epoch, count in enumerate(packs):
+        batches.set_epoch(epoch)
+        assert list(batches) == [*range(count), *range(4)][:4] if count < 4 else [0, 1, 2, 3]
+
+
+def test_axolotls_count_is_of_epochs_that_will_be_trained():
+    rows = sampler.EpochOrder(20, 42)
+    assert [list(rows) for _ in range(3)] == [sampler.order(20, 42, n) for n in range(3)]
+
+
+def test_evaluation_and_curriculum_sampling_keep_axolotls_own_order():
+    assert isinstance(packed(SequentialSampler), MultipackBatchSampler)
+
+
+def test_packing_that_is_not_ours_is_not_trained_on():
+    """Silently inexact would be worse: a later Axolotl may make its batches elsewhere."""
+    theirs = DataLoader(range(4))
+    with pytest.raises(RuntimeError, match="would see other batches"):
+        EpochCallback().on_epoch_begin(
+            None, TrainerState(), TrainerControl(), train_dataloader=theirs
+        )
+
+
+def test_tokens_are_counted_one_by_one_beyond_what_a_float_holds(tmp_path):
+    state = TrainerState()
+    TokensCallback().on_train_begin(TrainingArguments(tmp_path), state, TrainerControl())
+    for kind in ("total", "trainable"):
+        counted = state.tokens[kind] + torch.tensor(2**24) + torch.tensor(1)
+        assert int(counted.item()) == 2**24 + 1
+    state.tokens = restored = {"total": torch.tensor(5), "trainable": torch.tensor(3)}
+    TokensCallback().on_train_begin(TrainingArguments(tmp_path), state, TrainerControl())
+    assert state.tokens is restored
