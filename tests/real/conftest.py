@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from project import ROWS, RUN, TINY, Project
 
 import tiny
+from forked.client import ForkServer
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,20 @@ def template(tmp_path_factory) -> Path:
 def project(template, tmp_path) -> Project:
     shutil.copytree(template, tmp_path / "project")
     return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def fork_server(keys) -> Iterator[ForkServer]:
+    """The training stack, imported once. ``keys``: ``train`` must not ask a fake for them."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture
+def forked_project(template, tmp_path, fork_server) -> Project:
+    """A project whose trainings are forked: for tests whose subject is not the launcher."""
+    shutil.copytree(template, tmp_path / "project")
+    return Project(tmp_path / "project", fork_server)
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +75,7 @@ def stopped(make_project) -> Project:
 
 
 @pytest.fixture
-def stopped_copy(stopped, tmp_path) -> Project:
+def stopped_copy(stopped, tmp_path, fork_server) -> Project:
+    """That run to be resumed, by forked trainings."""
     shutil.copytree(stopped.directory, tmp_path / "project")
-    return Project(tmp_path / "project")
+    return Project(tmp_path / "project", fork_server)

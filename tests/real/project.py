@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from forked.client import ForkServer
+
 LEVIATHAN = str(Path(sys.executable).with_name("leviathan"))
 ROWS = 400
 
@@ -34,14 +36,18 @@ def environment(**extra):
 class Project:
     """A working directory; runs the real command line in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, server: ForkServer | None = None) -> None:
         self.directory = directory
+        self.server = server
+        """Where launches of ``train`` go; None for the genuine accelerate."""
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        # Only train launches anything; merge and test import the real accelerate.
+        launch = self.server.environment() if self.server and arguments[0] == "train" else {}
         return subprocess.Popen(
             [LEVIATHAN, *arguments],
             cwd=self.directory,
-            env=environment(**env),
+            env=environment(**launch, **env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -93,16 +99,15 @@ class Project:
         return Done(process.returncode, out, err)
 
     def processes(self) -> list[int]:
-        """Every process that works in or for this project's directory."""
+        """Every process that works in this project's directory: the command lines are relative."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
-                    command = (entry / "cmdline").read_bytes()
-                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                    directory = (entry / "cwd").readlink()  # fails for a zombie
                 except OSError:
                     continue
-                if str(self.directory).encode() in command and state != "Z":
+                if directory == self.directory.resolve():
                     found.append(int(entry.name))
         return found
 

@@ -1,4 +1,8 @@
-"""Training and resuming through the real accelerate and Axolotl: exact, or not at all."""
+"""Training and resuming through the real Axolotl: exact, or not at all.
+
+Tests whose subject is the launch go through the genuine accelerate (``project``,
+``reference``, ``stopped``), the others through the fork server.
+"""
 
 import json
 import os
@@ -81,7 +85,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
 
 
 def test_a_moved_project_still_resumes_exactly(stopped_copy, reference, tmp_path):
-    moved = Project(tmp_path / "elsewhere" / "moved")
+    moved = Project(tmp_path / "elsewhere" / "moved", stopped_copy.server)
     moved.directory.parent.mkdir()
     shutil.move(stopped_copy.directory, moved.directory)
     shutil.move(moved.path(RUN), moved.path("renamed"))
@@ -93,12 +97,12 @@ def test_a_moved_project_still_resumes_exactly(stopped_copy, reference, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_being_told_to_go_saves_like_ctrl_c(project, number):
-    done = project.signal_at(RUN, 15, number, arguments=TINY)
+def test_being_told_to_go_saves_like_ctrl_c(forked_project, number):
+    done = forked_project.signal_at(RUN, 15, number, arguments=TINY)
     assert done.code == 4, done.err
-    step = project.events(RUN, "train_end")[-1]["step"]
-    assert (project.path(RUN) / f"checkpoint-{step}" / "leviathan-commit.json").exists()
-    assert project.processes() == []
+    step = forked_project.events(RUN, "train_end")[-1]["step"]
+    assert (forked_project.path(RUN) / f"checkpoint-{step}" / "leviathan-commit.json").exists()
+    assert forked_project.processes() == []
 
 
 def test_sigterm_to_every_process_at_once_saves_like_ctrl_c(project):
@@ -130,25 +134,25 @@ def test_a_changed_learning_rate_counts_on_resume_and_keeps_the_schedule(stopped
         assert new[step] == pytest.approx(2 * old[step], rel=1e-6)
 
 
-def test_two_ctrl_c_end_everything_at_once(project):
+def test_two_ctrl_c_end_everything_at_once(forked_project):
     slow = (*TINY, "--set", "gradient_accumulation_steps=40")  # a step takes a while
-    done = project.signal_at(RUN, 1, signal.SIGINT, signal.SIGINT, arguments=slow)
+    done = forked_project.signal_at(RUN, 1, signal.SIGINT, signal.SIGINT, arguments=slow)
     assert done.code == 130, done.err
     assert "resume with: leviathan train" in done.out
-    assert project.processes() == []
+    assert forked_project.processes() == []
 
 
-def test_ctrl_c_before_training_leaves_nothing_behind(project):
-    process = project.start(*TINY)
-    while not (project.path(RUN) / ".plugin.json").exists():
+def test_ctrl_c_before_training_leaves_nothing_behind(forked_project):
+    process = forked_project.start(*TINY)
+    while not (forked_project.path(RUN) / ".plugin.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 4
     assert "before training began" in out
-    assert project.processes() == []
-    assert project.run(*TINY).code == 0
+    assert forked_project.processes() == []
+    assert forked_project.run(*TINY).code == 0
 
 
 def test_a_run_whose_supervisor_is_killed_saves_itself_and_resumes(project, reference):

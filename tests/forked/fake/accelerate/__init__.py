@@ -1,0 +1,1 @@
+"""A fake accelerate: its launcher asks the fork server for a trainer."""
