@@ -9,7 +9,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ def _resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None,
     if resume == "never":
         return None, existing
     if resume == "auto":
+        if existing and _first_save_was_cut(paths, existing):
+            return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
         if damaged and chosen is None:
             told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
@@ -111,6 +113,15 @@ def _resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None,
         return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
     return chosen, [c for c in existing if c.step > chosen.step]
+
+
+def _first_save_was_cut(paths: runs.RunPaths, existing: list[Checkpoint]) -> bool:
+    """Whether this run never finished a save: what lies there is less than an interval's work.
+
+    To begin anew loses no more than a crash between two saves does, and needs no human.
+    """
+    finished = {"save", "resume"} & {e["event"] for e in runs.events(paths)}
+    return paths.record.exists() and not finished and not any(c.committed for c in existing)
 
 
 def _refuse_unwritable(directory: Path) -> None:
