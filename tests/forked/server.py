@@ -39,7 +39,7 @@ _PRELOADED = (
 )  # fmt: skip
 _READ_AT_IMPORT = (
     "AXOLOTL_", "BNB_", "CUDA_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED",
-    "PYTHONUNBUFFERED", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_",
+    "PYTHONUNBUFFERED", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_",
 )  # fmt: skip
 _FAKE = str(Path(__file__).parent / "fake")
 
@@ -250,14 +250,15 @@ def main(path: str) -> None:
     print("ready", flush=True)
     launch = server.serve()
     del server
-    become(launch, at_start)
-    hook = os.environ.get("FORK_HOOK")
-    sys.argv = [MODULE, *launch.arguments[-1:]]
     try:
-        if hook:
-            runpy.run_path(hook)
+        become(launch, at_start)
+        if "FORK_HOOK" in os.environ:
+            runpy.run_path(os.environ["FORK_HOOK"])
+        sys.argv = [MODULE, *launch.arguments[-1:]]
         runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         end(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     except BaseException:
         sys.excepthook(*sys.exc_info())
