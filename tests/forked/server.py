@@ -223,14 +223,13 @@ def _refuse_other_imports(at_start: dict[str, str]) -> None:
 
 
 def _seed_afresh() -> None:
-    """A new process has random seeds of its own; forgetting to seed must stay visible.
-
-    torch is left alone: its generator begins at one fixed seed in every process.
-    """
+    """A new process has random seeds of its own; forgetting to seed must stay visible."""
     import numpy as np
+    import torch
 
     random.seed()
     np.random.seed()
+    torch.seed()  # torch 2.13 begins with a random seed, too
 
 
 def _show_as(command: list[str]) -> None:
