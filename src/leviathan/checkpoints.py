@@ -75,7 +75,9 @@ def commit(checkpoint: Path, facts: dict[str, Any]) -> None:
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name not in _NOT_NEEDED:
+        if path.is_dir():
+            files.fsync_directory(path)  # sharded state has folders of its own
+        elif path.is_file() and path.name not in _NOT_NEEDED:
             digest = _digest_and_sync(path)
             entries[str(path.relative_to(checkpoint))] = {
                 "bytes": path.stat().st_size,
