@@ -4,7 +4,7 @@ Run first thing in a training process (``FORK_HOOK``) and, as ``sitecustomize``,
 supervisor. Before each ``os.fsync`` and ``os.sync`` one line is written to
 ``$RECORD_TO/syncs.jsonl``: what is being synced, and every directory entry and file of
 ``$RECORD_ROOT`` at that moment, by inode; contents go to ``$RECORD_TO/blobs``. Both
-processes write one log, in turn. ``RECORD_KILL_AT=checkpoint-6/optimizer.pt`` ends the
+processes write one log, in turn. ``RECORD_KILL_AT``, a part of a path, ends the
 process, once, instead of syncing that file.
 """
 
@@ -68,7 +68,7 @@ def fsync(fd) -> None:
     if path.startswith(str(ROOT)):
         record("dir" if Path(path).is_dir() else "file", os.fstat(number).st_ino)
         killed = TO / "killed"
-        if KILL_AT and path.endswith(KILL_AT) and not killed.exists():
+        if KILL_AT and KILL_AT in path and not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
     _fsync(fd)

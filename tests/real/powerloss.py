@@ -72,8 +72,9 @@ class Log:
     def _around(self, dirs: Dirs, files: Files, sync: dict) -> Iterator[tuple[str, list]]:
         operations = _unsynced(dirs, files, sync)
         for count in range(len(operations) + 1):
-            yield f"{count} of {len(operations)} kept", self._applied(
-                dirs, files, sync, operations[:count]
+            yield (
+                f"{count} of {len(operations)} kept",
+                self._applied(dirs, files, sync, operations[:count]),
             )
         whole = self._applied(dirs, files, sync, operations)
         volatile = {i: blob for i, (blob, _) in sync["files"].items()}

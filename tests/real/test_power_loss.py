@@ -22,7 +22,7 @@ COMMAND = ("train", "--profile", "tiny", "--recipe", "tiny", "--sample", "full",
 
 @pytest.fixture(scope="module")
 def recorded(make_project, fork_server, tmp_path_factory) -> tuple[Project, powerloss.Log]:
-    """A run killed in the save of step 6 and resumed, with all its syncs."""
+    """A run killed in the commit of step 6 and resumed, with all its syncs."""
     project = make_project("recorded")
     project.server = fork_server
     profile = project.directory / "configs/profiles/tiny.yaml"
@@ -34,13 +34,13 @@ def recorded(make_project, fork_server, tmp_path_factory) -> tuple[Project, powe
     env = fork_server.environment()
     env |= {"FORK_HOOK": str(HOOK), "PYTHONPATH": f"{hook}:{env['PYTHONPATH']}",
             "RECORD_ROOT": str(root), "RECORD_TO": str(log),
-            "RECORD_KILL_AT": "checkpoint-6/optimizer.pt"}  # fmt: skip
+            "RECORD_KILL_AT": "checkpoint-6/.leviathan-commit"}  # fmt: skip
     for _ in range(4):  # a supervisor that restarts by itself needs one
         done = project.run(*COMMAND, **env)
         if done.code == 0:
             break
     assert done.code == 0, done.err
-    assert len(project.events(RUN, "quarantine")) == 1
+    assert (log / "killed").exists()
     return project, powerloss.Log(log, Path("training") / RUN)
 
 
@@ -87,8 +87,8 @@ def test_every_state_is_resumed_from_what_was_promised(recorded, cut):
             actions[judged(state, log, run)] += 1
         except Exception as error:
             raise AssertionError(f"{state.label}, promised {state.promised}: {error!r}") from error
-    assert actions["resume"] > 500, actions
-    assert actions["start"] > 20, actions
+    assert actions["resume"] > 1000, actions
+    assert actions["start"] > 100, actions
 
 
 def test_a_few_states_really_end_with_the_same_weights(recorded, cut, fork_server):
