@@ -94,14 +94,48 @@ def test_damage_to_a_bare_checkpoint_is_found_where_structure_shows_it(tmp_path,
     assert found.sound == harmless, found.problem
 
 
-def test_zeroed_tensors_of_a_bare_checkpoint_pass_and_of_a_committed_one_do_not(tmp_path):
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "bare"])
+def test_weights_that_are_all_zeros_are_found(tmp_path, committed):
+    """What a power cut leaves of a file whose length was written and whose data was not."""
+    weights = make(tmp_path, 5, committed=committed) / fake_files.ADAPTER
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-64] + b"\0" * 64)
+    assert not verified(tmp_path).sound
+
+
+@pytest.mark.parametrize(("name", "sound"), [("lora_A.weight", False), ("lora_B.weight", True)])
+def test_one_zero_matrix_of_a_bare_checkpoint_is_damage_if_it_was_drawn_at_random(
+    tmp_path, name, sound
+):
+    weights = make(tmp_path, 5, committed=False) / fake_files.ADAPTER
+    header = {
+        f"layer.{name}": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]},
+        "other": {"dtype": "U8", "shape": [8], "data_offsets": [8, 16]},
+    }
+    head = json.dumps(header).encode()
+    weights.write_bytes(struct.pack("<Q", len(head)) + head + bytes(8) + b"12345678")
+    assert verified(tmp_path).sound is sound
+
+
+def test_half_zeroed_weights_of_a_bare_checkpoint_pass_and_of_a_committed_one_do_not(tmp_path):
     """The limit of checking without hashes: safetensors has no checksum of its data."""
     for run, committed in (("bare", False), ("committed", True)):
         weights = make(tmp_path / run, 5, committed=committed) / fake_files.ADAPTER
         data = weights.read_bytes()
-        weights.write_bytes(data[:-64] + b"\0" * 64)
+        weights.write_bytes(data[:-32] + b"\0" * 32)
     assert verified(tmp_path / "bare").sound
-    assert "xxh3 differs" in verified(tmp_path / "committed").problem
+    assert "xxh3" in verified(tmp_path / "committed").problem
+
+
+def test_a_bare_checkpoint_newer_than_a_committed_one_is_an_interrupted_save(tmp_path):
+    """It may look whole, but nothing of it was made durable."""
+    make(tmp_path, 5, committed=False)
+    make(tmp_path, 10)
+    make(tmp_path, 15, committed=False)
+    newest, damaged = checkpoints.newest_sound(tmp_path)
+    assert newest.step == 10
+    assert [(c.step, c.problem) for c in damaged] == [(15, checkpoints.UNFINISHED)]
+    assert [c.sound for c in checkpoints.scan(tmp_path)] == [True, True, False]
 
 
 def test_zeroed_storage_inside_a_bare_torch_archive_is_found(tmp_path):

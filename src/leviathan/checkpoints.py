@@ -15,7 +15,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -28,6 +28,7 @@ ASIDE = ("quarantine", "set-aside")
 _COMMIT_SCHEMA = 1
 # Neither resuming nor merging reads these; damage to them is none to the checkpoint.
 _NOT_NEEDED = {COMMIT, PIN, "README.md", "training_args.bin"}
+UNFINISHED = "its save was interrupted before the commit record"
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,25 @@ def scan(run_dir: Path) -> list[Checkpoint]:
         if step is not None and path.is_dir():
             with suppress(FileNotFoundError):  # removed by retention while we looked
                 found.append(_look(path, step))
-    found.sort(key=lambda c: c.step)
+    found = _doubted(sorted(found, key=lambda c: c.step))
     best = min(
         (c for c in found if c.sound and _score(c) is not None),
         key=lambda c: (c.eval_loss or 0.0, c.step),
         default=None,
     )
     return [replace(c, best=best is not None and c.step == best.step) for c in found]
+
+
+def _doubted(found: list[Checkpoint]) -> list[Checkpoint]:
+    """No bare checkpoint newer than a committed one is trusted: its save did not end.
+
+    It may look whole, yet nothing in it was made durable: after a power cut its weights
+    can be zeros of the right length.
+    """
+    newest = max((c.step for c in found if c.committed), default=None)
+    if newest is None:
+        return found
+    return [replace(c, problem=c.problem or UNFINISHED) if c.step > newest else c for c in found]
 
 
 def verify(checkpoint: Checkpoint) -> Checkpoint:
@@ -247,6 +260,8 @@ def set_aside(checkpoint: Checkpoint, folder: str) -> Path:
         number += 1
         target = directory / f"{checkpoint.path.name}.{stamp}.{number}"
     checkpoint.path.rename(target)
+    # The new name first: a power cut may leave two names, but not none.
+    files.fsync_directory(directory)
     files.fsync_directory(checkpoint.path.parent)
     return target
 
@@ -395,7 +410,8 @@ def structure_problem(path: Path) -> str | None:
     """What is wrong with a checkpoint that has no commit record; None if nothing is.
 
     Reads safetensors headers and lengths, checksums inside the zip archives that
-    ``torch.save`` writes, and JSON. Weights zeroed in place pass: only hashes see that.
+    ``torch.save`` writes, and JSON. Weights that are all zero, as files are that a power
+    cut left without data, do not pass; other damage inside weights only hashes see.
     """
     problem = _quick_structure_problem(path)
     if problem:
@@ -432,11 +448,37 @@ def _safetensors_problem(file: Path) -> str | None:
             return "has no safetensors header"
         try:
             header = json.loads(stream.read(length))
-            ends = [int(t["data_offsets"][1]) for n, t in header.items() if n != "__metadata__"]
+            header.pop("__metadata__", None)
+            spans = {n: (int(t["data_offsets"][0]), int(t["data_offsets"][1]))
+                     for n, t in header.items()}  # fmt: skip
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return "has a broken safetensors header"
-    expected = 8 + length + max(ends, default=0)
-    return None if size == expected else f"has {size} bytes, its header says {expected}"
+        if any(not 0 <= begin <= end for begin, end in spans.values()):
+            return "has a broken safetensors header"
+        expected = 8 + length + max((end for _, end in spans.values()), default=0)
+        if size != expected:
+            return f"has {size} bytes, its header says {expected}"
+        return _zeros_problem(stream, spans)
+
+
+def _zeros_problem(stream: IO[bytes], spans: dict[str, tuple[int, int]]) -> str | None:
+    """Whether the data, or one LoRA A matrix (drawn at random, hence never zero), is all zero."""
+    base, anything = stream.tell(), False
+    for name, (begin, end) in spans.items():
+        stream.seek(base + begin)
+        zero = _only_zeros(stream, end - begin)
+        if zero and end > begin and "lora_A" in name:
+            return f"holds nothing but zeros for {name}"
+        anything |= not zero
+    return None if anything or not spans else "holds nothing but zeros"
+
+
+def _only_zeros(stream: IO[bytes], length: int) -> bool:
+    while length > 0 and (block := stream.read(min(length, 1 << 20))):
+        if block.count(0) != len(block):
+            return False
+        length -= len(block)
+    return True
 
 
 def _zip_problem(file: Path) -> str | None:

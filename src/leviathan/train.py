@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,8 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
     if resume == "never":
         return None, existing
     if resume == "auto":
+        if existing and _first_save_was_cut(paths, existing):
+            return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
         if damaged and chosen is None:
             told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
@@ -144,6 +146,15 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
         return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
     return chosen, [c for c in existing if c.step > chosen.step]
+
+
+def _first_save_was_cut(paths: runs.RunPaths, existing: list[Checkpoint]) -> bool:
+    """Whether this run never finished a save: what lies there is less than an interval's work.
+
+    To begin anew loses no more than a crash between two saves does, and needs no human.
+    """
+    finished = {"save", "resume"} & {e["event"] for e in runs.events(paths)}
+    return paths.record.exists() and not finished and not any(c.committed for c in existing)
 
 
 def _refuse_unwritable(directory: Path) -> None:

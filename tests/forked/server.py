@@ -39,7 +39,7 @@ _PRELOADED = (
 )  # fmt: skip
 _READ_AT_IMPORT = (
     "AXOLOTL_DO_NOT_TRACK", "BNB_", "CUDA_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED",
-    "PYTHONUNBUFFERED", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_",
+    "PYTHONUNBUFFERED", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_",
 )  # fmt: skip
 _FAKE = str(Path(__file__).parent / "fake")
 
@@ -223,14 +223,13 @@ def _refuse_other_imports(at_start: dict[str, str]) -> None:
 
 
 def _seed_afresh() -> None:
-    """A new process has random seeds of its own; forgetting to seed must stay visible.
-
-    torch is left alone: its generator begins at one fixed seed in every process.
-    """
+    """A new process has random seeds of its own; forgetting to seed must stay visible."""
     import numpy as np
+    import torch
 
     random.seed()
     np.random.seed()
+    torch.seed()  # torch 2.13 begins with a random seed, too
 
 
 def _show_as(command: list[str]) -> None:
@@ -250,14 +249,15 @@ def main(path: str) -> None:
     print("ready", flush=True)
     launch = server.serve()
     del server
-    become(launch, at_start)
-    hook = os.environ.get("FORK_HOOK")
-    sys.argv = [MODULE, *launch.arguments[-1:]]
     try:
-        if hook:
-            runpy.run_path(hook)
+        become(launch, at_start)
+        if "FORK_HOOK" in os.environ:
+            runpy.run_path(os.environ["FORK_HOOK"])
+        sys.argv = [MODULE, *launch.arguments[-1:]]
         runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         end(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -42,18 +42,21 @@ class Project:
         self.server = server
         """Where launches of ``train`` go; None for the genuine accelerate."""
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+    def spawn(self, *arguments: str, env: dict | None = None, **popen) -> subprocess.Popen:
+        """The command as a process of its own."""
         # Only train launches anything; merge and test import the real accelerate.
         launch = self.server.environment() if self.server and arguments[0] == "train" else {}
         return subprocess.Popen(
             [LEVIATHAN, *arguments],
             cwd=self.directory,
-            env=environment(**launch, **env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env=environment(**{**launch, **(env or {})}),
             stdin=subprocess.DEVNULL,
-            text=True,
+            **popen,
         )
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return self.spawn(*arguments, env=env, **pipes)
 
     def run(self, *arguments: str, **env: str) -> Done:
         process = self.start(*arguments, **env)

@@ -56,10 +56,11 @@ def test_each_fork_begins_anew(launch, tmp_path):
     """What one child does to the plugin manager, the seeds and the environment is its own."""
     look = tmp_path / "look.py"
     look.write_text(
-        "import os, random, sys\n"
+        "import numpy, os, random, sys, torch\n"
         "from axolotl.integrations.base import PluginManager\n"
         "manager = PluginManager.get_instance()\n"
-        "print('SEEN', len(manager.plugins), random.random(), os.environ.get('LEFT_BEHIND'))\n"
+        "drawn = random.random(), numpy.random.random(), torch.rand(1).item()\n"
+        "print('SEEN', len(manager.plugins), os.environ.get('LEFT_BEHIND'), *drawn)\n"
         "manager.plugins['mine'] = None\n"
         "os.environ['LEFT_BEHIND'] = '1'\n"
         "sys.exit()\n"
@@ -68,8 +69,8 @@ def test_each_fork_begins_anew(launch, tmp_path):
     for _ in range(2):
         out, _ = launch(FORK_HOOK=str(look)).communicate(timeout=60)
         seen += [line.split() for line in out.splitlines() if line.startswith("SEEN")]
-    assert [(plugins, left) for _, plugins, _, left in seen] == [("0", "None")] * 2
-    assert seen[0][2] != seen[1][2]
+    assert [line[1:3] for line in seen] == [["0", "None"]] * 2
+    assert all(one != other for one, other in zip(seen[0][3:], seen[1][3:], strict=True))
 
 
 def test_an_error_ends_with_its_traceback_and_accelerates(launch, tmp_path):
