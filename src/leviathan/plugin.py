@@ -144,14 +144,23 @@ class Unbreakable(io.TextIOBase):
         """Whether a person reads along."""
         return bool(self._stream.isatty())
 
+    def writable(self) -> bool:
+        """Always: what cannot be written is dropped."""
+        return True
+
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """As the stream's."""
         return str(self._stream.encoding)
 
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own: ``buffer``, ``reconfigure``, ..."""
+        return getattr(self._stream, name)
+
 
 def _enter(paths: runs.RunPaths, phase: str) -> None:
-    paths.phase.write_text(json.dumps({"phase": phase, "step": 0}))
+    with files.unless_full():  # a help, not a need
+        paths.phase.write_text(json.dumps({"phase": phase, "step": 0}))
 
 
 def _keys(cfg: Any) -> LeviathanKeys:
