@@ -7,8 +7,9 @@ Does not decide what to train or from where (``train``), nor what a failure mean
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from leviathan import (
     checkpoints,
@@ -46,8 +47,8 @@ class Ending:
     """Why it failed; None unless it did."""
     gave_up: str = ""
     """Why it was not tried again."""
-    adjustments: tuple[Change, ...] = ()
-    """Rungs of the out-of-memory ladder the run stands on."""
+    adjustments: dict[str, Any] = field(default_factory=dict)
+    """Axolotl keys as the out-of-memory ladder left them, where it changed the user's."""
 
 
 def run(
@@ -73,6 +74,8 @@ def run(
     budget = budget or Budget()
     requests = Requests()
     while True:
+        if decision.record:
+            _left_s(budget, decision.paths, decision.record)
         sample = train.draw(decision, progress)
         paths = decision.paths
         paths.directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,7 @@ class _Attempts:
             change = self._rung(diagnosis, action)
             if action.kind == "ladder" and change is None:
                 smaller = self._smaller(diagnosis) if self.shrink else None
-                gave_up = "" if smaller else "the out-of-memory ladder is at its end"
+                gave_up = "" if smaller else self._end_of_ladder()
                 return self._ending(outcome, diagnosis, gave_up), smaller
             if action.kind == "give_up":
                 return self._ending(outcome, diagnosis, action.reason), None
@@ -121,21 +124,21 @@ class _Attempts:
                 return self._ending(stopped), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
-                aside=tuple(aside), record=runs.read(self.paths),
+                aside=tuple(aside), record=runs.read(self.paths), notes=(),
             )  # fmt: skip
 
     def _ending(
         self, outcome: Outcome, diagnosis: Diagnosis | None = None, gave_up: str = ""
     ) -> Ending:
-        taken = tuple(Change(**a) for a in runs.read(self.paths).adjustments)
-        return Ending(self.decision, outcome, diagnosis, gave_up, taken)
+        adjusted = self.decision.config.set_by_run
+        return Ending(self.decision, outcome, diagnosis, gave_up, adjusted)
 
     # --- one session ----------------------------------------------------------------
 
     def _session(self) -> Outcome:
         decision = self.decision
         record = self._record()
-        left_s = self._left_s(record)
+        left_s = _left_s(self.budget, self.paths, record)
         session = _begin_session(decision, record)
         _set_aside(decision, session.number)
         rendered = train.render(decision, Path(self.sample.path), session.number)
@@ -163,15 +166,6 @@ class _Attempts:
             self.paths, "session_end", session=session.number, outcome=outcome.kind,
             step=outcome.step, reason=outcome.reason,
         )  # fmt: skip
-
-    def _left_s(self, record: runs.RunRecord) -> float | None:
-        left = self.budget.left_s(runs.session_seconds(self.paths, record))
-        if left == 0:
-            raise Refused(
-                f"the budget ({self.budget.text}) of {record.name} is spent, over "
-                f"{len(record.sessions)} sessions", "raise it to go on",
-            )  # fmt: skip
-        return left
 
     def _record(self) -> runs.RunRecord:
         """The run's record: what resumes must match; begun anew where training begins anew.
@@ -226,6 +220,7 @@ class _Attempts:
             return None
         record.adjustments.append(change.to_json())
         runs.write(self.paths, record)
+        self.history.begin_anew()
         config = layers.changed(config, change.after, f"out of memory: {change.why}")
         self.decision = replace(self.decision, config=config)
         return change
@@ -250,8 +245,8 @@ class _Attempts:
 
     def _wait(self, action: recovery.Action) -> bool:
         """Wait as the action says; False when asked to stop meanwhile."""
-        if action.kind != "wait_for_disk":
-            return self.requests.wait(action.delay_s)
+        if not self.requests.wait(action.delay_s) or action.kind != "wait_for_disk":
+            return not self.requests.stop
         checkpoints.retain(self.paths.directory, 1)
         needed = self._needed_bytes()
         while machine.free_bytes(self.paths.directory) < needed:
@@ -264,6 +259,12 @@ class _Attempts:
         reserve = self.decision.config.profile.guards.disk_reserve_gib * 2**30
         return int(max([1 << 21, *known[-1:]]) * 1.1 + reserve)
 
+    def _end_of_ladder(self) -> str:
+        config = self.decision.config
+        change = ladder.next_shrink(config.profile.out_of_memory, config.tree, "")
+        way_out = f"; --shrink would begin a run with {change}" if change else ""
+        return f"the out-of-memory ladder is at its end{way_out}"
+
     def _smaller(self, diagnosis: Diagnosis) -> Decision | None:
         """The decision for a run that needs less memory, noted in this run's record."""
         config = self.decision.config
@@ -271,8 +272,7 @@ class _Attempts:
         if change is None:
             return None
         record = runs.read(self.paths)
-        values = {k: v for a in record.adjustments for k, v in a["after"].items()} | change.after
-        overrides = [*config.overrides, *(f"{k}={json.dumps(v)}" for k, v in values.items())]
+        overrides = [f"{k}={json.dumps(v)}" for k, v in (config.set_by_run | change.after).items()]
         short = {"sequence_len": "seq", "lora_r": "r"}
         size = "".join(f"_{short[k]}{v}" for k, v in change.after.items() if k in short)
         name = record.name + size
@@ -284,6 +284,22 @@ class _Attempts:
 
 def _step(decision: Decision) -> int | None:
     return decision.resume_from.step if decision.resume_from else None
+
+
+def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> float | None:
+    """Seconds of the budget that are left; None without one.
+
+    Raises:
+        Refused: it is spent.
+    """
+    left = budget.left_s(runs.session_seconds(paths, record))
+    if left == 0:
+        count = len(record.sessions)
+        raise Refused(
+            f"the budget ({budget.text}) of {record.name} is spent, over {count} "
+            f"session{'s' * (count != 1)}", "raise it to go on",
+        )  # fmt: skip
+    return left
 
 
 def _refuse_overtaken(decision: Decision) -> None:

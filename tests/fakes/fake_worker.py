@@ -11,6 +11,7 @@ FAKE_MODE     finish (default); of a comma-separated list, one a session, then t
               nan          the guard's event and exception after FAKE_CRASH_AT steps
               stall        gives no sign of life after FAKE_CRASH_AT steps, nor does a child
               enospc       torch's message about a full disk at the first save
+              no-space     the system's message about a full disk after FAKE_CRASH_AT steps
               spike        the loss of the steps from FAKE_CRASH_AT on warns, as callbacks do
               no-plugin    Axolotl's line that the plugin failed to load, then trains on
               silent       trains on without plugin and without that line
@@ -154,6 +155,8 @@ class Worker:
             text = f"the gradient of step {self.step} is nan"
             self.event("guard", kind="nan", text=text)
             fail("leviathan.callbacks.NonFiniteError", text)
+        elif self.mode == "no-space":
+            fail("OSError", "[Errno 28] No space left on device: '/tmp/made-up'")
         elif self.mode == "spike":
             self.event("warning", kind="divergence", text="the loss diverges: made up")
 
@@ -179,7 +182,7 @@ class Worker:
         for old in checkpoints.removable(checkpoints.scan(self.paths.directory), self.keep):
             checkpoints.remove(old)
 
-    def event(self, kind: str, **facts) -> None:
+    def event(self, kind: str, /, **facts) -> None:
         runs.event(self.paths, kind, session=self.session, step=self.step, pid=os.getpid(), **facts)
 
 
