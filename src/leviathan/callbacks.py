@@ -143,11 +143,13 @@ class DiskCallback(TrainerCallback):
 
     When short: retention down to the last sound checkpoint and the best; when still
     short: training waits, saying so, until somebody frees space. A save cut off by a full
-    disk would cost the work since the one before.
+    disk would cost the work since the one before. Without a supervisor nobody would ever
+    be told: training ends then, with what was committed last.
     """
 
     def __init__(self, journal: Journal, reserve: int) -> None:
         self.journal, self.reserve = journal, reserve
+        self._supervisor = _Supervisor()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -165,6 +167,9 @@ class DiskCallback(TrainerCallback):
             if not told and state.is_world_process_zero:
                 told = True
                 self._tell(state, needed)
+            if _any_rank(self._supervisor.died()):
+                control.should_save, control.should_training_stop = False, True
+                return
             _wait(self.journal.paths)
         if told:
             text = "there is room again: training goes on"
@@ -338,8 +343,7 @@ class StopCallback(TrainerCallback):
         self.journal, self.paths = journal, journal.paths
         self.signalled = False
         self.stopping = False
-        self._supervisor = json.loads(os.environ.get(SUPERVISOR_VARIABLE, "null"))
-        self._next_check = 0.0
+        self._supervisor = _Supervisor()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -387,14 +391,23 @@ class StopCallback(TrainerCallback):
         return control
 
     def _asked(self) -> bool:
-        return self.signalled or self.paths.stop.exists() or self._supervisor_died()
+        return self.signalled or self.paths.stop.exists() or self._supervisor.died()
 
-    def _supervisor_died(self) -> bool:
+
+class _Supervisor:
+    """The process that launched us, as the environment names it."""
+
+    def __init__(self) -> None:
+        self._identity = json.loads(os.environ.get(SUPERVISOR_VARIABLE, "null"))
+        self._next_check = 0.0
+
+    def died(self) -> bool:
+        """Whether it is gone; looked at every few seconds, and False between two looks."""
         now = time.monotonic()
-        if not self._supervisor or now < self._next_check:
+        if not self._identity or now < self._next_check:
             return False
         self._next_check = now + _SUPERVISOR_CHECK_S
-        return not machine.is_alive(self._supervisor)
+        return not machine.is_alive(self._identity)
 
 
 def _any_rank(asked: bool) -> bool:
