@@ -211,7 +211,7 @@ def test_what_was_observed_is_stronger_than_what_was_printed(facts, kind, retry)
 @pytest.mark.parametrize(
     ("log", "line"),
     [
-        (traceback("queue.Empty") + launcher(), "queue.Empty"),
+        (traceback("queue.Empty") + "printed on the way out\n" + launcher(), "queue.Empty"),
         (traceback("KeyError: 1") + "\nDuring handling of the above exception, another exception "
          "occurred:\n\n" + traceback("ValueError: 2") + launcher(), "ValueError: 2"),
         # A compiler that the training process itself called.

@@ -28,6 +28,7 @@ def findings(watch, losses):
         ([], [9.0] * 9, []),
         ([1.0], [1.6] * 5, [(5, "jump")]),
         ([math.nan] * 3 + [1.0] * 3, [1.6] * 5, [(5, "jump")]),
+        ([math.nan] * 3 + [1.0] * 3, [1.2] * 5, []),
     ],
 )
 def test_a_jump_after_a_resume(before, after, found):
