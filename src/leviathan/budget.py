@@ -3,6 +3,7 @@
 Pure arithmetic on what ``runs`` recorded; the clock is the caller's.
 """
 
+import math
 from dataclasses import dataclass
 
 from leviathan.errors import BadInput
@@ -17,6 +18,9 @@ class Budget:
     usd_hour: float | None = None
 
     def __post_init__(self) -> None:
+        given = (self.max_hours, self.budget_usd, self.usd_hour)
+        if any(value is not None and math.isnan(value) for value in given):
+            raise BadInput("a budget is a number", "example: --max-hours 12")
         if self.budget_usd is not None and not self.usd_hour:
             raise BadInput(
                 "--budget-usd needs the price of an hour",

@@ -22,6 +22,7 @@ from leviathan.config import Guards
 from leviathan.guards import LossWatch
 
 _SUPERVISOR_CHECK_S = 5.0
+_STOP_PATIENCE = 60  # waits of a second
 
 
 class LearningRateCallback(TrainerCallback):
@@ -178,11 +179,12 @@ class DiskCallback(TrainerCallback):
 
     When short: retention down to the last sound checkpoint and the best; when still
     short: training waits, saying so, until somebody frees space. A save cut off by a full
-    disk would cost the work since the one before.
+    disk would cost the work since the one before. Asked to stop while it waits, it waits
+    a minute more for room, then training ends with what was committed last.
     """
 
-    def __init__(self, journal: Journal, reserve: int) -> None:
-        self.journal, self.reserve = journal, reserve
+    def __init__(self, journal: Journal, reserve: int, stop: "StopCallback") -> None:
+        self.journal, self.reserve, self.stop = journal, reserve, stop
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -195,15 +197,26 @@ class DiskCallback(TrainerCallback):
         if state.is_world_process_zero:
             for step in checkpoints.retain(self.journal.paths.directory, 1):
                 self.journal.event("remove", step=step, reason="disk")
-        told = False
+        told, patience = False, _STOP_PATIENCE
         while _any_rank(self._short(state, needed)):
             if not told and state.is_world_process_zero:
                 told = True
                 self._tell(state, needed)
+            patience -= _any_rank(self.stop.asked())
+            if patience < 0:
+                self._give_up(state, control)
+                return
             _wait(self.journal.paths)
         if told:
             text = "there is room again: training goes on"
             self.journal.event("unpause", kind="disk", step=state.global_step, text=text)
+
+    def _give_up(self, state: TrainerState, control: TrainerControl) -> None:
+        control.should_save, control.should_training_stop = False, True
+        self.stop.stopping = True
+        if state.is_world_process_zero:
+            text = "stopped without saving: there was no room; the last save is what remains"
+            self.journal.event("warning", kind="disk", step=state.global_step, text=text)
 
     def _tell(self, state: TrainerState, needed: int) -> None:
         free = machine.free_bytes(self.journal.paths.directory)
@@ -373,8 +386,7 @@ class StopCallback(TrainerCallback):
         self.journal, self.paths = journal, journal.paths
         self.signalled = False
         self.stopping = False
-        self._supervisor = json.loads(os.environ.get(runs.SUPERVISOR_VARIABLE, "null"))
-        self._next_check = 0.0
+        self._supervisor = _Supervisor()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -391,7 +403,7 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        while _any_rank(self.paths.pause.exists()) and not _any_rank(self._asked()):
+        while _any_rank(self.paths.pause.exists()) and not _any_rank(self.asked()):
             _wait(self.paths)
         return self._stop_if_asked(control)
 
@@ -415,21 +427,31 @@ class StopCallback(TrainerCallback):
         self.signalled = True
 
     def _stop_if_asked(self, control: TrainerControl) -> TrainerControl:
-        if not self.stopping and _any_rank(self._asked()):
+        if not self.stopping and _any_rank(self.asked()):
             self.stopping = True
             control.should_save = True
             control.should_training_stop = True
         return control
 
-    def _asked(self) -> bool:
-        return self.signalled or self.paths.stop.exists() or self._supervisor_died()
+    def asked(self) -> bool:
+        """Whether anybody wants training to end."""
+        return self.signalled or self.paths.stop.exists() or self._supervisor.died()
 
-    def _supervisor_died(self) -> bool:
+
+class _Supervisor:
+    """The process that launched us, as the environment names it."""
+
+    def __init__(self) -> None:
+        self._identity = json.loads(os.environ.get(runs.SUPERVISOR_VARIABLE, "null"))
+        self._next_check = 0.0
+
+    def died(self) -> bool:
+        """Whether it is gone; looked at every few seconds, and False between two looks."""
         now = time.monotonic()
-        if not self._supervisor or now < self._next_check:
+        if not self._identity or now < self._next_check:
             return False
         self._next_check = now + _SUPERVISOR_CHECK_S
-        return not machine.is_alive(self._supervisor)
+        return not machine.is_alive(self._identity)
 
 
 def _any_rank(asked: bool) -> bool:

@@ -234,8 +234,15 @@ def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) ->
 
 
 def retain(run_dir: Path, keep: int) -> list[int]:
-    """Let go what retention lets go, now; the steps removed."""
-    going = removable(scan(run_dir), keep)
+    """Let go what retention lets go, now; the steps removed.
+
+    Where only one would be left, its bytes are read first: sizes do not prove it sound.
+    """
+    found = scan(run_dir)
+    going = removable(found, keep)
+    newest = next((c for c in reversed(found) if c.sound), None)
+    if keep == 1 and going and newest and not verify(newest).sound:
+        return []
     for checkpoint in going:
         remove(checkpoint)
     return [checkpoint.step for checkpoint in going]

@@ -62,11 +62,10 @@ def train(
     from leviathan.budget import Budget
 
     merged = layers.build(recipe, profile, sample, sets or [])
-    budget = Budget(max_hours, budget_usd, usd_hour or merged.profile.price_usd_hour)
+    price = merged.profile.price_usd_hour if usd_hour is None else usd_hour
+    budget = Budget(max_hours, budget_usd, price)
     announce_schema()
-    decision = training.decide(merged, name=name, resume=resume)
-    if decision.record and decision.record.successor:
-        decision = _successor(decision, shrink)
+    decision = _decide(merged, name, resume, shrink)
     _show_checks(decision, force=force or dry_run)
     if dry_run:
         _show_plan(decision, as_json)
@@ -82,7 +81,7 @@ def train(
         _detach(decision, arguments(context), as_json=as_json)
         return
     if training.wait_for_orphan(decision, ui.notice):
-        decision = training.decide(merged, name=name, resume=resume)
+        decision = _decide(merged, name, resume, shrink)
     repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
     with ui.TrainView(decision.paths.directory.name) as view:
         ending = sessions.run(
@@ -97,15 +96,18 @@ def _repeated(
 ) -> list[str]:
     """The options that the command to go on with has to repeat."""
     values = {"--max-hours": max_hours, "--budget-usd": budget_usd, "--usd-hour": usd_hour}
-    words = [word for name, v in values.items() if v is not None for word in (name, f"{v:g}")]
+    words = [word for name, v in values.items() if v is not None for word in (name, f"{v:.15g}")]
     return words + ["--shrink"] * shrink
 
 
-def _successor(decision: Any, shrink: bool) -> Any:
-    """The smaller run begun with --shrink, where that is wanted again."""
+def _decide(merged: Any, name: str | None, resume: str, shrink: bool) -> Any:
+    """What to do; with the smaller run begun by --shrink, where that is wanted again."""
     from leviathan import train as training
     from leviathan import ui
 
+    decision = training.decide(merged, name=name, resume=resume)
+    if not (decision.record and decision.record.successor):
+        return decision
     name = decision.record.successor["name"]
     if shrink:
         return training.follow(decision, decision.record)
@@ -205,7 +207,7 @@ def finish(ending: Any, usd_hour: float | None, extra: list[str], *, as_json: bo
     again = training.resume_command(decision, extra)
     saved = training.latest_saved(decision.paths)
     where = f"saved {saved}" if saved else "there is no checkpoint yet"
-    advice = ladder.advice(list(ending.adjustments)) if ending.adjustments else ""
+    advice = ladder.advice(ending.adjustments) if ending.adjustments else ""
     if as_json:
         ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
                      "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,

@@ -10,23 +10,27 @@ from typing import Any
 # How often to save, look and log; how to compute the same numbers faster or smaller; and
 # the peak learning rate. Everything else gives another model, other data, or optimizer
 # state that no longer belongs to what is trained.
-FREE_KEYS = {"learning_rate", "save_steps", "eval_steps", "eval_batch_size", "logging_steps",
-             "eval_sample_packing", "attn_implementation", "activation_offloading",
-             "layer_offloading", "plugins", "strict", "debug", "dataset_num_proc",
-             "include_tkps", "low_cpu_mem_usage"}  # fmt: skip
-FREE_PREFIXES = ("dataloader_", "gradient_checkpointing", "liger_", "wandb_", "mlflow_", "trackio_",
-                 "comet_", "use_", "hub_", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
-                 "lora_embedding_kernel", "ddp_", "cut_cross_entropy",
+FREE_KEYS = {"learning_rate", "save_steps", "saves_per_epoch", "evals_per_epoch", "logging_steps",
+             "attn_implementation", "activation_offloading", "layer_offloading", "gc_steps",
+             "selective_checkpointing", "plugins", "strict", "dataset_num_proc",
+             "include_tkps", "low_cpu_mem_usage", "dataloader_num_workers",
+             "dataloader_pin_memory", "dataloader_prefetch_factor", "use_wandb", "use_mlflow",
+             "use_comet", "use_trackio", "use_tensorboard", "use_otel_metrics",
+             "use_kernels"}  # fmt: skip
+FREE_PREFIXES = ("eval_", "gradient_checkpointing", "liger_", "tiled_mlp", "wandb_", "mlflow_",
+                 "trackio_", "comet_", "hub_", "lora_mlp_kernel", "lora_qkv_kernel",
+                 "lora_o_kernel", "lora_embedding_kernel", "ddp_", "cut_cross_entropy",
                  "chunked_cross_entropy")  # fmt: skip
 
-BATCH_KEYS = ("micro_batch_size", "gradient_accumulation_steps", "processes")
+_ACCUMULATION = "gradient_accumulation_steps"
+BATCH_KEYS = ("micro_batch_size", _ACCUMULATION, "processes")
 """Their product is the effective batch: rows behind one optimizer step."""
 
 _REASONS = {
     "the base model is another one": {"base_model", "model_type", "revision_of_model"},
     "the saved adapter has another shape or scale": {
         "adapter", "lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear",
-        "lora_modules_to_save", "lora_layers_to_transform", "peft_use_dora", "load_in_4bit",
+        "lora_modules_to_save", "peft_layers_to_transform", "peft_use_dora", "load_in_4bit",
         "load_in_8bit"},
     "the rows, or their order, would be others": {
         "sequence_len", "sample", "datasets", "seed", "sample_packing", "curriculum_sampling",
@@ -83,8 +87,8 @@ def _judge(key: str, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str
 def _judge_batch(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
     before, after = effective_batch(old), effective_batch(new)
     if before != after:
-        wanted = before / max(after / (new.get("gradient_accumulation_steps") or 1), 1)
-        hint = f"; gradient_accumulation_steps={wanted:g} keeps it" if wanted >= 1 else ""
+        wanted, rest = divmod(before, effective_batch({**new, _ACCUMULATION: 1}))
+        hint = "" if rest else f"; {_ACCUMULATION}={wanted} keeps it"
         return "refused", f"the effective batch would be {after} rows instead of {before}{hint}"
     return "arithmetic", f"the effective batch stays {after} rows; {_inexact(old, new)}"
 

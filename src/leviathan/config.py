@@ -134,6 +134,12 @@ class Guards(_Strict):
     disk_reserve_gib: float = Field(0.5, ge=0)
     """Disk space a save must leave free."""
 
+    @model_validator(mode="after")
+    def _a_pause_cools(self) -> "Guards":
+        if self.pause_above_c is not None and self.pause_above_c <= self.resume_below_c:
+            raise ValueError("pause_above_c must be above resume_below_c")
+        return self
+
 
 class Profile(_Strict):
     """A machine class and the training knobs that suit it."""

@@ -4,6 +4,7 @@ Pure but for reading the log. Does not decide what to do about it (``recovery``)
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Evidence:
     disk_short: bool = False
     """Less disk space is free than the next checkpoint needs."""
     guard: str = ""
-    """Kind of the guard that ended the training (nan, stall), if one did."""
+    """What ended the training on purpose (nan, stall, plugin), if anything did."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,23 @@ def _known(kind: str, pattern: str, cause: str, fix: str, retry: str) -> _Known:
 _TABLE = (
     _known(
         "memory",
-        r"OutOfMemoryError|CUDA out of memory|HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-        r"|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator|^MemoryError|std::bad_alloc"
-        r"|Cannot allocate memory",
+        r"MemoryError\b|CUDA out of memory|CUDA error: out of memory|HIP out of memory"
+        r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+        r"|std::bad_alloc|Cannot allocate memory|Error out of memory at line",
         "out of memory", "lower sequence_len or micro_batch_size, or add rungs to out_of_memory",
         "usual",
     ),
     _known(
         "hub",
-        r"GatedRepoError|RepositoryNotFoundError|401 Client Error|403 Client Error",
+        r"GatedRepoError|RepositoryNotFoundError|401 Client Error|403 Client Error"
+        r"|gated repo|is not a local folder and is not a valid model identifier",
         "the model hub refuses the base model",
         "check base_model, accept its licence on the hub, and set HF_TOKEN", "never",
     ),
     _known(
         "hub",
-        r"couldn't connect to|LocalEntryNotFoundError|MaxRetryError|ConnectionError|OfflineModeIs",
+        r"couldn't connect to|LocalEntryNotFoundError|MaxRetryError|requests\S*ConnectionError"
+        r"|OfflineModeIs|httpx\.\w*(?:Connect|Timeout)|HfHubHTTPError: 5|HfHubHTTPError: 429",
         "the model hub cannot be reached",
         "download the base model once and give its directory as base_model", "usual",
     ),
@@ -91,10 +94,26 @@ _TABLE = (
     ),
     _known(
         "gpu",
-        r"driver version is insufficient|no kernel image is available|Found no NVIDIA driver"
-        r"|CUDA unknown error|not compiled with CUDA",
+        r"driver version is insufficient|driver on your system is too old|Found no NVIDIA driver"
+        r"|no kernel image is available|CUDA unknown error|not compiled with CUDA",
         "this torch does not fit the GPU or its driver", "install the torch build for your driver",
         "never",
+    ),
+    _known(
+        "host_memory",
+        r"DataLoader worker \(pid|subprocesses has abruptly died",
+        "a data loading process was killed, most often because RAM or /dev/shm ran out",
+        "lower dataloader_num_workers and dataset_num_proc", "usual",
+    ),
+    _known(
+        "nan", r"NonFiniteError", "the loss or a gradient became NaN or infinite",
+        "lower learning_rate, or look at the rows of this step", "once",
+    ),
+    _known(
+        "gpu",
+        r"triton\S*OutOfResources",
+        "a Triton kernel needs more than this GPU has",
+        "turn off the lora_*_kernel and liger_* keys", "never",
     ),
     _known(
         "gpu",
@@ -112,7 +131,10 @@ _TABLE = (
         "usual",
     ),
     _known(
-        "disk", r"No space left on device|Disk quota exceeded|Errno 28|Errno 122",
+        "disk",
+        # The last two are what torch.save says; which of them depends on where it was cut off.
+        r"No space left on device|Disk quota exceeded|Errno 28|Errno 122"
+        r"|inline_container\S+ \. unexpected pos|PytorchStreamWriter failed writing",
         "the disk is full", "free some space; leviathan checkpoints cleanup helps", "usual",
     ),
 )  # fmt: skip
@@ -133,6 +155,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 def _from_observation(evidence: Evidence, line: str) -> Diagnosis | None:
     """What a guard saw, or the disk shows: stronger than any message."""
+    if evidence.guard == "plugin":
+        return Diagnosis(
+            "setup", evidence.phase, line, "our plugin does not run inside the training process",
+            "the log has the whole message", "never",
+        )  # fmt: skip
     if evidence.guard == "nan":
         return Diagnosis(
             "nan", evidence.phase, line, "the loss or a gradient became NaN or infinite",
@@ -218,16 +245,37 @@ def last_error(log: Path) -> str:
     return error_line(tail(log))
 
 
+_TRACEBACK = "Traceback (most recent call last):"
+_EXCEPTION = re.compile(r"[\w.]*(?:Error|Exception|Interrupt|Exit)(?=: )|MemoryError$")
+# accelerate's and torchrun's reports that their child failed hide the child's reason.
+_FOREIGN = re.compile(r"\S*(?:CalledProcess|ChildFailed)\w*")
+_ELASTIC = re.compile(r"[EWI]\d{4} \S+ +\d+ \S*torch/distributed/elastic/")
+
+
 def error_line(text: str) -> str:
-    """The last line that starts with an exception's name, as tracebacks end; else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for raw in reversed(lines):
-        # torchrun puts the rank before each line: "[rank0]: ValueError: ...".
-        line = re.sub(r"^\[rank\d+\]:\s*", "", raw)
-        name, separator, _ = line.partition(": ")
-        # accelerate's and torchrun's reports that their child failed hide the child's reason.
-        is_error = name.endswith(("Error", "Exception", "Interrupt", "Exit"))
-        foreign = "CalledProcess" in name or "ChildFailed" in name
-        if (separator and is_error and " " not in name and not foreign) or line == "MemoryError":
-            return line
-    return lines[-1] if lines else "the log is empty"
+    """The last exception in a log, as tracebacks end; else its last line."""
+    # torchrun puts the rank before each line: "[rank0]: ValueError: ...".
+    ranks = (re.sub(r"^\[rank\d+\]: ?", "", raw).rstrip() for raw in text.splitlines())
+    lines = [line for line in ranks if line and not _ELASTIC.match(line)]
+    ends = list(_ends_of_tracebacks(lines))
+    if ends and _FOREIGN.match(lines[ends[-1][1]]):
+        begin, _ = ends.pop()
+        lines = lines[:begin] or lines
+    last = max((end for _, end in ends if end < len(lines)), default=-1)
+    for index in range(len(lines) - 1, last, -1):
+        if _EXCEPTION.match(lines[index].strip()) and not _FOREIGN.match(lines[index]):
+            return lines[index].strip()
+    if last >= 0:
+        return lines[last]
+    return lines[-1].strip() if lines else "the log is empty"
+
+
+def _ends_of_tracebacks(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """Where each traceback begins, and the line after its frames: the exception's."""
+    begin = None
+    for index, line in enumerate(lines):
+        if line.endswith(_TRACEBACK):  # a progress bar may stand before it
+            begin = index
+        elif begin is not None and not line.startswith(" "):
+            yield begin, index
+            begin = None

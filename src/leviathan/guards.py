@@ -28,7 +28,7 @@ class LossWatch:
         self.limits = limits
         self._recent: deque[float] = deque(maxlen=_SMOOTH)
         self._lowest = math.inf
-        for loss in before:
+        for loss in filter(math.isfinite, before):
             self._smooth(loss)
         self._before = list(self._recent)[-_FEW:]
         self._after: list[float] = []

@@ -4,7 +4,7 @@ Does not read files (``config``) nor make the YAML that is launched (``render``)
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,14 @@ class Config:
     origins: dict[KeyPath, Origin]
     problems: tuple[str, ...] = ()
     """Keys that are not the user's to set; told together with the unknown ones."""
+    rung_keys: tuple[tuple[str, str, Any], ...] = ()
+    """Place, Axolotl key and value of everything the out-of-memory ladder may set."""
+
+    @property
+    def set_by_run(self) -> dict[str, Any]:
+        """Axolotl keys that the run itself has set (``changed``), with their values."""
+        keys = [str(key[0]) for key, origin in self.origins.items() if origin.layer == _RUN]
+        return {key: self.tree[key] for key in keys}
 
     def origin(self, key: KeyPath) -> Origin:
         """Where the value at ``key``, or the block around it, was set."""
@@ -57,6 +65,8 @@ class Config:
                 return self.origins[key[:length]]
         return Origin("leviathan", "derived")
 
+
+_RUN = "run"  # the layer above all others: what the out-of-memory ladder changed
 
 DATASET_FORMATS: dict[str, dict[str, Any]] = {
     "alpaca": {"type": "alpaca"},
@@ -141,13 +151,24 @@ def build(
     return Config(
         recipe_name, recipe, profile_name, profile, sample,
         tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
+        tuple(_rung_keys(profile, profile_file, sets)),
     )  # fmt: skip
+
+
+def _rung_keys(
+    profile: Profile, source: YamlFile, sets: list[tuple[KeyPath, Any, str]]
+) -> Iterator[tuple[str, str, Any]]:
+    given = [f"--set {text}" for key, _, text in sets if key[0] == "out_of_memory"]
+    for number, rung in enumerate(profile.out_of_memory.ladder):
+        for name, value in rung.set.items():
+            place: KeyPath = ("out_of_memory", "ladder", number, "set", name)
+            yield given[-1] if given else source.where(place), name, value
 
 
 def changed(config: Config, values: dict[str, Any], where: str) -> Config:
     """``config`` with top-level Axolotl keys set by the run itself, saying ``where``."""
     origins = {k: o for k, o in config.origins.items() if k[0] not in values}
-    origins |= {(key,): Origin("run", where) for key in values}
+    origins |= {(key,): Origin(_RUN, where) for key in values}
     return replace(config, tree={**config.tree, **values}, origins=origins)
 
 

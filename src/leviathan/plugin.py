@@ -123,16 +123,17 @@ class LeviathanPlugin(BasePlugin):
         """
         keys = _keys(cfg)
         journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
+        stop = StopCallback(journal)
         return [
             MetricsCallback(journal),
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
             CommitCallback(journal, keys.keep),
-            StopCallback(journal),
+            stop,
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),
             *([EpochCallback()] if _shuffles_packed(cfg) else []),
-            DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30)),
+            DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30), stop),
             PhaseCallback(journal.paths),
         ]
 
@@ -173,14 +174,23 @@ class Unbreakable(io.TextIOBase):
         """Whether a person reads along."""
         return bool(self._stream.isatty())
 
+    def writable(self) -> bool:
+        """Always: what cannot be written is dropped."""
+        return True
+
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """As the stream's."""
         return str(self._stream.encoding)
 
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own: ``buffer``, ``reconfigure``, ..."""
+        return getattr(self._stream, name)
+
 
 def _enter(paths: runs.RunPaths, phase: str) -> None:
-    paths.phase.write_text(json.dumps({"phase": phase, "step": 0}))
+    with files.unless_full():  # a help, not a need
+        paths.phase.write_text(json.dumps({"phase": phase, "step": 0}))
 
 
 def _keys(cfg: Any) -> LeviathanKeys:

@@ -25,16 +25,22 @@ class History:
     """Failures since the run last made progress, that is a checkpoint of a later step."""
 
     newest_step: int | None = None
+    """The furthest checkpoint so far."""
     failures: int = 0
     kinds: tuple[str, ...] = ()
 
     def note(self, kind: str, newest_step: int | None) -> None:
         """Count one failure; progress since the one before starts the count anew."""
+        # A step reached before and lost again, to a damaged checkpoint, is no progress.
         if (newest_step or 0) > (self.newest_step or 0):
-            self.failures, self.kinds = 0, ()
-        self.newest_step = newest_step
+            self.newest_step = newest_step
+            self.begin_anew()
         self.failures += 1
         self.kinds = (*self.kinds, kind)
+
+    def begin_anew(self) -> None:
+        """Forget the failures: what comes now is another attempt."""
+        self.failures, self.kinds = 0, ()
 
 
 def next_action(
@@ -48,8 +54,9 @@ def next_action(
 ) -> Action:
     """What to do after a failure that is already noted in ``history``.
 
-    Out of memory is the ladder's business and counts no restart: each rung is another
-    attempt. Everything else is retried at most ``restarts`` times without progress.
+    Out of memory is the ladder's business and counts no restart: after each rung the
+    caller begins the history anew. Everything else is retried at most ``restarts`` times
+    without progress.
 
     Args:
         diagnosis: of the session that failed.
@@ -65,8 +72,6 @@ def next_action(
     # What trained before fits: something else took the memory, and may give it back.
     if ladder and not loading:
         return Action("ladder", diagnosis.text)
-    if diagnosis.kind == "disk" and restarts:
-        return Action("wait_for_disk", diagnosis.text)
     if restarts == 0:
         return Action("give_up", "restarts are turned off")
     if diagnosis.retry == "never":
@@ -77,4 +82,8 @@ def next_action(
         times = min(history.failures, restarts + 1)
         return Action("give_up", f"it failed {times} times without progress")
     delay = min(backoff_s * 2 ** (history.failures - 1), _LONGEST_BACKOFF_S)
-    return Action("restart", f"restart {history.failures} of {allowed}", delay)
+    # Counted like the others: it may be another file system, a cache or /tmp, that is full.
+    if diagnosis.kind == "disk":
+        return Action("wait_for_disk", diagnosis.text, delay)
+    last = min(restarts, history.failures - same + allowed)
+    return Action("restart", f"restart {history.failures} of {last}", delay)

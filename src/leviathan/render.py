@@ -91,6 +91,10 @@ def check_keys(config: Config, schema: AxolotlSchema | None) -> None:
         and not (foreign and len(problem.key) == 1 and "not a key" in problem.message)
     ]
     lines += [f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems]
+    # A rung is taken days later, unattended: its keys are checked now.
+    for where, name, value in config.rung_keys if schema else ():
+        found = schema.check({name: value}, plugins) if schema else []
+        lines += [f"{where}: {p.message}; {p.hint}" for p in found]
     if lines:
         raise bad_inputs(lines)
 

@@ -65,7 +65,8 @@ class RunRecord:
     adjustments: list[dict[str, Any]] = field(default_factory=list)
     """Rungs of the out-of-memory ladder taken: {before, after, why}, in order."""
     successor: dict[str, Any] | None = None
-    """{name, overrides} of the smaller run begun instead (``train --shrink``)."""
+    """{name, overrides} of the smaller run begun instead (``train --shrink``): its overrides
+    come on top of the command's."""
     schema: int = SCHEMA
 
 

@@ -8,8 +8,9 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from leviathan import (
     checkpoints,
@@ -47,8 +48,8 @@ class Ending:
     """Why it failed; None unless it did."""
     gave_up: str = ""
     """Why it was not tried again."""
-    adjustments: tuple[Change, ...] = ()
-    """Rungs of the out-of-memory ladder the run stands on."""
+    adjustments: dict[str, Any] = field(default_factory=dict)
+    """Axolotl keys as the out-of-memory ladder left them, where it changed the user's."""
 
 
 def run(
@@ -76,6 +77,8 @@ def run(
     budget = budget or Budget()
     requests = Requests()
     while True:
+        if decision.record:
+            _left_s(budget, decision.paths, decision.record)
         sample = train.draw(decision, progress)
         paths = decision.paths
         paths.directory.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,8 @@ def run(
         if smaller is None:
             return ending
         listener("notice", {"text": f"going on with the smaller run {smaller.paths.directory}"})
+        if smaller.action == "nothing":  # trained to its end by an earlier --shrink
+            return Ending(smaller, Outcome("done", _newest_step(smaller), None))
         decision = smaller
 
 
@@ -114,33 +119,33 @@ class _Attempts:
             change = self._rung(diagnosis, action)
             if action.kind == "ladder" and change is None:
                 smaller = self._smaller(diagnosis) if self.shrink else None
-                gave_up = "" if smaller else "the out-of-memory ladder is at its end"
+                gave_up = "" if smaller else self._end_of_ladder()
                 return self._ending(outcome, diagnosis, gave_up), smaller
             if action.kind == "give_up":
                 return self._ending(outcome, diagnosis, action.reason), None
             self._tell(outcome, diagnosis, action, change, newest)
-            self._mark_running()
+            self._mark("running")  # for whoever looks: between two sessions it goes on
             if not self._wait(action):
-                stopped = replace(outcome, kind="stopped", reason=self.requests.first)
-                self._close(stopped)
-                return self._ending(stopped), None
+                return self._stopped(outcome, self.requests.first), None
+            if self._is_spent():
+                return self._stopped(outcome, "the budget is used up"), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
-                aside=tuple(aside), record=runs.read(self.paths),
+                aside=tuple(aside), record=runs.read(self.paths), notes=(),
             )  # fmt: skip
 
     def _ending(
         self, outcome: Outcome, diagnosis: Diagnosis | None = None, gave_up: str = ""
     ) -> Ending:
-        taken = tuple(Change(**a) for a in runs.read(self.paths).adjustments)
-        return Ending(self.decision, outcome, diagnosis, gave_up, taken)
+        adjusted = self.decision.config.set_by_run
+        return Ending(self.decision, outcome, diagnosis, gave_up, adjusted)
 
     # --- one session ----------------------------------------------------------------
 
     def _session(self) -> Outcome:
         decision = self.decision
         record = self._record()
-        left_s = self._left_s(record)
+        left_s = _left_s(self.budget, self.paths, record)
         session = _begin_session(decision, record)
         record.again = train.resume_command(decision, self.repeat)
         _set_aside(decision, session.number)
@@ -170,23 +175,25 @@ class _Attempts:
             step=outcome.step, reason=outcome.reason,
         )  # fmt: skip
 
-    def _mark_running(self) -> None:
-        """Between two sessions the run goes on, for whoever looks."""
+    def _mark(self, state: str) -> None:
         record = runs.read(self.paths)
-        record.state = "running"
+        record.state = state
         with files.unless_full():
             runs.write(self.paths, record)
 
-    def _left_s(self, record: runs.RunRecord) -> float | None:
-        lines = [*runs.events(self.paths), *files.read_json_lines(self.paths.metrics)]
-        spent_s = runs.seconds(record, runs.last_heard(record, lines))
-        left = self.budget.left_s(spent_s)
-        if left == 0:
-            raise Refused(
-                f"the budget ({self.budget.text}) of {record.name} is spent, over "
-                f"{len(record.sessions)} sessions", "raise it to go on",
-            )  # fmt: skip
-        return left
+    def _stopped(self, outcome: Outcome, reason: str) -> Ending:
+        """The ending of a run that stopped between two sessions."""
+        self._mark("stopped")
+        runs.event(self.paths, "session_end", session=None, outcome="stopped",
+                   step=outcome.step, reason=reason)  # fmt: skip
+        return self._ending(replace(outcome, kind="stopped", reason=reason))
+
+    def _is_spent(self) -> bool:
+        try:
+            _left_s(self.budget, self.paths, runs.read(self.paths))
+        except Refused:
+            return True
+        return False
 
     def _record(self) -> runs.RunRecord:
         """The run's record: what resumes must match; begun anew where training begins anew.
@@ -241,6 +248,7 @@ class _Attempts:
             return None
         record.adjustments.append(change.to_json())
         runs.write(self.paths, record)
+        self.history.begin_anew()
         config = layers.changed(config, change.after, f"out of memory: {change.why}")
         self.decision = replace(self.decision, config=config)
         return change
@@ -265,8 +273,8 @@ class _Attempts:
 
     def _wait(self, action: recovery.Action) -> bool:
         """Wait as the action says; False when asked to stop meanwhile."""
-        if action.kind != "wait_for_disk":
-            return self.requests.wait(action.delay_s)
+        if not self.requests.wait(action.delay_s) or action.kind != "wait_for_disk":
+            return not self.requests.stop
         checkpoints.retain(self.paths.directory, 1)
         needed = self._needed_bytes()
         while machine.free_bytes(self.paths.directory) < needed:
@@ -279,6 +287,12 @@ class _Attempts:
         reserve = self.decision.config.profile.guards.disk_reserve_gib * 2**30
         return int(max([1 << 21, *known[-1:]]) * 1.1 + reserve)
 
+    def _end_of_ladder(self) -> str:
+        config = self.decision.config
+        change = ladder.next_shrink(config.profile.out_of_memory, config.tree, "")
+        way_out = f"; --shrink would begin a run with {change}" if change else ""
+        return f"the out-of-memory ladder is at its end{way_out}"
+
     def _smaller(self, diagnosis: Diagnosis) -> Decision | None:
         """The decision for a run that needs less memory, noted in this run's record."""
         config = self.decision.config
@@ -286,8 +300,7 @@ class _Attempts:
         if change is None:
             return None
         record = runs.read(self.paths)
-        values = {k: v for a in record.adjustments for k, v in a["after"].items()} | change.after
-        overrides = [*config.overrides, *(f"{k}={json.dumps(v)}" for k, v in values.items())]
+        overrides = [f"{k}={json.dumps(v)}" for k, v in (config.set_by_run | change.after).items()]
         short = {"sequence_len": "seq", "lora_r": "r"}
         size = "".join(f"_{short[k]}{v}" for k, v in change.after.items() if k in short)
         name = record.name + size
@@ -299,6 +312,28 @@ class _Attempts:
 
 def _step(decision: Decision) -> int | None:
     return decision.resume_from.step if decision.resume_from else None
+
+
+def _newest_step(decision: Decision) -> int:
+    newest, _ = checkpoints.newest_sound(decision.paths.directory)
+    return newest.step if newest else 0
+
+
+def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> float | None:
+    """Seconds of the budget that are left; None without one.
+
+    Raises:
+        Refused: it is spent.
+    """
+    lines = [*runs.events(paths), *files.read_json_lines(paths.metrics)]
+    left = budget.left_s(runs.seconds(record, runs.last_heard(record, lines)))
+    if left == 0:
+        count = len(record.sessions)
+        raise Refused(
+            f"the budget ({budget.text}) of {record.name} is spent, over {count} "
+            f"session{'s' * (count != 1)}", "raise it to go on",
+        )  # fmt: skip
+    return left
 
 
 def _refuse_overtaken(decision: Decision) -> None:

@@ -203,7 +203,8 @@ class _Watcher:
         elif finding.action == "kill":
             self._guard, self._guard_text = finding.kind, finding.text
         elif finding.action == "pause":
-            self.paths.pause.touch()
+            with files.unless_full():
+                self.paths.pause.touch()
         elif finding.action == "unpause":
             self.paths.pause.unlink(missing_ok=True)
 
@@ -217,7 +218,7 @@ class _Watcher:
             return True
         trainer = runs.identity_in(self.paths.heartbeat)
         if trainer and self._heartbeat() and machine.is_alive(trainer) and not self._guard:
-            self.paths.stop.touch()
+            self._want_stop()
         else:
             self._kill()
         return False
@@ -299,7 +300,7 @@ class _Watcher:
 
     def _ask_to_stop(self) -> None:
         runs.event(self.paths, "stop_asked", session=self.session, by=self.requests.first)
-        self.paths.stop.touch()
+        self._want_stop()
         if self._began:
             why = "" if self.requests.first.startswith("SIG") else f" ({self.requests.first})"
             text = (
@@ -311,6 +312,15 @@ class _Watcher:
             # Nothing is trained yet, so there is nothing to save or to wait for; a
             # half-tokenised dataset is thrown away by the next launch.
             self._abandoned = True
+
+    def _want_stop(self) -> None:
+        try:
+            self.paths.stop.touch()
+        except OSError:
+            # A full disk may refuse even an empty file; the plugin understands signals, too.
+            trainer = runs.identity_in(self.paths.heartbeat)
+            if trainer and self._heartbeat() and machine.is_alive(trainer):
+                os.kill(int(trainer["pid"]), signal.SIGTERM)
 
     def _has_no_plugin(self) -> bool:
         """Axolotl trains on without a plugin that fails to import; we do not."""

@@ -12,6 +12,7 @@ from leviathan import guards, machine, runs
 from leviathan.config import Guards
 
 _HEAT_EVERY_S = 10.0
+_MOST_LOOKS_IN_VAIN = 30
 _SAVE_RESERVE_S = 5.0
 
 
@@ -32,6 +33,7 @@ class Watchdog:
         self._deadline = None if left_s is None else time.monotonic() + left_s
         self._heat = guards.Heat(limits)
         self._next_heat = 0.0
+        self._looks_in_vain = 0
         self._marks: deque[tuple[float, int]] = deque(maxlen=400)
         self._save_s = 0.0
         self._sign: int | None = None
@@ -81,7 +83,10 @@ class Watchdog:
             return None
         self._next_heat = now + _HEAT_EVERY_S
         celsius = machine.hottest_c()
-        action = self._heat.feed(celsius) if celsius is not None else None
+        if celsius is None:
+            return self._blind()
+        self._looks_in_vain = 0
+        action = self._heat.feed(celsius)
         if action is None:
             return None
         text = {
@@ -90,6 +95,14 @@ class Watchdog:
             "resume": f"cooled to {celsius:g} C: training goes on",
         }[action]
         return Finding({"resume": "unpause"}.get(action, action), "heat", text)
+
+    def _blind(self) -> Finding | None:
+        """A pause must not last for ever because the driver stopped answering."""
+        self._looks_in_vain += 1
+        if not self._heat.paused or self._looks_in_vain < _MOST_LOOKS_IN_VAIN:
+            return None
+        self._heat.paused = False
+        return Finding("unpause", "heat", "no GPU tells its temperature any more: going on")
 
     def _standstill(self) -> Finding | None:
         now = time.monotonic()

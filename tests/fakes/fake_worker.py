@@ -3,8 +3,16 @@
 It does to the run directory what Axolotl with our plugin does, in milliseconds
 and without torch. How it behaves comes from the environment:
 
-FAKE_MODE     finish (default)
+FAKE_MODE     finish (default); of a comma-separated list, one a session, then the last
               crash        a traceback after FAKE_CRASH_AT steps
+              save-crash   dies in the middle of the save at or after FAKE_CRASH_AT
+              killed       kills itself with signal 9 after FAKE_CRASH_AT steps
+              oom          out of memory in phase FAKE_OOM_IN while it needs more than FAKE_FITS
+              nan          the guard's event and exception after FAKE_CRASH_AT steps
+              stall        gives no sign of life after FAKE_CRASH_AT steps, nor does a child
+              enospc       torch's message about a full disk at the first save
+              no-space     the system's message about a full disk after FAKE_CRASH_AT steps
+              spike        the loss of the steps from FAKE_CRASH_AT on warns, as callbacks do
               no-plugin    Axolotl's line that the plugin failed to load, then trains on
               silent       trains on without plugin and without that line
               deaf         never looks at the stop file, ignores every signal
@@ -15,6 +23,9 @@ FAKE_MODE     finish (default)
 FAKE_STEPS    steps of the whole training (12)
 FAKE_STEP_S   seconds of one step (0.02)
 FAKE_START_S  seconds before training begins (0)
+FAKE_CRASH_AT a step (7); a list as FAKE_MODE
+FAKE_OOM_IN   load, train (default), eval or save
+FAKE_FITS     rows of 256 tokens at rank 8 that the memory holds at once (0); a list as FAKE_MODE
 """
 
 import json
@@ -27,17 +38,26 @@ from pathlib import Path
 
 import fake_files
 import yaml
+from fake_mode import setting
 
 from leviathan import checkpoints, files, machine, runs
 
-MODE = os.environ.get("FAKE_MODE", "finish")
 STEPS = int(os.environ.get("FAKE_STEPS", "12"))
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
-CRASH_AT = int(os.environ.get("FAKE_CRASH_AT", "7"))
+OOM_IN = os.environ.get("FAKE_OOM_IN", "train")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLEEPER = (
     "import signal, time\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\ntime.sleep(90)"
 )
+# As torch 2.13 words it on a card of 16 GB.
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 15.70 GiB of "
+    "which 12.56 MiB is free. Including non-PyTorch memory, this process has 15.68 GiB memory in "
+    "use. Of the allocated memory 14.91 GiB is allocated by PyTorch, and 511.59 MiB is reserved "
+    "by PyTorch but unallocated. If reserved but unallocated memory is large try setting "
+    "PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+)
+DISK_FULL = "[enforce fail at inline_container.cc:672] . unexpected pos 3200 vs 3094"
 
 
 def deafen() -> None:
@@ -45,31 +65,43 @@ def deafen() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def fail(name: str, message: str) -> None:
+    """What Python prints of an exception that nobody caught, and its exit code."""
+    trace = 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n'
+    print(f"{trace}    trainer.train()\n{name}: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
 class Worker:
     """One training process: axolotl's prints and our plugin's files."""
 
-    def __init__(self, config: dict) -> None:
-        keys = config["leviathan"]
+    def __init__(self, path: Path) -> None:
+        self.config = yaml.safe_load(path.read_text())
+        keys = self.config["leviathan"]
+        self.mode, self.crash_at = setting("mode", path), int(setting("crash_at", path))
+        self.fits = float(setting("fits", path))
         self.paths = runs.RunPaths(Path(keys["run_dir"]))
         self.session, self.keep = keys["session"], keys["keep"]
-        self.save_steps = config["save_steps"]
-        resume = config.get("resume_from_checkpoint")
+        self.save_steps = self.config["save_steps"]
+        resume = self.config.get("resume_from_checkpoint")
         self.step = checkpoints.step_of(Path(resume)) if resume else 0
         self.signalled = self.stopped = False
         self.supervisor = json.loads(os.environ["LEVIATHAN_SUPERVISOR"])
 
     def train(self) -> None:
-        if MODE == "no-plugin":
+        if self.mode == "no-plugin":
             print("Failed to load plugin: leviathan.plugin.LeviathanPlugin", flush=True)
-        elif MODE != "silent":
+        elif self.mode != "silent":
+            self.enter("start")
             files.write_json(
                 self.paths.heartbeat, {"session": self.session, **machine.process_identity()}
             )
         time.sleep(float(os.environ.get("FAKE_START_S", "0")))
         print("Starting trainer...", flush=True)
-        if MODE in {"no-plugin", "silent"}:
+        if self.mode in {"no-plugin", "silent"}:
             time.sleep(60)
             return
+        self.enter("load")
         self.spawn_and_listen()
         self.event("train_begin", max_steps=STEPS)
         while self.step < STEPS and not self.stopped:
@@ -77,11 +109,11 @@ class Worker:
         self.event("train_end", max_steps=STEPS, stopped=self.stopped and self.step < STEPS)
 
     def spawn_and_listen(self) -> None:
-        if MODE in {"grandchild", "leave-child"}:
+        if self.mode in {"grandchild", "leave-child", "stall"}:
             subprocess.Popen([sys.executable, "-c", SLEEPER], process_group=0)
-        if MODE == "leave-rank":
+        if self.mode == "leave-rank":
             subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
-        if MODE in {"deaf", "grandchild"}:
+        if self.mode in {"deaf", "grandchild"}:
             deafen()
             return
         for number in SIGNALS:
@@ -90,32 +122,72 @@ class Worker:
     def note(self, *_) -> None:
         self.signalled = True
 
+    def enter(self, phase: str) -> None:
+        """As callbacks.PhaseCallback: what training is at, and a sign of life."""
+        self.paths.phase.write_text(json.dumps({"phase": phase, "step": self.step}))
+        rows = self.config["micro_batch_size"]
+        if phase == "eval":
+            rows = self.config.get("eval_batch_size") or rows
+        need = rows * self.config["sequence_len"] / 256 * self.config["lora_r"] / 8
+        if self.mode == "oom" and phase == OOM_IN and need > self.fits:
+            fail("torch.OutOfMemoryError", OUT_OF_MEMORY)
+
     def one_step(self) -> None:
+        self.enter("train")
         time.sleep(STEP_S)
         self.step += 1
         line = {"time": time.time(), "session": self.session, "step": self.step, "max_steps": STEPS}
         files.append_json(self.paths.metrics, {**line, "loss": 2.0 / self.step, "pid": os.getpid()})
-        if MODE in {"crash", "leave-child", "leave-rank"} and self.step == CRASH_AT:
-            raise ValueError("made up")
-        if MODE not in {"deaf", "grandchild"} and self.asked():
-            self.stopped = True
+        if self.step == self.crash_at:
+            self.misbehave()
+        if self.mode not in {"deaf", "grandchild"}:
+            self.look_outside()
         if self.stopped or self.step % self.save_steps == 0 or self.step == STEPS:
+            self.enter("eval")
+            self.enter("save")
             self.save()
+
+    def misbehave(self) -> None:
+        if self.mode in {"crash", "leave-child", "leave-rank"}:
+            fail("ValueError", "made up")
+        elif self.mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.mode == "stall":
+            time.sleep(60)
+        elif self.mode == "nan":
+            text = f"the gradient of step {self.step} is nan"
+            self.event("guard", kind="nan", text=text)
+            fail("leviathan.callbacks.NonFiniteError", text)
+        elif self.mode == "no-space":
+            fail("OSError", "[Errno 28] No space left on device: '/tmp/made-up'")
+        elif self.mode == "spike":
+            self.event("warning", kind="divergence", text="the loss diverges: made up")
+
+    def look_outside(self) -> None:
+        while self.paths.pause.exists() and not self.asked():
+            os.utime(self.paths.phase)
+            time.sleep(0.02)
+        self.stopped = self.asked()
 
     def asked(self) -> bool:
         return self.signalled or self.paths.stop.exists() or not machine.is_alive(self.supervisor)
 
     def save(self) -> None:
+        if self.mode == "enospc":
+            fail("RuntimeError", DISK_FULL)
         path = fake_files.write_checkpoint(self.paths.directory, self.step, loss=2.0 / self.step)
+        if self.mode == "save-crash" and self.step >= self.crash_at:
+            (path / "optimizer.pt").write_bytes(b"half")
+            fail("RuntimeError", "made up while saving")
         state = json.loads((path / "trainer_state.json").read_text())
         checkpoints.commit(path, checkpoints.facts_from_history(state))
-        self.event("save")
+        self.event("save", seconds=0.01)
         for old in checkpoints.removable(checkpoints.scan(self.paths.directory), self.keep):
             checkpoints.remove(old)
 
-    def event(self, kind: str, **facts) -> None:
+    def event(self, kind: str, /, **facts) -> None:
         runs.event(self.paths, kind, session=self.session, step=self.step, pid=os.getpid(), **facts)
 
 
 if __name__ == "__main__":
-    Worker(yaml.safe_load(Path(sys.argv[1]).read_text())).train()
+    Worker(Path(sys.argv[1])).train()

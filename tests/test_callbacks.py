@@ -1,0 +1,472 @@
+"""What runs inside the training process, fed by hand: a tiny module, a state, a control.
+
+Imports torch, transformers and Axolotl, once for this file (about ten seconds).
+"""
+
+import errno
+import io
+import json
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from fakes import fake_files
+from fakes.processes import wait_for
+from leviathan import callbacks, checkpoints, plugin, runs
+from leviathan.config import Guards
+
+ROOM = 1 << 40
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return runs.RunPaths(tmp_path)
+
+
+@pytest.fixture
+def journal(paths):
+    return callbacks.Journal(paths, 3)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The free space: a list of one number, to be changed while a callback waits for it."""
+    free = [0]
+    monkeypatch.setattr(callbacks.machine, "free_bytes", lambda _: free[0])
+    monkeypatch.setattr(callbacks.time, "sleep", lambda _, sleep=time.sleep: sleep(0.05))
+    return free
+
+
+def in_background(hook, *arguments):
+    """Run a hook that waits, in a thread of its own."""
+    thread = threading.Thread(target=hook, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(thread):
+    thread.join(10)
+    return not thread.is_alive()
+
+
+@pytest.fixture
+def args(tmp_path):
+    return SimpleNamespace(fp16=False, eval_on_start=False)
+
+
+def state(step=7, *, main=True, history=()):
+    found = transformers.TrainerState(
+        global_step=step, max_steps=12, is_world_process_zero=main, log_history=list(history)
+    )
+    found.epoch = 0.5
+    return found
+
+
+def control(**wanted):
+    return transformers.TrainerControl(**wanted)
+
+
+def kinds(paths):
+    return [(e["event"], e.get("kind")) for e in runs.events(paths)]
+
+
+def phase(paths):
+    return json.loads(paths.phase.read_text())["phase"]
+
+
+# --- journal ----------------------------------------------------------------------
+
+
+def test_journal_lines_carry_time_and_session(paths, journal):
+    journal.metrics({"step": 1, "loss": 2.0})
+    journal.event("warning", kind="jump", text="x")
+    (line,) = runs.metrics(paths)
+    assert (line["session"], line["step"], line["loss"]) == (3, 1, 2.0)
+    (event,) = runs.events(paths)
+    assert (event["event"], event["kind"], event["session"]) == ("warning", "jump", 3)
+    assert line["time"] <= event["time"]
+
+
+def test_what_a_full_disk_refuses_waits_and_comes_in_order(paths, journal):
+    paths.metrics.symlink_to("/dev/full")
+    for step in (1, 2):
+        journal.metrics({"step": step})
+    journal.event("save", step=2)
+    assert runs.events(paths) == []  # nothing overtakes what waits
+    paths.metrics.unlink()
+    journal.metrics({"step": 3})
+    assert [line["step"] for line in runs.metrics(paths)] == [1, 2, 3]
+    assert kinds(paths) == [("save", None)]
+
+
+def test_other_failures_of_the_journal_are_errors(paths, journal):
+    paths.metrics.mkdir()
+    with pytest.raises(IsADirectoryError):
+        journal.metrics({"step": 1})
+
+
+# --- the standard streams ---------------------------------------------------------
+
+
+def test_a_progress_bar_survives_a_full_disk():
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - the device
+        stream = plugin.Unbreakable(full)
+        assert stream.write("100%") == 4
+        stream.flush()
+        print("more", file=stream, flush=True)
+        with pytest.raises(OSError, match="No space") as info:
+            full.flush()
+        assert info.value.errno == errno.ENOSPC
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that closing succeeds
+
+
+def test_the_stream_is_otherwise_what_it_was(tmp_path):
+    with (tmp_path / "log").open("w+") as file:
+        stream = plugin.Unbreakable(file)
+        assert (stream.fileno(), stream.encoding, stream.isatty()) == (
+            file.fileno(), file.encoding, False,
+        )  # fmt: skip
+        assert stream.writable()
+        stream.write("text ")
+        stream.flush()
+        stream.buffer.write(b"bytes")
+        stream.flush()
+        assert (tmp_path / "log").read_text() == "text bytes"
+
+
+def test_other_failures_of_the_stream_are_errors():
+    closed = io.StringIO()
+    closed.close()
+    with pytest.raises(ValueError, match="closed"):
+        plugin.Unbreakable(closed).write("x")
+
+
+# --- finite -----------------------------------------------------------------------
+
+
+def stepped(value):
+    """A module whose gradient holds ``value``."""
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    model.weight.grad[0, 1] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_ends_training_before_the_step(paths, journal, args, value):
+    finite = callbacks.FiniteCallback(journal)
+    with pytest.raises(callbacks.NonFiniteError, match="the gradient of step 8 is"):
+        finite.on_pre_optimizer_step(args, state(7), control(), model=stepped(value))
+    assert kinds(paths) == [("guard", "nan")]
+    assert runs.events(paths)[0]["step"] == 8
+
+
+@pytest.mark.parametrize("value", [0.0, 1e15, -1e15])
+def test_a_large_gradient_is_none_of_its_business(paths, journal, args, value):
+    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+        args, state(), control(), model=stepped(value)
+    )
+    assert kinds(paths) == []
+
+
+def test_fp16_meets_infinite_gradients_as_a_matter_of_course(paths, journal, args):
+    args.fp16 = True
+    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+        args, state(), control(), model=stepped(float("inf"))
+    )
+    assert kinds(paths) == []
+
+
+def test_a_model_without_gradients_passes(journal, args):
+    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+        args, state(), control(), model=torch.nn.Linear(1, 1)
+    )
+
+
+def test_every_rank_raises_and_only_the_first_writes(paths, journal, args):
+    finite = callbacks.FiniteCallback(journal)
+    with pytest.raises(callbacks.NonFiniteError):
+        finite.on_log(args, state(main=False), control(), logs={"loss": float("nan")})
+    assert kinds(paths) == []
+    with pytest.raises(callbacks.NonFiniteError, match="the loss of step 7 is nan"):
+        finite.on_log(args, state(), control(), logs={"loss": float("nan")})
+    assert kinds(paths) == [("guard", "nan")]
+    finite.on_log(args, state(), control(), logs={"loss": 1.0, "eval_loss": float("nan")})
+    finite.on_log(args, state(), control(), logs=None)
+
+
+def test_the_trainer_asks_before_the_optimizer_steps(tmp_path, journal):
+    """A real Trainer: the weights are those from before the NaN."""
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+
+    class Broken(transformers.Trainer):
+        def compute_loss(self, model, inputs, **_):
+            return (model(inputs["x"]) * float("nan")).sum()
+
+    arguments = transformers.TrainingArguments(
+        tmp_path / "out", max_steps=2, report_to=[], use_cpu=True, save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"x": torch.ones(2)}] * 8
+    trainer = Broken(
+        model, arguments, train_dataset=rows, callbacks=[callbacks.FiniteCallback(journal)]
+    )
+    with pytest.raises(callbacks.NonFiniteError):
+        trainer.train()
+    assert torch.equal(model.weight, before)
+
+
+# --- losses -----------------------------------------------------------------------
+
+
+def test_a_jump_after_a_resume_is_warned_of_once(paths, journal, args):
+    watch = callbacks.LossCallback(journal, Guards())
+    history = [{"loss": 1.0, "step": n} for n in range(30)] + [{"eval_loss": 9.0}]
+    watch.on_train_begin(args, state(history=history), control())
+    for _ in range(8):
+        watch.on_log(args, state(), control(), logs={"loss": 1.8})
+    assert kinds(paths) == [("warning", "jump")]
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_divergence_warns_or_stops_as_the_profile_says(paths, journal, args, action):
+    watch = callbacks.LossCallback(journal, Guards(on_divergence=action))
+    watch.on_train_begin(args, state(), control())
+    for loss in [1.0] * 20 + [3.0] * 20:
+        watch.on_log(args, state(), control(), logs={"loss": loss})
+    assert kinds(paths) == [("warning", "divergence")]
+    assert paths.stop.exists() == (action == "stop")
+    if action == "stop":
+        assert paths.stop.read_text() == "the loss diverges"
+
+
+# --- disk -------------------------------------------------------------------------
+
+
+def committed(paths, step, **facts):
+    path = fake_files.write_checkpoint(paths.directory, step, **facts)
+    document = json.loads((path / "trainer_state.json").read_text())
+    checkpoints.commit(path, checkpoints.facts_from_history(document))
+    return path
+
+
+def steps(paths):
+    return [c.step for c in checkpoints.scan(paths.directory)]
+
+
+def test_with_room_a_save_goes_on(paths, journal, args, disk):
+    committed(paths, 5)
+    disk[0] = ROOM
+    callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
+        args, state(), control(should_save=True)
+    )
+    assert (steps(paths), kinds(paths)) == ([5], [])
+
+
+def test_the_reserve_stays_free(paths, journal, args, disk):
+    disk[0] = ROOM
+    waiting = in_background(
+        callbacks.DiskCallback(journal, ROOM, callbacks.StopCallback(journal)).on_step_end,
+        args,
+        state(),
+        control(should_save=True),
+    )
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    disk[0] = 2 * ROOM
+    assert ended(waiting)
+
+
+def test_where_nothing_is_saved_nothing_is_asked(paths, journal, args, disk):
+    callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
+        args, state(), control()
+    )
+    assert kinds(paths) == []
+
+
+def test_a_short_disk_pauses_and_goes_on_when_there_is_room(paths, journal, args, disk):
+    for step in (2, 3, 4):
+        committed(paths, step, eval_loss=float(step))
+    (paths.directory / "checkpoint-3/leviathan-pin").touch()
+    paths.phase.write_text("{}")
+    asked = control(should_save=True)
+    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    waiting = in_background(callback.on_step_end, args, state(), asked)
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    assert steps(paths) == [2, 3, 4]  # the best, the pinned, the newest
+    before = paths.phase.stat().st_mtime_ns
+    wait_for(lambda: paths.phase.stat().st_mtime_ns > before)  # waiting is no standstill
+    assert waiting.is_alive()
+    disk[0] = ROOM
+    assert ended(waiting)
+    assert kinds(paths) == [("pause", "disk"), ("unpause", "disk")]
+    assert asked.should_save
+
+
+def test_pruning_for_room_takes_the_old_and_leaves_the_last(paths, journal, args, disk):
+    for step in (2, 3, 4):
+        committed(paths, step)
+    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    waiting = in_background(callback.on_step_end, args, state(), control(should_save=True))
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    disk[0] = ROOM
+    assert ended(waiting)
+    assert steps(paths) == [4]
+    assert [(e["step"], e["reason"]) for e in runs.events(paths) if e["event"] == "remove"] == [
+        (2, "disk"), (3, "disk"),
+    ]  # fmt: skip
+
+
+def test_the_last_sound_checkpoint_is_not_given_up_for_one_that_only_looks_sound(paths):
+    committed(paths, 2)
+    newest = committed(paths, 3) / "optimizer.pt"
+    newest.write_bytes(b"\0" * newest.stat().st_size)
+    assert checkpoints.retain(paths.directory, 1) == []
+    assert steps(paths) == [2, 3]
+
+
+def test_the_size_of_the_first_save_is_that_of_what_is_trained():
+    model = torch.nn.Linear(100, 100, bias=False)
+    frozen = torch.nn.Linear(100, 100)
+    frozen.requires_grad_(False)
+    both = torch.nn.Sequential(model, frozen)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 100)).sum().backward()
+    optimizer.step()
+    parts = {"model": both, "optimizer": optimizer, "processing_class": ["token"] * 10}
+    needed = 3 * 40_000 + 10 * 135 + (1 << 16)
+    assert needed <= callbacks._save_bytes(parts) <= needed + 100  # AdamW's step counter
+    assert callbacks._save_bytes({}) == 1 << 16
+
+
+# --- phase ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hook", "wanted", "found"),
+    [
+        ("on_train_begin", {}, "train"),
+        ("on_step_begin", {}, "train"),
+        ("on_substep_end", {}, "train"),
+        ("on_step_end", {}, "train"),
+        ("on_step_end", {"should_save": True}, "save"),
+        ("on_step_end", {"should_evaluate": True}, "eval"),
+        ("on_step_end", {"should_evaluate": True, "should_save": True}, "eval"),
+        ("on_prediction_step", {}, "eval"),
+        ("on_evaluate", {}, "train"),
+        ("on_evaluate", {"should_save": True}, "save"),
+    ],
+)
+def test_the_phase_is_what_comes_next(paths, args, hook, wanted, found):
+    getattr(callbacks.PhaseCallback(paths), hook)(args, state(), control(**wanted))
+    assert phase(paths) == found
+
+
+def test_an_evaluation_before_the_first_step_is_one(paths, args):
+    args.eval_on_start = True
+    callbacks.PhaseCallback(paths).on_train_begin(args, state(0), control())
+    assert phase(paths) == "eval"
+
+
+def test_every_batch_is_a_sign_of_life_and_a_full_disk_none_of_its_business(paths, args):
+    told = callbacks.PhaseCallback(paths)
+    told.on_step_begin(args, state(1), control())
+    os.utime(paths.phase, (0, 0))
+    told.on_substep_end(args, state(1), control())
+    assert paths.phase.stat().st_mtime > 0
+    paths.phase.unlink()
+    paths.phase.symlink_to("/dev/full")
+    told.on_prediction_step(args, state(1), control())
+
+
+def test_only_the_first_rank_tells(paths, args):
+    callbacks.PhaseCallback(paths).on_step_begin(args, state(main=False), control())
+    assert not paths.phase.exists()
+
+
+# --- stop -------------------------------------------------------------------------
+
+
+def test_a_pause_is_waited_out_and_a_stop_ends_it(paths, journal, args, monkeypatch):
+    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    stop = callbacks.StopCallback(journal)
+    paths.pause.touch()
+    asked = control()
+    waiting = in_background(stop.on_step_end, args, state(), asked)
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    paths.stop.touch()
+    assert ended(waiting)
+    assert (asked.should_save, asked.should_training_stop) == (True, True)
+
+
+def test_a_dead_supervisor_stops_the_training(journal, args, monkeypatch):
+    dead = {"pid": 1 << 30, "started": 0.0, "boot": "x"}
+    monkeypatch.setenv(callbacks.SUPERVISOR_VARIABLE, json.dumps(dead))
+    asked = callbacks.StopCallback(journal).on_step_end(args, state(), control())
+    assert asked.should_training_stop
+
+
+def test_waiting_for_room_without_a_supervisor_ends(paths, journal, args, disk, monkeypatch):
+    """Nobody would ever be told: the orphan ends with what was committed last."""
+    dead = {"pid": 1 << 30, "started": 0.0, "boot": "x"}
+    monkeypatch.setenv(callbacks.SUPERVISOR_VARIABLE, json.dumps(dead))
+    committed(paths, 5)
+    asked = control(should_save=True)
+    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    assert ended(in_background(callback.on_step_end, args, state(), asked))
+    assert (asked.should_save, asked.should_training_stop) == (False, True)
+    assert steps(paths) == [5]
+
+
+# --- order ------------------------------------------------------------------------
+
+
+def test_callbacks_come_in_an_order_that_matters(tmp_path):
+    keys = {"run_dir": str(tmp_path), "session": 1, "keep": 3, "guards": {"loss_jump": 0.7}}
+    cfg = SimpleNamespace(leviathan=keys, learning_rate=1e-4)
+    found = plugin.LeviathanPlugin().add_callbacks_pre_trainer(cfg, None)
+    order = [type(callback).__name__ for callback in found]
+    assert order == [
+        "MetricsCallback", "FiniteCallback", "LossCallback", "CommitCallback", "StopCallback",
+        "LearningRateCallback", "DiskCallback", "PhaseCallback",
+    ]  # fmt: skip
+    assert order.index("StopCallback") < order.index("DiskCallback") < order.index("PhaseCallback")
+    assert order.index("MetricsCallback") < order.index("FiniteCallback")
+    assert found[2].limits.loss_jump == 0.7
+
+
+def test_a_stop_on_a_short_disk_is_still_judged_by_the_disk(
+    paths, journal, args, disk, monkeypatch
+):
+    """The stop asks for a save; only then does the disk look."""
+    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    paths.stop.touch()
+    asked = control()
+    callbacks.StopCallback(journal).on_step_end(args, state(), asked)
+    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    waiting = in_background(callback.on_step_end, args, state(), asked)
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    disk[0] = ROOM
+    assert ended(waiting)
+    assert asked.should_save
+
+
+def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypatch):
+    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop = callbacks.StopCallback(journal)
+    try:
+        stop.on_train_begin(args, state(0), control())
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: stop.signalled)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.on_step_end(args, state(1), control()).should_training_stop
