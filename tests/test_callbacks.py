@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from axolotl.utils.dict import DictDefault
 
 from fakes import fake_files
 from fakes.processes import wait_for
@@ -394,7 +395,7 @@ def test_only_the_first_rank_tells(paths, args):
 
 
 def test_a_pause_is_waited_out_and_a_stop_ends_it(paths, journal, args, monkeypatch):
-    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.SUPERVISOR_VARIABLE, raising=False)
     stop = callbacks.StopCallback(journal)
     paths.pause.touch()
     asked = control()
@@ -408,7 +409,7 @@ def test_a_pause_is_waited_out_and_a_stop_ends_it(paths, journal, args, monkeypa
 
 def test_a_dead_supervisor_stops_the_training(journal, args, monkeypatch):
     dead = {"pid": 1 << 30, "started": 0.0, "boot": "x"}
-    monkeypatch.setenv(callbacks.SUPERVISOR_VARIABLE, json.dumps(dead))
+    monkeypatch.setenv(runs.SUPERVISOR_VARIABLE, json.dumps(dead))
     asked = callbacks.StopCallback(journal).on_step_end(args, state(), control())
     assert asked.should_training_stop
 
@@ -416,13 +417,17 @@ def test_a_dead_supervisor_stops_the_training(journal, args, monkeypatch):
 def test_waiting_for_room_without_a_supervisor_ends(paths, journal, args, disk, monkeypatch):
     """Nobody would ever be told: the orphan ends with what was committed last."""
     dead = {"pid": 1 << 30, "started": 0.0, "boot": "x"}
-    monkeypatch.setenv(callbacks.SUPERVISOR_VARIABLE, json.dumps(dead))
+    monkeypatch.setenv(runs.SUPERVISOR_VARIABLE, json.dumps(dead))
+    monkeypatch.setattr(callbacks, "_STOP_PATIENCE", 1)
     committed(paths, 5)
     asked = control(should_save=True)
-    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    stop = callbacks.StopCallback(journal)
+    callback = callbacks.DiskCallback(journal, 0, stop)
     assert ended(in_background(callback.on_step_end, args, state(), asked))
     assert (asked.should_save, asked.should_training_stop) == (False, True)
+    assert stop.stopping  # so that train_end tells of a stop, not of an end
     assert steps(paths) == [5]
+    assert ("warning", "disk") in kinds(paths)
 
 
 # --- order ------------------------------------------------------------------------
@@ -430,12 +435,15 @@ def test_waiting_for_room_without_a_supervisor_ends(paths, journal, args, disk, 
 
 def test_callbacks_come_in_an_order_that_matters(tmp_path):
     keys = {"run_dir": str(tmp_path), "session": 1, "keep": 3, "guards": {"loss_jump": 0.7}}
-    cfg = SimpleNamespace(leviathan=keys, learning_rate=1e-4)
+    cfg = DictDefault(
+        leviathan=keys, learning_rate=1e-4, sample_packing=True, curriculum_sampling=None
+    )
     found = plugin.LeviathanPlugin().add_callbacks_pre_trainer(cfg, None)
     order = [type(callback).__name__ for callback in found]
     assert order == [
         "MetricsCallback", "FiniteCallback", "LossCallback", "CommitCallback", "StopCallback",
-        "LearningRateCallback", "DiskCallback", "PhaseCallback",
+        "LearningRateCallback", "TokensCallback", "EpochCallback", "DiskCallback",
+        "PhaseCallback",
     ]  # fmt: skip
     assert order.index("StopCallback") < order.index("DiskCallback") < order.index("PhaseCallback")
     assert order.index("MetricsCallback") < order.index("FiniteCallback")
@@ -446,7 +454,7 @@ def test_a_stop_on_a_short_disk_is_still_judged_by_the_disk(
     paths, journal, args, disk, monkeypatch
 ):
     """The stop asks for a save; only then does the disk look."""
-    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.SUPERVISOR_VARIABLE, raising=False)
     paths.stop.touch()
     asked = control()
     callbacks.StopCallback(journal).on_step_end(args, state(), asked)
@@ -459,7 +467,7 @@ def test_a_stop_on_a_short_disk_is_still_judged_by_the_disk(
 
 
 def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypatch):
-    monkeypatch.delenv(callbacks.SUPERVISOR_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.SUPERVISOR_VARIABLE, raising=False)
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     stop = callbacks.StopCallback(journal)
     try:

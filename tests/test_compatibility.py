@@ -33,7 +33,7 @@ TREE = {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "processes": 1,
         ("num_epochs", 2, "refused", "the learning rate schedule"),
         ("lr_scheduler", "linear", "refused", "the learning rate schedule"),
         ("optimizer", "x", "refused", "the saved optimizer state"),
-        ("lora_alpha", 64, "refused", "it changes what is trained"),
+        ("lora_alpha", 64, "refused", "another shape or scale"),
         ("bf16", True, "refused", "it changes what is trained"),
     ],
 )
@@ -97,7 +97,7 @@ def test_nothing_differs_from_itself(tree):
     ("change", "tree", "what"),
     [
         ({"processes": 2, "gradient_accumulation_steps": 1}, {}, "dropout draws anew"),
-        ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, {}, "another order"),
+        ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, {}, "other micro batches"),
         ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, {"sample_packing": True},
          "rows are packed anew"),
     ],

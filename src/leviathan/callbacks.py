@@ -444,14 +444,15 @@ class _Supervisor:
     def __init__(self) -> None:
         self._identity = json.loads(os.environ.get(runs.SUPERVISOR_VARIABLE, "null"))
         self._next_check = 0.0
+        self._died = False
 
     def died(self) -> bool:
-        """Whether it is gone; looked at every few seconds, and False between two looks."""
+        """Whether it is gone, as far as the last look told; there is one every few seconds."""
         now = time.monotonic()
-        if not self._identity or now < self._next_check:
-            return False
-        self._next_check = now + _SUPERVISOR_CHECK_S
-        return not machine.is_alive(self._identity)
+        if self._identity and now >= self._next_check:
+            self._next_check = now + _SUPERVISOR_CHECK_S
+            self._died = not machine.is_alive(self._identity)
+        return self._died
 
 
 def _any_rank(asked: bool) -> bool:
