@@ -23,6 +23,20 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_tree_is_synced_whole_and_from_the_leaves_up(tmp_path, monkeypatch):
+    (tmp_path / "made/shards").mkdir(parents=True)
+    for name in ("made/model.safetensors", "made/shards/one"):
+        (tmp_path / name).write_bytes(b"weights")
+    synced = []
+    monkeypatch.setattr(
+        files.os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
+    files.fsync_tree(tmp_path / "made")
+    made = tmp_path / "made"
+    assert {*synced} == {made, made / "shards", made / "shards/one", made / "model.safetensors"}
+    assert synced.index(made / "shards/one") < synced.index(made / "shards") < synced.index(made)
+
+
 def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "record"
     files.write_text(path, "old")

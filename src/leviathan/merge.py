@@ -102,7 +102,7 @@ def merge(
             _copy_trained_tokenizer(checkpoint.path, made)
             tell("proving: base, base + adapter and merged on the same probes")
             result = _prove(record, recipe, tree, checkpoint, made, partial)
-            files.fsync_directory(made)
+            files.fsync_tree(made)  # Axolotl's merge syncs nothing
             final = _put_in_place(made, directory, result.verdict)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -37,18 +37,22 @@ def environment(**extra):
 class Project:
     """A working directory; runs the real command line in it."""
 
-    def __init__(self, directory: Path, server: ForkServer | None = None) -> None:
+    def __init__(
+        self, directory: Path, server: ForkServer | None = None, prefix: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory
         self.server = server
         """Where launches of ``train`` go; None for the genuine accelerate."""
+        self.prefix = prefix
+        """A command that runs ours, and goes to the directory itself."""
 
     def spawn(self, *arguments: str, env: dict | None = None, **popen) -> subprocess.Popen:
         """The command as a process of its own."""
         # Only train launches anything; merge and test import the real accelerate.
         launch = self.server.environment() if self.server and arguments[0] == "train" else {}
         return subprocess.Popen(
-            [LEVIATHAN, *arguments],
-            cwd=self.directory,
+            [*self.prefix, LEVIATHAN, *arguments],
+            cwd="/" if self.prefix else self.directory,
             env=environment(**{**launch, **(env or {})}),
             stdin=subprocess.DEVNULL,
             **popen,
