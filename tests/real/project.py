@@ -125,16 +125,19 @@ class Project:
         return Done(process.returncode, out, err)
 
     def processes(self) -> list[int]:
-        """Every process that works in or for this project's directory."""
+        """Every process of this project's launches, by the mark in its environment.
+
+        Command lines do not tell: the paths in them are relative.
+        """
         found = []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
+            if entry.name.isdigit():
                 try:
-                    command = (entry / "cmdline").read_bytes()
-                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                except OSError:
+                    variables = (entry / "environ").read_bytes().split(b"\0")
+                except OSError:  # ended meanwhile; a zombie's is empty
                     continue
-                if str(self.directory).encode() in command and state != "Z":
+                mine = f":{self.directory.resolve()}/".encode()
+                if any(v.startswith(b"LEVIATHAN_RUN=") and mine in v for v in variables):
                     found.append(int(entry.name))
         return found
 
