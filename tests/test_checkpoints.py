@@ -556,3 +556,16 @@ def test_what_was_set_aside_is_found_with_where_it_lies(tmp_path):
 
 def only_step(run_dir, step):
     return next(c for c in checkpoints.scan(run_dir) if c.step == step)
+
+
+def test_a_commit_makes_the_names_in_subdirectories_last_too(tmp_path, monkeypatch):
+    """FSDP and DeepSpeed write their shards below the checkpoint."""
+    path = fake_files.write_checkpoint(tmp_path, 5, loss=1.0)
+    shards = path / "optimizer_0" / "shards"
+    shards.mkdir(parents=True)
+    (shards / "0.distcp").write_bytes(b"moments")
+    synced = []
+    monkeypatch.setattr(checkpoints.files, "fsync_directory", synced.append)
+    checkpoints.commit(path, {"step": 5})
+    assert {shards, shards.parent, path, tmp_path} <= {*synced}
+    assert "optimizer_0/shards/0.distcp" in (path / checkpoints.COMMIT).read_text()

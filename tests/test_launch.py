@@ -441,7 +441,7 @@ def test_several_processes_on_cpus_are_torchruns_and_meet_without_a_port(tmp_pat
     assert command[-3:] == ["-m", "axolotl.cli.train", str(paths.config)]
     environment = launch.environment(paths, TWO_ON_CPU, 1)
     assert environment["ACCELERATE_USE_CPU"] == "true"
-    assert environment["LEVIATHAN_STORE"] == str(paths.store)
+    assert environment["LEVIATHAN_STORE"] == str(paths.store.resolve())
     assert environment["GLOO_SOCKET_IFNAME"] == "lo"
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 

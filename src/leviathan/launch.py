@@ -96,7 +96,7 @@ def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[st
         result["CUDA_VISIBLE_DEVICES"] = ""
     if _several_on_cpu(profile):
         result["ACCELERATE_USE_CPU"] = "true"
-        result[STORE_VARIABLE] = str(paths.store)
+        result[STORE_VARIABLE] = str(paths.store.resolve())
         result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         result.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the network is
     return result

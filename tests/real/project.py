@@ -141,7 +141,7 @@ class Project:
         """Every process that works in this project's directory: the command lines are relative."""
         found = []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
+            if entry.name.isdigit():
                 try:
                     directory = (entry / "cwd").readlink()  # fails for a zombie
                 except OSError:
