@@ -137,6 +137,13 @@ class Project:
         out, err = process.communicate(timeout=180)
         return Done(process.returncode, out, err)
 
+    def trainers(self) -> list[int]:
+        """The training process, if there is one."""
+        from leviathan import machine, runs
+
+        beat = runs.identity_in(self.path(RUN) / ".plugin.json")
+        return [beat["pid"]] if beat and machine.is_alive(beat) else []
+
     def processes(self) -> list[int]:
         """Every process that works in this project's directory: the command lines are relative."""
         found = []

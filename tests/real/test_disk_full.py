@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 
 import pytest
-from project import RUN, Project
+from project import RUN, TINY, Project
 from smalldisk import SmallDisk
 
-from fakes.processes import listing
+import tiny
+from fakes.processes import listing, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -37,6 +39,98 @@ def test_the_small_disk_is_small_and_filled_to_the_page(small_disk):
         (small_disk.directory / "does-not").write_bytes(bytes(8 << 10))
     small_disk.release()
     assert small_disk.free_bytes() > 20 * MIB
+
+
+# --- training -----------------------------------------------------------------------
+
+SLOW_STEPS = """
+import time
+from transformers import Trainer
+real = Trainer.training_step
+def slow(*arguments, **keywords):
+    time.sleep(0.1)
+    return real(*arguments, **keywords)
+Trainer.training_step = slow
+"""
+# As if the space went between the look at the disk and the save.
+BLIND = (
+    SLOW_STEPS
+    + """
+from leviathan.callbacks import DiskCallback
+DiskCallback.on_step_end = lambda *arguments, **keywords: None
+"""
+)
+
+
+def start(project: Project, tmp_path, hook: str, *arguments: str):
+    """A training with slow steps, at step 5 or more."""
+    (tmp_path / "hook.py").write_text(hook)
+    process = project.start(*TINY, *arguments, FORK_HOOK=str(tmp_path / "hook.py"))
+    metrics = project.path(RUN) / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and any(m["step"] >= 5 for m in project.metrics(RUN)), 120)
+    return process
+
+
+def test_a_save_waits_for_room(small_disk, small_project, reference, tmp_path):
+    process = start(small_project, tmp_path, SLOW_STEPS)
+    small_disk.fill(200 << 10)
+    wait_for(lambda: small_project.events(RUN, "pause"), 60)
+    time.sleep(2)
+    assert process.poll() is None
+    assert not list(small_project.path(RUN).glob("checkpoint-*"))
+    small_disk.release()
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert "the disk has 0.2 MB free" in err
+    assert "there is room again" in err
+    assert small_project.curve(RUN) == reference.curve(RUN)
+    assert small_project.adapter(RUN) == reference.adapter(RUN)
+
+
+@pytest.mark.parametrize("free_kib", [0, 400], ids=["nothing-free", "half-a-save"])
+def test_a_disk_that_fills_up_within_a_save_costs_nothing(
+    small_disk, small_project, reference, tmp_path, free_kib
+):
+    profile = small_project.directory / "configs/profiles/tiny.yaml"
+    healing = "recovery: {restarts: 3, backoff_s: 0.1}\nguards: {disk_reserve_gib: 0}\n"
+    profile.write_text(tiny.PROFILE.split("recovery:")[0] + healing)
+    process = start(small_project, tmp_path, BLIND)
+    small_disk.fill(free_kib << 10)
+    wait_for(lambda: not small_project.trainers(), 60)
+    time.sleep(2)
+    assert process.poll() is None
+    small_disk.release()
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert "waiting for free space" in err
+    assert small_project.adapter(RUN) == reference.adapter(RUN)
+
+
+def test_log_lines_a_full_disk_refused_are_written_later(
+    small_disk, small_project, reference, tmp_path
+):
+    seldom = ("--set", "save_steps=1000", "--set", "eval_steps=1000")
+    process = start(small_project, tmp_path, SLOW_STEPS, *seldom)
+    small_disk.fill(0)
+    time.sleep(3)
+    assert process.poll() is None
+    small_disk.release()
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    lines = (small_project.path(RUN) / "metrics.jsonl").read_text().splitlines()
+    steps = [line["step"] for line in map(_json, lines) if "loss" in line]
+    assert steps == list(range(1, 99))
+    assert small_project.adapter(RUN) == reference.adapter(RUN)
+
+
+def _json(line: str) -> dict:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}  # the half that the full disk took; the whole line comes later
+
+
+# --- merging ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("free_bytes", [0, 256 << 10], ids=["nothing-free", "weights-half-written"])
