@@ -5,7 +5,7 @@
 Real trainings of a tiny model on the CPU, forked from one process that has the imports
 done (tests/forked); everything else is what a user runs. Each step is saved, so most
 kills fall into a save. A trial kills the training process alone, or supervisor, launcher
-and training at once as a power cut would, then expects, without a human: resumed from
+and training at once as a power cut would (the same command follows then), and expects, without a human: resumed from
 the newest checkpoint that was committed when the kill came, at most one save interval
 lost. Where the run ends, its weights and its loss curve must equal those of a run
 nobody disturbed, bit for bit. Exit code 1 if any trial failed.
@@ -42,7 +42,9 @@ STEPS = 30
 ROWS = 8 + 4 * STEPS  # 8 held out, 4 a step
 SAVE_STEPS = 1
 COMMAND = ("train", "--profile", "tiny", "--recipe", "tiny", "--sample", "full",
-           "--set", f"save_steps={SAVE_STEPS}", "--set", "eval_steps=15")  # fmt: skip
+           "--set", f"save_steps={SAVE_STEPS}", "--set", "eval_steps=15",
+           # A killed trainer is restarted by its supervisor; the wait leaves time to look.
+           "--set", "recovery.restarts=3", "--set", "recovery.backoff_s=1")  # fmt: skip
 PATIENCE_S = 120.0
 _ATTEMPTS = 4  # commands in a row that may end without having begun to train
 
