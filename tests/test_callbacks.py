@@ -19,8 +19,9 @@ from axolotl.utils.dict import DictDefault
 
 from fakes import fake_files
 from fakes.processes import wait_for
-from leviathan import callbacks, checkpoints, plugin, runs
+from leviathan import callbacks, checkpoints, plugin, runs, safeguards
 from leviathan.config import Guards
+from leviathan.journal import Journal
 
 ROOM = 1 << 40
 
@@ -32,14 +33,14 @@ def paths(tmp_path):
 
 @pytest.fixture
 def journal(paths):
-    return callbacks.Journal(paths, 3)
+    return Journal(paths, 3)
 
 
 @pytest.fixture
 def disk(monkeypatch):
     """The free space: a list of one number, to be changed while a callback waits for it."""
     free = [0]
-    monkeypatch.setattr(callbacks.machine, "free_bytes", lambda _: free[0])
+    monkeypatch.setattr(safeguards.machine, "free_bytes", lambda _: free[0])
     monkeypatch.setattr(callbacks.time, "sleep", lambda _, sleep=time.sleep: sleep(0.05))
     return free
 
@@ -161,8 +162,8 @@ def stepped(value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_gradient_that_is_not_finite_ends_training_before_the_step(paths, journal, args, value):
-    finite = callbacks.FiniteCallback(journal)
-    with pytest.raises(callbacks.NonFiniteError, match="the gradient of step 8 is"):
+    finite = safeguards.FiniteCallback(journal)
+    with pytest.raises(safeguards.NonFiniteError, match="the gradient of step 8 is"):
         finite.on_pre_optimizer_step(args, state(7), control(), model=stepped(value))
     assert kinds(paths) == [("guard", "nan")]
     assert runs.events(paths)[0]["step"] == 8
@@ -170,7 +171,7 @@ def test_a_gradient_that_is_not_finite_ends_training_before_the_step(paths, jour
 
 @pytest.mark.parametrize("value", [0.0, 1e15, -1e15])
 def test_a_large_gradient_is_none_of_its_business(paths, journal, args, value):
-    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+    safeguards.FiniteCallback(journal).on_pre_optimizer_step(
         args, state(), control(), model=stepped(value)
     )
     assert kinds(paths) == []
@@ -178,24 +179,24 @@ def test_a_large_gradient_is_none_of_its_business(paths, journal, args, value):
 
 def test_fp16_meets_infinite_gradients_as_a_matter_of_course(paths, journal, args):
     args.fp16 = True
-    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+    safeguards.FiniteCallback(journal).on_pre_optimizer_step(
         args, state(), control(), model=stepped(float("inf"))
     )
     assert kinds(paths) == []
 
 
 def test_a_model_without_gradients_passes(journal, args):
-    callbacks.FiniteCallback(journal).on_pre_optimizer_step(
+    safeguards.FiniteCallback(journal).on_pre_optimizer_step(
         args, state(), control(), model=torch.nn.Linear(1, 1)
     )
 
 
 def test_every_rank_raises_and_only_the_first_writes(paths, journal, args):
-    finite = callbacks.FiniteCallback(journal)
-    with pytest.raises(callbacks.NonFiniteError):
+    finite = safeguards.FiniteCallback(journal)
+    with pytest.raises(safeguards.NonFiniteError):
         finite.on_log(args, state(main=False), control(), logs={"loss": float("nan")})
     assert kinds(paths) == []
-    with pytest.raises(callbacks.NonFiniteError, match="the loss of step 7 is nan"):
+    with pytest.raises(safeguards.NonFiniteError, match="the loss of step 7 is nan"):
         finite.on_log(args, state(), control(), logs={"loss": float("nan")})
     assert kinds(paths) == [("guard", "nan")]
     finite.on_log(args, state(), control(), logs={"loss": 1.0, "eval_loss": float("nan")})
@@ -217,9 +218,9 @@ def test_the_trainer_asks_before_the_optimizer_steps(tmp_path, journal):
     )  # fmt: skip
     rows = [{"x": torch.ones(2)}] * 8
     trainer = Broken(
-        model, arguments, train_dataset=rows, callbacks=[callbacks.FiniteCallback(journal)]
+        model, arguments, train_dataset=rows, callbacks=[safeguards.FiniteCallback(journal)]
     )
-    with pytest.raises(callbacks.NonFiniteError):
+    with pytest.raises(safeguards.NonFiniteError):
         trainer.train()
     assert torch.equal(model.weight, before)
 
@@ -228,7 +229,7 @@ def test_the_trainer_asks_before_the_optimizer_steps(tmp_path, journal):
 
 
 def test_a_jump_after_a_resume_is_warned_of_once(paths, journal, args):
-    watch = callbacks.LossCallback(journal, Guards())
+    watch = safeguards.LossCallback(journal, Guards())
     history = [{"loss": 1.0, "step": n} for n in range(30)] + [{"eval_loss": 9.0}]
     watch.on_train_begin(args, state(history=history), control())
     for _ in range(8):
@@ -238,7 +239,7 @@ def test_a_jump_after_a_resume_is_warned_of_once(paths, journal, args):
 
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_divergence_warns_or_stops_as_the_profile_says(paths, journal, args, action):
-    watch = callbacks.LossCallback(journal, Guards(on_divergence=action))
+    watch = safeguards.LossCallback(journal, Guards(on_divergence=action))
     watch.on_train_begin(args, state(), control())
     for loss in [1.0] * 20 + [3.0] * 20:
         watch.on_log(args, state(), control(), logs={"loss": loss})
@@ -265,7 +266,7 @@ def steps(paths):
 def test_with_room_a_save_goes_on(paths, journal, args, disk):
     committed(paths, 5)
     disk[0] = ROOM
-    callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
+    safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
         args, state(), control(should_save=True)
     )
     assert (steps(paths), kinds(paths)) == ([5], [])
@@ -274,7 +275,7 @@ def test_with_room_a_save_goes_on(paths, journal, args, disk):
 def test_the_reserve_stays_free(paths, journal, args, disk):
     disk[0] = ROOM
     waiting = in_background(
-        callbacks.DiskCallback(journal, ROOM, callbacks.StopCallback(journal)).on_step_end,
+        safeguards.DiskCallback(journal, ROOM, callbacks.StopCallback(journal)).on_step_end,
         args,
         state(),
         control(should_save=True),
@@ -285,7 +286,7 @@ def test_the_reserve_stays_free(paths, journal, args, disk):
 
 
 def test_where_nothing_is_saved_nothing_is_asked(paths, journal, args, disk):
-    callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
+    safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal)).on_step_end(
         args, state(), control()
     )
     assert kinds(paths) == []
@@ -297,7 +298,7 @@ def test_a_short_disk_pauses_and_goes_on_when_there_is_room(paths, journal, args
     (paths.directory / "checkpoint-3/leviathan-pin").touch()
     paths.phase.write_text("{}")
     asked = control(should_save=True)
-    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    callback = safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal))
     waiting = in_background(callback.on_step_end, args, state(), asked)
     wait_for(lambda: ("pause", "disk") in kinds(paths))
     assert steps(paths) == [2, 3, 4]  # the best, the pinned, the newest
@@ -313,7 +314,7 @@ def test_a_short_disk_pauses_and_goes_on_when_there_is_room(paths, journal, args
 def test_pruning_for_room_takes_the_old_and_leaves_the_last(paths, journal, args, disk):
     for step in (2, 3, 4):
         committed(paths, step)
-    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    callback = safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal))
     waiting = in_background(callback.on_step_end, args, state(), control(should_save=True))
     wait_for(lambda: ("pause", "disk") in kinds(paths))
     disk[0] = ROOM
@@ -342,8 +343,8 @@ def test_the_size_of_the_first_save_is_that_of_what_is_trained():
     optimizer.step()
     parts = {"model": both, "optimizer": optimizer, "processing_class": ["token"] * 10}
     needed = 3 * 40_000 + 10 * 135 + (1 << 16)
-    assert needed <= callbacks._save_bytes(parts) <= needed + 100  # AdamW's step counter
-    assert callbacks._save_bytes({}) == 1 << 16
+    assert needed <= safeguards._save_bytes(parts) <= needed + 100  # AdamW's step counter
+    assert safeguards._save_bytes({}) == 1 << 16
 
 
 # --- phase ------------------------------------------------------------------------
@@ -365,18 +366,18 @@ def test_the_size_of_the_first_save_is_that_of_what_is_trained():
     ],
 )
 def test_the_phase_is_what_comes_next(paths, args, hook, wanted, found):
-    getattr(callbacks.PhaseCallback(paths), hook)(args, state(), control(**wanted))
+    getattr(safeguards.PhaseCallback(paths), hook)(args, state(), control(**wanted))
     assert phase(paths) == found
 
 
 def test_an_evaluation_before_the_first_step_is_one(paths, args):
     args.eval_on_start = True
-    callbacks.PhaseCallback(paths).on_train_begin(args, state(0), control())
+    safeguards.PhaseCallback(paths).on_train_begin(args, state(0), control())
     assert phase(paths) == "eval"
 
 
 def test_every_batch_is_a_sign_of_life_and_a_full_disk_none_of_its_business(paths, args):
-    told = callbacks.PhaseCallback(paths)
+    told = safeguards.PhaseCallback(paths)
     told.on_step_begin(args, state(1), control())
     os.utime(paths.phase, (0, 0))
     told.on_substep_end(args, state(1), control())
@@ -387,7 +388,7 @@ def test_every_batch_is_a_sign_of_life_and_a_full_disk_none_of_its_business(path
 
 
 def test_only_the_first_rank_tells(paths, args):
-    callbacks.PhaseCallback(paths).on_step_begin(args, state(main=False), control())
+    safeguards.PhaseCallback(paths).on_step_begin(args, state(main=False), control())
     assert not paths.phase.exists()
 
 
@@ -418,11 +419,11 @@ def test_waiting_for_room_without_a_supervisor_ends(paths, journal, args, disk, 
     """Nobody would ever be told: the orphan ends with what was committed last."""
     dead = {"pid": 1 << 30, "started": 0.0, "boot": "x"}
     monkeypatch.setenv(runs.SUPERVISOR_VARIABLE, json.dumps(dead))
-    monkeypatch.setattr(callbacks, "_STOP_PATIENCE", 1)
+    monkeypatch.setattr(safeguards, "_STOP_PATIENCE", 1)
     committed(paths, 5)
     asked = control(should_save=True)
     stop = callbacks.StopCallback(journal)
-    callback = callbacks.DiskCallback(journal, 0, stop)
+    callback = safeguards.DiskCallback(journal, 0, stop)
     assert ended(in_background(callback.on_step_end, args, state(), asked))
     assert (asked.should_save, asked.should_training_stop) == (False, True)
     assert stop.stopping  # so that train_end tells of a stop, not of an end
@@ -458,7 +459,7 @@ def test_a_stop_on_a_short_disk_is_still_judged_by_the_disk(
     paths.stop.touch()
     asked = control()
     callbacks.StopCallback(journal).on_step_end(args, state(), asked)
-    callback = callbacks.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    callback = safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal))
     waiting = in_background(callback.on_step_end, args, state(), asked)
     wait_for(lambda: ("pause", "disk") in kinds(paths))
     disk[0] = ROOM

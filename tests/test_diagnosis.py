@@ -115,7 +115,7 @@ UNREACHABLE = (
         ("RuntimeError: DataLoader worker (pid 4720) is killed by signal: Killed. ", "host_memory", "usual"),
         ("RuntimeError: DataLoader worker (pid(s) 4720) exited unexpectedly", "host_memory", "usual"),
         ("RuntimeError: One of the subprocesses has abruptly died during map operation.", "host_memory", "usual"),
-        ("leviathan.callbacks.NonFiniteError: the gradient of step 7 is nan", "nan", "once"),
+        ("leviathan.safeguards.NonFiniteError: the gradient of step 7 is nan", "nan", "once"),
         ("ValueError: something nobody has seen before", "unknown", "usual"),
         ("KeyError: 'CUDA'", "unknown", "usual"),
     ],

@@ -1,7 +1,7 @@
-"""Owns the Trainer callbacks: metrics, commits, stop, order, guards, disk; one concern each.
+"""Owns the Trainer callbacks: metrics, commits, stop, rates, order, counters; one concern each.
 
-Imported only inside the training process, by ``plugin``. Rank 0 writes; what every rank
-must agree on is agreed on by every rank. Limits come from the profile (``guards`` judges).
+Imported only inside the training process. Rank 0 writes; what every rank must agree on is
+agreed on by every rank. Those that guard against a bad end are ``safeguards``.
 """
 
 import json
@@ -11,18 +11,15 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, files, machine, runs, sampler
-from leviathan.config import Guards
-from leviathan.guards import LossWatch
+from leviathan import checkpoints, machine, runs, sampler
+from leviathan.journal import Journal
 
 _SUPERVISOR_CHECK_S = 5.0
-_STOP_PATIENCE = 60  # waits of a second
 
 
 class LearningRateCallback(TrainerCallback):
@@ -88,36 +85,6 @@ class TokensCallback(TrainerCallback):
             state.tokens = {"trainable": zero, "total": zero.clone()}
 
 
-class Journal:
-    """Writes the run's events and metrics; what a full disk refuses waits in memory.
-
-    Training is worth more than its log lines: a full disk must not end it here.
-    """
-
-    def __init__(self, paths: runs.RunPaths, session: int) -> None:
-        self.paths, self.session = paths, session
-        self._waiting: list[tuple[Path, dict[str, Any]]] = []
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        self._append(self.paths.metrics, {"time": time.time(), "session": self.session, **line})
-
-    def event(self, kind: str, /, **facts: Any) -> None:
-        """Append one event of this session."""
-        line = {"time": time.time(), "event": kind, "session": self.session, **facts}
-        self._append(self.paths.events, line)
-
-    def _append(self, path: Path, line: dict[str, Any]) -> None:
-        self._waiting.append((path, line))
-        try:
-            while self._waiting:
-                files.append_json(*self._waiting[0])
-                del self._waiting[0]
-        except OSError as error:
-            if error.errno not in files.FULL:
-                raise
-
-
 class MetricsCallback(TrainerCallback):
     """Every log line of the Trainer, as one JSON line."""
 
@@ -174,207 +141,6 @@ class CommitCallback(TrainerCallback):
             self.journal.event("remove", step=step)
 
 
-class DiskCallback(TrainerCallback):
-    """Lets no save begin that the disk has no room for.
-
-    When short: retention down to the last sound checkpoint and the best; when still
-    short: training waits, saying so, until somebody frees space. A save cut off by a full
-    disk would cost the work since the one before. Asked to stop while it waits, it waits
-    a minute more for room, then training ends with what was committed last.
-    """
-
-    def __init__(self, journal: Journal, reserve: int, stop: "StopCallback") -> None:
-        self.journal, self.reserve, self.stop = journal, reserve, stop
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
-        if not control.should_save:
-            return
-        needed = self._needed(parts)
-        if not _any_rank(self._short(state, needed)):
-            return
-        if state.is_world_process_zero:
-            for step in checkpoints.retain(self.journal.paths.directory, 1):
-                self.journal.event("remove", step=step, reason="disk")
-        told, patience = False, _STOP_PATIENCE
-        while _any_rank(self._short(state, needed)):
-            if not told and state.is_world_process_zero:
-                told = True
-                self._tell(state, needed)
-            patience -= _any_rank(self.stop.asked())
-            if patience < 0:
-                self._give_up(state, control)
-                return
-            _wait(self.journal.paths)
-        if told:
-            text = "there is room again: training goes on"
-            self.journal.event("unpause", kind="disk", step=state.global_step, text=text)
-
-    def _give_up(self, state: TrainerState, control: TrainerControl) -> None:
-        control.should_save, control.should_training_stop = False, True
-        self.stop.stopping = True
-        if state.is_world_process_zero:
-            text = "stopped without saving: there was no room; the last save is what remains"
-            self.journal.event("warning", kind="disk", step=state.global_step, text=text)
-
-    def _tell(self, state: TrainerState, needed: int) -> None:
-        free = machine.free_bytes(self.journal.paths.directory)
-        text = (
-            f"the disk has {free / 1e6:.1f} MB free and the next save wants {needed / 1e6:.1f}: "
-            "training waits until there is room"
-        )
-        self.journal.event("pause", kind="disk", step=state.global_step, text=text)
-
-    def _short(self, state: TrainerState, needed: int) -> bool:
-        if not state.is_world_process_zero:
-            return False
-        return machine.free_bytes(self.journal.paths.directory) < needed
-
-    def _needed(self, parts: dict[str, Any]) -> int:
-        known = [c.bytes for c in checkpoints.scan(self.journal.paths.directory) if c.sound]
-        return int(1.1 * max([*known[-1:], _save_bytes(parts)])) + self.reserve
-
-
-def _save_bytes(parts: dict[str, Any]) -> int:
-    """Bytes of trainable weights, optimizer state and tokenizer; a sharded part counts once."""
-    model, optimizer = parts.get("model"), parts.get("optimizer")
-    weights: int = sum(p.nbytes for p in model.parameters() if p.requires_grad) if model else 0
-    states = getattr(optimizer, "state", {}).values()
-    state: int = sum(t.nbytes for s in states for t in s.values() if isinstance(t, torch.Tensor))
-    # tokenizer.json takes about 135 bytes a token (Llama 3: 17.2 MB for 128,256 tokens).
-    tokenizer = 135 * len(parts.get("processing_class") or ())
-    return weights + state + tokenizer + (1 << 16)
-
-
-def _wait(paths: runs.RunPaths) -> None:
-    """One second of waiting that is no standstill."""
-    _alive(paths)
-    time.sleep(1)
-
-
-def _alive(paths: runs.RunPaths) -> None:
-    with suppress(OSError):
-        os.utime(paths.phase)
-
-
-class PhaseCallback(TrainerCallback):
-    """Tells what training is at, and gives a sign of life at every batch.
-
-    Registered last: it must see what the others made of ``should_save``.
-    """
-
-    def __init__(self, paths: runs.RunPaths) -> None:
-        self.paths = paths
-        self._phase = ""
-
-    def _enter(self, phase: str, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        if phase == self._phase:
-            _alive(self.paths)
-            return
-        self._phase = phase
-        with suppress(OSError):  # a full disk: the phase is a help, not a need
-            self.paths.phase.write_text(json.dumps({"phase": phase, "step": state.global_step}))
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._enter("eval" if args.eval_on_start else "train", state)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._enter("train", state)
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._enter("train", state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        after = "save" if control.should_save else "train"
-        self._enter("eval" if control.should_evaluate else after, state)
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._enter("eval", state)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._enter("save" if control.should_save else "train", state)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient is NaN or infinite: going on would ruin the adapter."""
-
-
-class FiniteCallback(TrainerCallback):
-    """Ends training before a NaN reaches the weights, and so before it can be saved.
-
-    Gradients are the same on every rank here (they are all-reduced), so every rank raises.
-    """
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
-        # fp16's loss scaler meets infinite gradients as a matter of course, and skips them.
-        gradients = [p.grad for p in parts["model"].parameters() if p.grad is not None]
-        if args.fp16 or not gradients:
-            return
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm)):
-            self._end("gradient", float(norm), state.global_step + 1, state)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, Any] | None = None, **_: Any,
-    ) -> None:  # fmt: skip
-        loss = (logs or {}).get("loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
-            self._end("loss", loss, state.global_step, state)
-
-    def _end(self, what: str, value: float, step: int, state: TrainerState) -> None:
-        text = f"the {what} of step {step} is {value}"
-        if state.is_world_process_zero:
-            self.journal.event("guard", kind="nan", step=step, text=text)
-        raise NonFiniteError(text)
-
-
-class LossCallback(TrainerCallback):
-    """Warns of a loss that jumps after a resume, and of one that diverges."""
-
-    def __init__(self, journal: Journal, limits: Guards) -> None:
-        self.journal, self.limits = journal, limits
-        self._watch = LossWatch(limits)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        before = [e["loss"] for e in state.log_history if isinstance(e.get("loss"), float)]
-        self._watch = LossWatch(self.limits, before)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, Any] | None = None, **_: Any,
-    ) -> None:  # fmt: skip
-        loss = (logs or {}).get("loss")
-        if not state.is_world_process_zero or not isinstance(loss, float):
-            return
-        for kind, text in self._watch.feed(loss):
-            self.journal.event("warning", kind=kind, step=state.global_step, text=text)
-            if kind == "divergence" and self.limits.on_divergence == "stop":
-                self.journal.paths.stop.write_text("the loss diverges")
-
-
 class StopCallback(TrainerCallback):
     """Ends training after the current step, with a checkpoint, when asked from outside.
 
@@ -384,7 +150,7 @@ class StopCallback(TrainerCallback):
 
     def __init__(self, journal: Journal) -> None:
         self.journal, self.paths = journal, journal.paths
-        self.signalled = False
+        self.signalled = ""
         self.stopping = False
         self._supervisor = _Supervisor()
 
@@ -403,8 +169,8 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        while _any_rank(self.paths.pause.exists()) and not _any_rank(self.asked()):
-            _wait(self.paths)
+        while any_rank(self.paths.pause.exists()) and not any_rank(self.asked()):
+            wait(self.paths)
         return self._stop_if_asked(control)
 
     def on_evaluate(
@@ -420,14 +186,15 @@ class StopCallback(TrainerCallback):
             self.journal.event(
                 "train_end", step=state.global_step, max_steps=state.max_steps,
                 stopped=self.stopping and state.global_step < state.max_steps,
+                why=self.signalled,
             )  # fmt: skip
 
-    def _note(self, *_: Any) -> None:
-        # Only a flag: logging inside a handler can deadlock on Axolotl's tee.
-        self.signalled = True
+    def _note(self, number: int, *_: Any) -> None:
+        # Only a mark: logging inside a handler can deadlock on Axolotl's tee.
+        self.signalled = signal.Signals(number).name
 
     def _stop_if_asked(self, control: TrainerControl) -> TrainerControl:
-        if not self.stopping and _any_rank(self.asked()):
+        if not self.stopping and any_rank(self.asked()):
             self.stopping = True
             control.should_save = True
             control.should_training_stop = True
@@ -435,7 +202,7 @@ class StopCallback(TrainerCallback):
 
     def asked(self) -> bool:
         """Whether anybody wants training to end."""
-        return self.signalled or self.paths.stop.exists() or self._supervisor.died()
+        return bool(self.signalled) or self.paths.stop.exists() or self._supervisor.died()
 
 
 class _Supervisor:
@@ -455,7 +222,7 @@ class _Supervisor:
         return self._died
 
 
-def _any_rank(asked: bool) -> bool:
+def any_rank(asked: bool) -> bool:
     """Whether any rank says yes; every rank calls this at the same step."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -464,3 +231,15 @@ def _any_rank(asked: bool) -> bool:
     flag = torch.tensor([int(asked)], device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def wait(paths: runs.RunPaths) -> None:
+    """One second of waiting that is no standstill."""
+    alive(paths)
+    time.sleep(1)
+
+
+def alive(paths: runs.RunPaths) -> None:
+    """Give a sign of life."""
+    with suppress(OSError):
+        os.utime(paths.phase)

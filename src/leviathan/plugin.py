@@ -20,18 +20,15 @@ from transformers import TrainerCallback, set_seed
 from leviathan import files, launch, machine, models, runs, sampler
 from leviathan.callbacks import (
     CommitCallback,
-    DiskCallback,
     EpochCallback,
-    FiniteCallback,
-    Journal,
     LearningRateCallback,
-    LossCallback,
     MetricsCallback,
-    PhaseCallback,
     StopCallback,
     TokensCallback,
 )
 from leviathan.config import Guards
+from leviathan.journal import Journal
+from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
 
 
 class LeviathanKeys(BaseModel):

@@ -272,10 +272,12 @@ class _Watcher:
     def _why_stopped(self) -> str:
         if self.requests.first:
             return self.requests.first
+        if self._ended and self._ended.get("why"):
+            return f"{self._ended['why']} to the training process"
         try:
             return self.paths.stop.read_text().strip() or "stop file"
         except OSError:
-            return "stop file"
+            return "a signal to a training process"
 
     def _read(self) -> None:
         for line in self._events.lines():

@@ -157,7 +157,7 @@ class Worker:
         elif self.mode == "nan":
             text = f"the gradient of step {self.step} is nan"
             self.event("guard", kind="nan", text=text)
-            fail("leviathan.callbacks.NonFiniteError", text)
+            fail("leviathan.safeguards.NonFiniteError", text)
         elif self.mode == "no-space":
             fail("OSError", "[Errno 28] No space left on device: '/tmp/made-up'")
         elif self.mode == "spike":

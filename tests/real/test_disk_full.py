@@ -56,7 +56,7 @@ Trainer.training_step = slow
 BLIND = (
     SLOW_STEPS
     + """
-from leviathan.callbacks import DiskCallback
+from leviathan.safeguards import DiskCallback
 DiskCallback.on_step_end = lambda *arguments, **keywords: None
 """
 )
