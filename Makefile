@@ -32,8 +32,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Two workers: most of the time is imports and waiting. A file stays with one worker, since
+# its tests share trainings.
 tests: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
