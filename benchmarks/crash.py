@@ -5,9 +5,10 @@
 Real trainings of a tiny model on the CPU, forked from one process that has the imports
 done (tests/forked); everything else is what a user runs. Each step is saved, so most
 kills fall into a save. A trial kills the training process alone, or supervisor, launcher
-and training at once as a power cut would (the same command follows then), and expects, without a human: resumed from
-the newest checkpoint that was committed when the kill came, at most one save interval
-lost. Where the run ends, its weights and its loss curve must equal those of a run
+and training at once as a power cut would (the same command follows then), and expects,
+without a human: resumed from the newest checkpoint that was committed when the kill
+came, at most one save interval lost.
+Where the run ends, its weights and its loss curve must equal those of a run
 nobody disturbed, bit for bit. Exit code 1 if any trial failed.
 """
 
