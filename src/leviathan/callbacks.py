@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, machine, runs, sampler
+from leviathan import checkpoints, files, machine, runs, sampler
 from leviathan.journal import Journal
 
 _SUPERVISOR_CHECK_S = 5.0
@@ -133,6 +133,10 @@ class CommitCallback(TrainerCallback):
         directory = self.journal.paths.directory / f"checkpoint-{state.global_step}"
         if not directory.is_dir():
             return
+        # What led here must not be younger than the checkpoint, should the power go.
+        for story in (self.journal.paths.metrics, self.journal.paths.events):
+            if story.exists():
+                files.fsync_file(story)
         saved = json.loads((directory / "trainer_state.json").read_bytes())
         checkpoints.commit(directory, checkpoints.facts_from_history(saved))
         seconds = round(time.monotonic() - self._began, 3)

@@ -41,9 +41,14 @@ def fsync_tree(path: Path) -> None:
         if entry.is_dir():
             fsync_directory(entry)
         elif entry.is_file():
-            with entry.open("rb") as stream:
-                os.fsync(stream.fileno())
+            fsync_file(entry)
     fsync_directory(path)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what was written to ``path``, by whomever, survive a power cut."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 @contextmanager

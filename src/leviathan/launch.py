@@ -91,6 +91,8 @@ def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[st
         wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)
     result = {**wanted, **os.environ}
     result[runs.SUPERVISOR_VARIABLE] = json.dumps(machine.process_identity())
+    # With it Axolotl's reading of rng_state.pth would execute what is pickled there.
+    result.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     result[RUN_VARIABLE] = run_mark(paths, session)
     if profile.hardware.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""

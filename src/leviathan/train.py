@@ -127,12 +127,13 @@ def follow(decision: Decision, record: runs.RunRecord) -> Decision:
 def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, list[Checkpoint]]:
     """Where training goes on, and what has to be moved out of the line for it.
 
-    A save cut off before its commit was never safe: where nothing else exists, as after a
-    crash in the very first save, training begins anew without asking.
+    A save cut off before its commit was never safe: after a crash in the very first save
+    training begins anew without asking. Not so where a save was ever finished, even if
+    every commit record is gone: work was lost then, and a person should know.
 
     Raises:
         BadInput: no such checkpoint.
-        Refused: it is damaged; or checkpoints were committed and none is sound.
+        Refused: it is damaged; or saves were finished and no checkpoint is sound.
     """
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
     if resume == "never":
@@ -141,7 +142,7 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
         if existing and _first_save_was_cut(paths, existing):
             return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
-        if chosen is None and any(c.committed for c in damaged):
+        if damaged and chosen is None:
             told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
             raise Refused(
                 f"no checkpoint of {paths.directory.name} is sound ({told})",

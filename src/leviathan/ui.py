@@ -277,7 +277,8 @@ class TrainView:
         if kind == "notice":
             notice(facts["text"])
         elif kind in {"start", "resume"}:
-            self._first, self._line = None, {}  # the pace of the session before is another
+            if self._line.get("session") != facts["session"]:
+                self._first, self._line = None, {}  # the pace of the session before is another
             notice(f"{self.name}: {_beginning(kind, facts)}")
         elif kind == "event" and facts["event"] == "save":
             self._checkpoint = f"checkpoint-{facts['step']}"
