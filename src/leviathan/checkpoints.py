@@ -1,25 +1,22 @@
 """Owns checkpoints: their commit records, soundness, choice, retention.
 
 Does not write checkpoints (the Trainer does) and never unpickles one: everything here
-works on names, sizes, hashes, safetensors headers and zip directories.
+works on names, sizes and hashes; without a commit record ``structure`` looks.
 """
 
 import json
 import math
 import os
 import shutil
-import struct
 import time
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import xxhash
 
-from leviathan import files
+from leviathan import files, structure
 from leviathan.errors import BadInput, Refused
 
 COMMIT = "leviathan-commit.json"
@@ -136,7 +133,9 @@ def verify(checkpoint: Checkpoint) -> Checkpoint:
     """``checkpoint`` with every byte read: hashes where committed, else structure."""
     record = _read_record(checkpoint.path)
     problem = checkpoint.problem or (
-        _hash_problem(checkpoint.path, record) if record else structure_problem(checkpoint.path)
+        _hash_problem(checkpoint.path, record)
+        if record
+        else structure.problem(checkpoint.path, checkpoint.step)
     )
     return replace(checkpoint, problem=problem)
 
@@ -323,7 +322,7 @@ def _look(path: Path, step: int) -> Checkpoint:
     if record:
         problem, size = _size_problem(path, record)
     else:
-        problem, size = _quick_structure_problem(path), files.directory_bytes(path)
+        problem, size = structure.quick_problem(path), files.directory_bytes(path)
     epoch, loss, eval_loss, saved = (
         files.number(facts.get(name)) for name in ("epoch", "loss", "eval_loss", "time")
     )
@@ -396,102 +395,3 @@ def _hash_problem(path: Path, record: dict[str, Any]) -> str | None:
         if digest.hexdigest() != entry["xxh3_64"]:
             return f"{name} is not what was committed (xxh3 differs)"
     return None
-
-
-def _quick_structure_problem(path: Path) -> str | None:
-    names = {entry.name for entry in path.iterdir()}
-    weights = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"}
-    if not names & weights:
-        return "no adapter or model weights"
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
-        if name not in names:
-            return f"{name} is missing"
-    if not any(name.startswith("rng_state") for name in names):
-        return "rng_state.pth is missing"
-    if "adapter_model.safetensors" in names and "adapter_config.json" not in names:
-        return "adapter_config.json is missing"
-    return None
-
-
-def structure_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint that has no commit record; None if nothing is.
-
-    Reads safetensors headers and lengths, checksums inside the zip archives that
-    ``torch.save`` writes, and JSON. Weights that are all zero, as files are that a power
-    cut left without data, do not pass; other damage inside weights only hashes see.
-    """
-    problem = _quick_structure_problem(path)
-    if problem:
-        return problem
-    for file in sorted(path.iterdir()):
-        problem = _file_problem(file)
-        if problem:
-            return f"{file.name} {problem}"
-    state = json.loads((path / "trainer_state.json").read_bytes())
-    step = state.get("global_step") if isinstance(state, dict) else None
-    return None if step == step_of(path) else f"trainer_state.json is of step {step}"
-
-
-def _file_problem(file: Path) -> str | None:
-    if file.suffix == ".safetensors":
-        return _safetensors_problem(file)
-    # training_args.bin is not needed to resume; a bad one is harmless (facts measured).
-    if file.suffix in {".pt", ".pth"}:
-        return _zip_problem(file)
-    if file.suffix == ".json":
-        try:
-            json.loads(file.read_bytes())
-        except ValueError:
-            return "is not whole JSON"
-    return None
-
-
-def _safetensors_problem(file: Path) -> str | None:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= size - 8:
-            return "has no safetensors header"
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            spans = {n: (int(t["data_offsets"][0]), int(t["data_offsets"][1]))
-                     for n, t in header.items()}  # fmt: skip
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-            return "has a broken safetensors header"
-        if any(not 0 <= begin <= end for begin, end in spans.values()):
-            return "has a broken safetensors header"
-        expected = 8 + length + max((end for _, end in spans.values()), default=0)
-        if size != expected:
-            return f"has {size} bytes, its header says {expected}"
-        return _zeros_problem(stream, spans)
-
-
-def _zeros_problem(stream: IO[bytes], spans: dict[str, tuple[int, int]]) -> str | None:
-    """Whether the data, or one LoRA A matrix (drawn at random, hence never zero), is all zero."""
-    base, anything = stream.tell(), False
-    for name, (begin, end) in spans.items():
-        stream.seek(base + begin)
-        zero = _only_zeros(stream, end - begin)
-        if zero and end > begin and "lora_A" in name:
-            return f"holds nothing but zeros for {name}"
-        anything |= not zero
-    return None if anything or not spans else "holds nothing but zeros"
-
-
-def _only_zeros(stream: IO[bytes], length: int) -> bool:
-    while length > 0 and (block := stream.read(min(length, 1 << 20))):
-        if block.count(0) != len(block):
-            return False
-        length -= len(block)
-    return True
-
-
-def _zip_problem(file: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError):
-        return "is not a whole torch archive"
-    return f"has a damaged part ({bad})" if bad else None
