@@ -5,6 +5,7 @@ python scripts/make_config_reference.py          # rewrite the file
 python scripts/make_config_reference.py --check  # exit 1 when it is out of date
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -41,6 +42,9 @@ def shown(default: Any) -> str:
     """A default as YAML would write it; nested models stand for their own rows."""
     if isinstance(default, BaseModel):
         return "see below"
+    if isinstance(default, list) and default and isinstance(default[0], BaseModel):
+        dumped = (json.dumps(item.model_dump(exclude_unset=True)) for item in default)
+        return f"[{', '.join(dumped)}]".replace('"', "")
     if default == "":
         return "empty"
     if default is None or isinstance(default, bool):
