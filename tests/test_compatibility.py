@@ -111,3 +111,13 @@ def test_versions_that_reach_the_loss():
     old = {"torch": "2.1", "datasets": "1", "peft": "1", "axolotl": "1", "python": "3.11"}
     new = {"torch": "2.2", "datasets": "2", "axolotl": "1", "bitsandbytes": "1", "python": "3.12"}
     assert list(version_changes(old, new)) == ["torch 2.1 -> 2.2", "peft 1 -> gone"]
+
+
+def test_the_fingerprint_is_the_same_exactly_where_a_resume_is_allowed():
+    tree = {"lora_r": 8, "micro_batch_size": 4, "learning_rate": 1e-4, "sample": "full"}
+    print_of = compatibility.fingerprint
+    assert print_of({**tree, "learning_rate": 1.0, "save_steps": 3}) == print_of(tree)
+    halved = {**tree, "micro_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert print_of(halved) == print_of(tree)
+    for key, value in (("lora_r", 4), ("sample", "10pct"), ("micro_batch_size", 2), ("seed", 1)):
+        assert print_of({**tree, key: value}) != print_of(tree)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -249,6 +250,22 @@ def test_resume_from_a_damaged_checkpoint_is_refused(crashed):
     assert "checkpoint-10 is damaged: optimizer.pt has" in line
     assert refused.code == 3
     assert listing(crashed.project) == before
+
+
+def test_another_runs_checkpoint_is_not_resumed_from(crashed):
+    """Copied in by hand it is whole, committed and newer; only its settings tell."""
+    other = crashed.run("--name", "other", "--set", "lora_r=4")
+    assert other.code == 0, other
+    runs_of = crashed.run_dir.parent
+    shutil.copytree(runs_of / "other/checkpoint-12", crashed.run_dir / "checkpoint-12")
+    refused = crashed.run()
+    assert refused.code == 3
+    assert "checkpoint-12 in tiny_full_tiny was trained with other settings" in refused.stderr
+    shutil.rmtree(crashed.run_dir / "checkpoint-12")
+    assert (
+        crashed.run("--set", "micro_batch_size=2", "--set", "gradient_accumulation_steps=2").code
+        == 0
+    )
 
 
 def test_resume_never_starts_over_and_keeps_the_old(crashed):

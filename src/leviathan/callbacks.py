@@ -114,8 +114,8 @@ def _plain(value: Any) -> Any:
 class CommitCallback(TrainerCallback):
     """Commits each checkpoint once it is whole, then lets retention run."""
 
-    def __init__(self, journal: Journal, keep: int) -> None:
-        self.journal, self.keep = journal, keep
+    def __init__(self, journal: Journal, keep: int, fingerprint: str) -> None:
+        self.journal, self.keep, self.fingerprint = journal, keep, fingerprint
         self._began = time.monotonic()
 
     def on_step_end(
@@ -138,7 +138,8 @@ class CommitCallback(TrainerCallback):
             if story.exists():
                 files.fsync_file(story)
         saved = json.loads((directory / "trainer_state.json").read_bytes())
-        checkpoints.commit(directory, checkpoints.facts_from_history(saved))
+        facts = checkpoints.facts_from_history(saved)
+        checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
         seconds = round(time.monotonic() - self._began, 3)
         self.journal.event("save", step=state.global_step, seconds=seconds)
         for step in checkpoints.retain(self.journal.paths.directory, self.keep):

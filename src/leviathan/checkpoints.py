@@ -46,6 +46,8 @@ class Checkpoint:
     pinned: bool = False
     where: str = "run"
     """run, quarantine or set-aside."""
+    fingerprint: str = ""
+    """Of the settings it was trained with (``compatibility``); empty where unknown."""
 
     @property
     def sound(self) -> bool:
@@ -329,6 +331,7 @@ def _look(path: Path, step: int) -> Checkpoint:
     return Checkpoint(
         step, path, epoch, loss, eval_loss, size, saved or path.stat().st_mtime,
         record is not None, problem, pinned=(path / PIN).exists(),
+        fingerprint=str(facts.get("fingerprint") or ""),
     )  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 Pure. Does not read the run (``runs``) nor refuse anything itself (``train``).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import xxhash
 
 # How often to save, look and log; how to compute the same numbers faster or smaller; and
 # the peak learning rate. Everything else gives another model, other data, or optimizer
@@ -108,6 +111,16 @@ def effective_batch(tree: dict[str, Any]) -> int:
     for key in BATCH_KEYS:
         product *= int(tree.get(key) or 1)
     return product
+
+
+def fingerprint(tree: dict[str, Any]) -> str:
+    """Identifies what a checkpoint was trained with: everything that a resume must not change.
+
+    Equal for settings that ``differences`` allows: free keys, and the same effective batch.
+    """
+    fixed = {k: v for k, v in tree.items() if not is_free(k) and k not in BATCH_KEYS}
+    fixed["effective batch"] = effective_batch(tree)
+    return xxhash.xxh3_64_hexdigest(json.dumps(fixed, sort_keys=True, default=str).encode())
 
 
 def is_free(key: str) -> bool:

@@ -42,6 +42,8 @@ class LeviathanKeys(BaseModel):
     """Which launch of the run this is, from 1."""
     keep: int
     """Newest checkpoints to keep, besides the best and the pinned."""
+    fingerprint: str = ""
+    """Of the settings that a resume must not change; goes into the commit records."""
     guards: Guards = Guards()
     """The profile's limits for loss, gradients and disk."""
 
@@ -125,7 +127,7 @@ class LeviathanPlugin(BasePlugin):
             MetricsCallback(journal),
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
-            CommitCallback(journal, keys.keep),
+            CommitCallback(journal, keys.keep, keys.fingerprint),
             stop,
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),

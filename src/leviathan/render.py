@@ -26,6 +26,8 @@ class Target:
     base_model: str
     session: int = 1
     resume_from: Path | None = None
+    fingerprint: str = ""
+    """Of the settings, for the commit records (``compatibility.fingerprint``)."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def _place(
             "run_dir": run_dir,
             "session": target.session,
             "keep": config.profile.checkpoints.keep,
+            "fingerprint": target.fingerprint,
             "guards": config.profile.guards.model_dump(exclude_none=True),
         },
         # Retention is Leviathan's, by step (docs/checkpoints.md); Axolotl's default is 4.

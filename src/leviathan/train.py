@@ -82,6 +82,8 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
             f"{paths.directory} has checkpoints but no run.json: nobody knows what they were "
             "trained with", "restore run.json, or start over with --resume never",
         )  # fmt: skip
+    if chosen and record:
+        _refuse_foreign(chosen, record, config)
     found = tuple(_checks(config, here, paths))
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
@@ -170,6 +172,15 @@ def _refuse_unwritable(directory: Path) -> None:
         raise BadInput(f"cannot write to {parent}", "runs live in work/ of this directory")
 
 
+def _refuse_foreign(chosen: Checkpoint, record: runs.RunRecord, config: Config) -> None:
+    """A checkpoint that was copied here from another run is whole, and still not this run's."""
+    if chosen.fingerprint not in ("", compatibility.fingerprint(_settings(config))):
+        raise Refused(
+            f"{chosen.path.name} in {record.name} was trained with other settings: it is another "
+            "run's", "move it away; train then resumes from the newest before it",
+        )  # fmt: skip
+
+
 def _judge_changes(record: runs.RunRecord, config: Config, here: machine.Machine) -> list[str]:
     """What differs from the run's beginning and is allowed, a line each.
 
@@ -195,8 +206,13 @@ def differences(record: runs.RunRecord, config: Config) -> list[compatibility.Di
     """What is asked for now against what the run was begun with."""
     return compatibility.differences(
         {"sample": record.sample, "processes": record.processes, **record.tree},
-        {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree},
+        _settings(config),
     )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What ``compatibility`` judges."""
+    return {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree}
 
 
 def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
@@ -236,6 +252,7 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
         base_model=models.local_or_hub(config.tree["base_model"]),
         session=session,
         resume_from=resume.path.resolve() if resume else None,
+        fingerprint=compatibility.fingerprint(_settings(config)),
     )
     return rendering.render(
         config,

@@ -82,6 +82,7 @@ class Worker:
         self.fits = float(setting("fits", path))
         self.paths = runs.RunPaths(Path(keys["run_dir"]))
         self.session, self.keep = keys["session"], keys["keep"]
+        self.fingerprint = keys["fingerprint"]
         self.save_steps = self.config["save_steps"]
         resume = self.config.get("resume_from_checkpoint")
         self.step = checkpoints.step_of(Path(resume)) if resume else 0
@@ -180,7 +181,8 @@ class Worker:
             (path / "optimizer.pt").write_bytes(b"half")
             fail("RuntimeError", "made up while saving")
         state = json.loads((path / "trainer_state.json").read_text())
-        checkpoints.commit(path, checkpoints.facts_from_history(state))
+        facts = checkpoints.facts_from_history(state)
+        checkpoints.commit(path, {**facts, "fingerprint": self.fingerprint})
         self.event("save", seconds=0.01)
         for old in checkpoints.removable(checkpoints.scan(self.paths.directory), self.keep):
             checkpoints.remove(old)
