@@ -569,3 +569,16 @@ def test_a_commit_makes_the_names_in_subdirectories_last_too(tmp_path, monkeypat
     checkpoints.commit(path, {"step": 5})
     assert {shards, shards.parent, path, tmp_path} <= {*synced}
     assert "optimizer_0/shards/0.distcp" in (path / checkpoints.COMMIT).read_text()
+
+
+def test_a_checkpoint_moved_elsewhere_behind_a_link_is_let_go_but_not_touched(run_dir, tmp_path):
+    """Retention runs inside training: failing here would end it at each save."""
+    oldest = checkpoints.scan(run_dir)[0].path
+    elsewhere = tmp_path / "another-disk"
+    oldest.rename(elsewhere)
+    oldest.symlink_to(elsewhere)
+    before = sorted(path.name for path in elsewhere.iterdir())
+    (link,) = [c for c in checkpoints.scan(run_dir) if c.path == oldest]
+    checkpoints.remove(link)
+    assert not oldest.is_symlink()
+    assert sorted(path.name for path in elsewhere.iterdir()) == before

@@ -87,3 +87,17 @@ def test_directory_bytes_counts_nested_files(tmp_path):
     (tmp_path / "a").write_bytes(b"123")
     (tmp_path / "sub/b").write_bytes(b"45")
     assert files.directory_bytes(tmp_path) == 5
+
+
+def test_a_tail_begins_anew_where_its_file_did(tmp_path):
+    """Somebody deletes events.jsonl while a run writes it: what comes then still counts."""
+    path = tmp_path / "lines.jsonl"
+    for number in range(5):
+        files.append_json(path, {"line": number})
+    tail = files.Tail(path)
+    path.unlink()
+    assert tail.lines() == []
+    files.append_json(path, {"line": 5})
+    assert tail.lines() == [{"line": 5}]
+    files.append_json(path, {"line": 6})
+    assert tail.lines() == [{"line": 6}]

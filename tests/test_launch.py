@@ -547,3 +547,20 @@ def test_under_nohup_a_hangup_does_not_stop_the_training(trainings):
     nohup = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     running = trainings.start(popen=nohup, step_s=0.1).reached(2).signal(signal.SIGHUP)
     assert running.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_dies_alone_is_a_failure_and_not_a_stop(trainings, number):
+    """Training saves itself, and goes on: nobody asked the run to end."""
+    profile = trainings.project / "configs/profiles/tiny.yaml"
+    text = profile.read_text().replace("{restarts: 0}", "{restarts: 3, backoff_s: 0}")
+    profile.write_text(text)
+    training = trainings.start(steps=30, step_s=0.1).reached(7)
+    launcher = runs.identity_in(runs.RunPaths(trainings.run_dir).launcher)
+    os.kill(launcher["pid"], number)
+    assert training.end() == 0, training
+    assert (
+        f"somebody or something killed it (signal {int(number)}); restart 1 of 3" in training.stderr
+    )
+    assert [s["outcome"] for s in record(trainings)["sessions"]] == ["failed", "done"]
+    assert record(trainings)["sessions"][1]["resumed_from"] >= 7

@@ -216,3 +216,18 @@ def test_a_released_lock_names_nobody(paths):
     with runs.locked(paths):
         assert runs.identity_in(paths.holder)["pid"] == os.getpid()
     assert not paths.holder.exists()
+
+
+def test_a_deleted_lock_file_does_not_let_a_second_writer_in(paths):
+    """Between two sessions, too, when no training process would give the first one away."""
+    command = [sys.executable, "-c", HOLD, str(paths.directory)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as holder:
+        holder.stdout.readline()
+        paths.lock.unlink()
+        for _ in range(2):  # the one refused leaves the holder's name where it is
+            with pytest.raises(Refused, match=f"by process {holder.pid}"), runs.locked(paths):
+                pass
+        holder.stdin.close()
+    with runs.locked(paths):
+        pass

@@ -579,3 +579,15 @@ def test_nothing_is_left_of_a_killed_worker(trainings):
     assert running.end(30) == 0
     assert outcomes(trainings) == ["failed", "done"]
     assert trainings.left() == []
+
+
+# --- a record that goes missing ---------------------------------------------------
+
+
+def test_a_record_deleted_while_training_is_written_again(trainings):
+    """It names what the checkpoints were trained with: without it they cannot be resumed."""
+    write_profile(trainings)
+    training = trainings.start(mode="crash,finish", steps=25, step_s=0.1).reached(3)
+    (trainings.run_dir / "run.json").unlink()
+    assert training.end() == 0, training
+    assert outcomes(trainings) == ["failed", "done"]

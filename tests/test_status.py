@@ -375,3 +375,26 @@ def test_half_written_companions_are_no_damage(run_cli):
             done = run_cli("status")
             assert (done.exit_code, done.stderr) == (0, ""), content
             assert "r  crashed  " in done.stdout
+
+
+# --- what a running run waits for -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "why"),
+    [
+        ("pause", {"text": "the disk is full"}, "paused: the disk is full"),
+        ("restart", {"why": "it crashed", "reason": "restart 1 of 3"},
+         "between two sessions: it crashed; restart 1 of 3"),
+        ("ladder", {"why": "out of memory", "reason": "next rung: a"},
+         "between two sessions: out of memory; next rung: a"),
+        ("warning", {"text": "it is hot"}, ""),
+    ],
+)  # fmt: skip
+def test_a_run_that_waits_says_for_what_until_it_goes_on(tmp_path, kind, facts, why):
+    paths = make_run(tmp_path / "r", state="running", supervisor=machine.process_identity())
+    runs.event(paths, "resume", session=2, step=10)
+    runs.event(paths, kind, session=None, step=11, **facts)
+    assert status.summarize(paths).why == why
+    runs.event(paths, "unpause" if kind == "pause" else "resume", session=2, step=11)
+    assert status.summarize(paths).why == ""

@@ -253,6 +253,9 @@ def remove(checkpoint: Checkpoint) -> None:
     """Delete a checkpoint; its commit record goes first, so a half-deleted one is unsound."""
     if checkpoint.where == "run" and (checkpoint.path / PIN).exists():
         return  # pinned since it was chosen to go
+    if checkpoint.path.is_symlink():  # its owner moved it elsewhere: only the name is the run's
+        checkpoint.path.unlink()
+        return
     (checkpoint.path / COMMIT).unlink(missing_ok=True)
     shutil.rmtree(checkpoint.path)
 

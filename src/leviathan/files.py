@@ -141,6 +141,8 @@ class Tail:
         """What was appended since the last call."""
         try:
             with self.path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size < self.offset:  # removed or cut: begun anew
+                    self.offset, self._half = 0, b""
                 stream.seek(self.offset)
                 data = self._half + stream.read()
                 self.offset = stream.tell()

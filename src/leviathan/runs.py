@@ -260,10 +260,11 @@ def locked(paths: RunPaths) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise Refused(
-            f"{paths.directory.name} is already being trained by {_holder(paths)}",
-            "wait for it or stop it; two writers would ruin the run",
-        ) from error
+        raise _taken(paths, _holder(paths)) from error
+    holder = identity_in(paths.holder)
+    if holder and holder["pid"] != os.getpid() and machine.is_alive(holder):
+        lock.release()  # somebody deleted the lock file: its holder locks a nameless one
+        raise _taken(paths, f"process {holder['pid']}")
     try:
         files.write_json(paths.holder, machine.process_identity())
         yield
@@ -271,6 +272,13 @@ def locked(paths: RunPaths) -> Iterator[None]:
         # Before the release: what a process left here that still lives is the holder's.
         paths.holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _taken(paths: RunPaths, holder: str) -> Refused:
+    return Refused(
+        f"{paths.directory.name} is already being trained by {holder}",
+        "wait for it or stop it; two writers would ruin the run",
+    )
 
 
 _HOLDER_WAIT_S = 3.0

@@ -105,6 +105,8 @@ class _Attempts:
         self.requests, self.budget, self.shrink, self.repeat = requests, budget, shrink, repeat
         self.paths = decision.paths
         self.history = recovery.History(newest_step=_step(decision))
+        self.record: runs.RunRecord
+        """As last written; never read back: days later the file may be gone or damaged."""
 
     def run(self) -> tuple[Ending, Decision | None]:
         """Until an ending; with it, the smaller run to go on with."""
@@ -131,7 +133,7 @@ class _Attempts:
                 return self._stopped(outcome, "the budget is used up"), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
-                aside=tuple(aside), record=runs.read(self.paths), notes=(),
+                aside=tuple(aside), record=self.record, notes=(),
             )  # fmt: skip
 
     def _ending(
@@ -144,7 +146,7 @@ class _Attempts:
 
     def _session(self) -> Outcome:
         decision = self.decision
-        record = self._record()
+        self.record = record = self._record()
         left_s = _left_s(self.budget, self.paths, record)
         session = _begin_session(decision, record)
         record.again = train.resume_command(decision, self.repeat)
@@ -164,7 +166,7 @@ class _Attempts:
     def _close(self, outcome: Outcome) -> None:
         """Write how the session ended; where a full disk refuses, the record says running,
         and its dead supervisor tells the rest."""
-        record = runs.read(self.paths)
+        record = self.record
         session = record.sessions[-1]
         session.ended, session.outcome = time.time(), outcome.kind
         record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
@@ -176,10 +178,9 @@ class _Attempts:
         )  # fmt: skip
 
     def _mark(self, state: str) -> None:
-        record = runs.read(self.paths)
-        record.state = state
+        self.record.state = state
         with files.unless_full():
-            runs.write(self.paths, record)
+            runs.write(self.paths, self.record)
 
     def _stopped(self, outcome: Outcome, reason: str) -> Ending:
         """The ending of a run that stopped between two sessions."""
@@ -190,7 +191,7 @@ class _Attempts:
 
     def _is_spent(self) -> bool:
         try:
-            _left_s(self.budget, self.paths, runs.read(self.paths))
+            _left_s(self.budget, self.paths, self.record)
         except Refused:
             return True
         return False
@@ -241,7 +242,7 @@ class _Attempts:
     def _rung(self, diagnosis: Diagnosis, action: recovery.Action) -> Change | None:
         if action.kind != "ladder":
             return None
-        config, record = self.decision.config, runs.read(self.paths)
+        config, record = self.decision.config, self.record
         why = f"{diagnosis.text} in phase {diagnosis.phase} of session {len(record.sessions)}"
         change = ladder.next_rung(config.profile.out_of_memory, config.tree, diagnosis.phase, why)
         if change is None:
@@ -299,7 +300,7 @@ class _Attempts:
         change = ladder.next_shrink(config.profile.out_of_memory, config.tree, diagnosis.text)
         if change is None:
             return None
-        record = runs.read(self.paths)
+        record = self.record
         overrides = [f"{k}={json.dumps(v)}" for k, v in (config.set_by_run | change.after).items()]
         short = {"sequence_len": "seq", "lora_r": "r"}
         size = "".join(f"_{short[k]}{v}" for k, v in change.after.items() if k in short)

@@ -136,7 +136,7 @@ def _why(
     paths: runs.RunPaths, record: runs.RunRecord, state: str, events: list[dict[str, Any]]
 ) -> str:
     if state == "running":
-        return "asked to stop: it saves after its step" if paths.stop.exists() else ""
+        return "asked to stop: it saves after its step" if paths.stop.exists() else _waits(events)
     if not record.sessions or state == "done":
         return ""
     session = record.sessions[-1]
@@ -146,6 +146,20 @@ def _why(
     reason = str(ends[-1].get("reason") or "") if ends else ""
     first, comma, rest = reason.partition(",")
     return _ASKED.get(first, first) + comma + rest or session.outcome or ""
+
+
+def _waits(events: list[dict[str, Any]]) -> str:
+    """What a running run waits for, if it does; empty while it trains."""
+    waits = {
+        "pause": "paused: {text}",
+        "restart": "between two sessions: {why}; {reason}",
+        "ladder": "between two sessions: {why}; {reason}",
+    }
+    telling = {*waits, "unpause", "start", "resume"}
+    last = next((e for e in reversed(events) if e["event"] in telling), {})
+    template = waits.get(str(last.get("event")), "")
+    told = {name: last.get(name) or "" for name in ("text", "why", "reason")}
+    return template.format(**told)
 
 
 # How a stop was asked for, in words; the names are supervise's.

@@ -157,6 +157,8 @@ class _Watcher:
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
         self._announced = False
+        self._launcher_died = False
+        """Before its training: that was asked to save itself, which nobody else wanted."""
         self._metrics = files.Tail(paths.metrics)
         self._events = files.Tail(paths.events)
         self._began = False
@@ -218,6 +220,7 @@ class _Watcher:
             return True
         trainer = runs.identity_in(self.paths.heartbeat)
         if trainer and self._heartbeat() and machine.is_alive(trainer) and not self._guard:
+            self._launcher_died = True
             self._want_stop()
         else:
             self._kill()
@@ -231,6 +234,8 @@ class _Watcher:
             reason = f"the plugin {PLUGIN} is not running inside the training process"
             return self._failed(f"{reason}: {diagnosis.last_error(self.log)}")
         if self._ended and self._ended.get("stopped"):
+            if self._launcher_died and not (self.requests.stop or self._ended.get("why")):
+                return self._failed("the launcher died; training saved itself")
             return self._outcome("stopped", self._why_stopped())
         if self._ended and self.child.returncode == 0:
             return self._outcome("done")
