@@ -91,7 +91,7 @@ def merge(
         )
     partial = directory.with_name(f".{directory.name}.partial")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(directory), _ended_by_sigterm():
+    with _alone(directory), _ended_by_signals():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -126,13 +126,18 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl+C: the child is killed, the partial directory removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl+C: the child is killed, the partial directory removed.
+
+    Under nohup a hang-up is ignored on purpose, and stays so.
+    """
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _put_in_place(made: Path, directory: Path, verdict: str) -> Path:

@@ -156,7 +156,7 @@ def _waits(events: list[dict[str, Any]]) -> str:
         "ladder": "between two sessions: {why}; {reason}",
     }
     telling = {*waits, "unpause", "start", "resume"}
-    last = next((e for e in reversed(events) if e["event"] in telling), {})
+    last: dict[str, Any] = next((e for e in reversed(events) if e["event"] in telling), {})
     template = waits.get(str(last.get("event")), "")
     told = {name: last.get(name) or "" for name in ("text", "why", "reason")}
     return template.format(**told)

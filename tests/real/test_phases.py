@@ -1,12 +1,17 @@
 """A signal to the supervisor in every phase of a real training, and of a real merge."""
 
+import os
+import pty
 import shutil
 import signal
+import threading
 import time
+from contextlib import suppress
 
 import pytest
-from project import RUN, TINY, Project
+from project import LEVIATHAN, RUN, TINY, Project, environment
 
+from fakes.processes import wait_for
 from leviathan import checkpoints, diagnosis, runs, train
 
 pytestmark = pytest.mark.real
@@ -94,7 +99,35 @@ def test_a_signal_in_every_phase(forked_project, reference, phase, signals, tmp_
         assert project.adapter(RUN) == reference.adapter(RUN)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_no_process(forked_project):
+    """What tmux kill-session and a lost SSH do: the terminal hangs up, for all at once."""
+    project = forked_project
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(project.directory)
+        variables = environment(**project.server.environment())
+        os.execvpe(LEVIATHAN, [LEVIATHAN, *QUICK], variables)  # noqa: S606
+    reader = threading.Thread(target=drain, args=(terminal,), daemon=True)
+    reader.start()
+    wait_for(lambda: any("loss" in m for m in project.metrics(RUN)), 120)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 4
+    assert project.processes() == []
+    newest, damaged = checkpoints.newest_sound(project.path(RUN))
+    assert newest.committed
+    assert newest.step == project.events(RUN, "train_end")[-1]["step"]
+    assert not damaged
+
+
+def drain(terminal: int) -> None:
+    """Read what the program draws, as a terminal does, until it is closed."""
+    with suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_merging_leaves_nothing_half(reference, tmp_path, number):
     shutil.copytree(reference.directory, tmp_path / "project")
     project = Project(tmp_path / "project")
