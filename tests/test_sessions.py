@@ -591,3 +591,23 @@ def test_a_record_deleted_while_training_is_written_again(trainings):
     (trainings.run_dir / "run.json").unlink()
     assert training.end() == 0, training
     assert outcomes(trainings) == ["failed", "done"]
+
+
+def test_a_budget_ends_the_wait_for_disk_space(trainings):
+    """Nobody may come to free space, and the machine costs money while it waits."""
+    write_profile(trainings, guards="disk_reserve_gib: 1000000")
+    stopped = trainings.start("--force", "--max-hours", "0.003", mode="no-space")
+    assert stopped.end(60) == 4, stopped
+    assert "stopped (the budget is used up): saved checkpoint-5" in stopped.stdout
+    assert record(trainings)["state"] == "stopped"
+
+
+def test_one_interrupt_after_the_budget_asked_to_stop_does_not_kill(trainings):
+    """Who presses Ctrl+C once wants a checkpoint, whoever asked for it before."""
+    write_profile(trainings)
+    training = trainings.start("--max-hours", "0.0015", steps=99, step_s=3)
+    wait_for(lambda: "the budget is used up" in training.stderr)
+    training.signal(signal.SIGINT)
+    assert training.end() == 4, training
+    assert "Ctrl+C twice kills at once" in training.stderr
+    assert "saved checkpoint-" in training.stdout
