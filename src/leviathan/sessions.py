@@ -106,6 +106,7 @@ class _Attempts:
         self.requests, self.budget, self.shrink, self.repeat = requests, budget, shrink, repeat
         self.paths = decision.paths
         self.history = recovery.History(newest_step=_step(decision))
+        self._began = time.monotonic()
         self.record: runs.RunRecord
         """As last written; never read back: days later the file may be gone or damaged."""
 
@@ -147,6 +148,7 @@ class _Attempts:
 
     def _session(self) -> Outcome:
         decision = self.decision
+        self._began = time.monotonic()
         self.record = record = self._record()
         left_s = _left_s(self.budget, self.paths, record)
         session = _begin_session(decision, record)
@@ -170,6 +172,7 @@ class _Attempts:
         record = self.record
         session = record.sessions[-1]
         session.ended, session.outcome = time.time(), outcome.kind
+        session.seconds = round(time.monotonic() - self._began, 3)
         record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
         with files.unless_full():
             runs.write(self.paths, record)
