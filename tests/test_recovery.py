@@ -27,7 +27,7 @@ def act(diagnosis, history=None, *, restarts=3, backoff_s=10.0, ladder=False, re
         (failure(), {"restarts": 0}, "give_up", "restarts are turned off"),
         (failure("package", retry="never"), {}, "give_up", "it would fail the same way again"),
         (failure("nan", retry="once"), {}, "restart", "restart 1 of 1"),
-        (failure("disk"), {}, "wait_for_disk", "cause (line)"),
+        (failure("disk"), {}, "wait_for_disk", "waiting for free space"),
         (failure("disk"), {"restarts": 0}, "give_up", "restarts are turned off"),
         (failure("memory"), {"ladder": True}, "ladder", "cause (line)"),
         (failure("memory"), {"ladder": True, "restarts": 0}, "ladder", "cause (line)"),

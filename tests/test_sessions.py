@@ -481,7 +481,7 @@ def test_a_spent_budget_starts_nothing_and_writes_nothing(trainings):
     write_profile(trainings, restarts=0)
     assert trainings.run(mode="crash", step_s=0.1).code == 1
     document = record(trainings)
-    document["sessions"][0]["started"] -= 3600
+    document["sessions"][0]["seconds"] += 3600
     (trainings.run_dir / "run.json").write_text(json.dumps(document))
     before = listing(trainings.project)
     refused = trainings.run("--max-hours", "1")
@@ -591,3 +591,38 @@ def test_a_record_deleted_while_training_is_written_again(trainings):
     (trainings.run_dir / "run.json").unlink()
     assert training.end() == 0, training
     assert outcomes(trainings) == ["failed", "done"]
+
+
+def test_a_budget_ends_the_wait_for_disk_space(trainings):
+    """Nobody may come to free space, and the machine costs money while it waits."""
+    write_profile(trainings, guards="disk_reserve_gib: 1000000")
+    stopped = trainings.start("--force", "--max-hours", "0.003", mode="no-space")
+    assert stopped.end(60) == 4, stopped
+    assert "stopped (the budget is used up): saved checkpoint-5" in stopped.stdout
+    assert record(trainings)["state"] == "stopped"
+
+
+def test_one_interrupt_after_the_budget_asked_to_stop_does_not_kill(trainings):
+    """Who presses Ctrl+C once wants a checkpoint, whoever asked for it before."""
+    write_profile(trainings)
+    training = trainings.start("--max-hours", "0.0015", steps=99, step_s=3)
+    wait_for(lambda: "the budget is used up" in training.stderr)
+    training.signal(signal.SIGINT)
+    assert training.end() == 4, training
+    assert "Ctrl+C twice kills at once" in training.stderr
+    assert "saved checkpoint-" in training.stdout
+
+
+@pytest.mark.parametrize("days", [-365, 365])
+def test_a_clock_that_was_set_costs_and_gives_no_budget(trainings, days):
+    """What a session took is measured by a clock that nobody sets."""
+    write_profile(trainings)
+    training = trainings.start(steps=99, step_s=0.1).reached(3)
+    assert training.signal(signal.SIGTERM).end() == 4
+    path = trainings.run_dir / "run.json"
+    told = json.loads(path.read_text())
+    (session,) = told["sessions"]
+    session["started"] -= days * 86400  # as if it had been set while training
+    path.write_text(json.dumps(told))
+    kept = runs.read(runs.RunPaths(trainings.run_dir))
+    assert 0.1 < runs.seconds(kept, {1: session["ended"]}) < 3600

@@ -398,3 +398,14 @@ def test_a_run_that_waits_says_for_what_until_it_goes_on(tmp_path, kind, facts, 
     assert status.summarize(paths).why == why
     runs.event(paths, "unpause" if kind == "pause" else "resume", session=2, step=11)
     assert status.summarize(paths).why == ""
+
+
+def test_the_next_command_of_a_renamed_run_goes_on_with_it(tmp_path):
+    """As it was recorded, it would begin another run under the old name."""
+    paths = make_run(tmp_path / "old")
+    record = runs.read(paths)
+    record.again = "leviathan train --profile tiny"
+    runs.write(paths, record)
+    assert status.summarize(paths).next == record.again
+    renamed = runs.RunPaths(paths.directory.rename(tmp_path / "new"))
+    assert "--name new --set lora_r=4" in status.summarize(renamed).next

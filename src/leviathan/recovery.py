@@ -84,6 +84,6 @@ def next_action(
     delay = min(backoff_s * 2 ** (history.failures - 1), _LONGEST_BACKOFF_S)
     # Counted like the others: it may be another file system, a cache or /tmp, that is full.
     if diagnosis.kind == "disk":
-        return Action("wait_for_disk", diagnosis.text, delay)
+        return Action("wait_for_disk", "waiting for free space", delay)
     last = min(restarts, history.failures - same + allowed)
     return Action("restart", f"restart {history.failures} of {last}", delay)

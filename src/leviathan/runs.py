@@ -35,6 +35,8 @@ class Session:
     ended: float | None = None
     outcome: str | None = None
     """done, stopped, failed or killed; None while running or when the supervisor died."""
+    seconds: float | None = None
+    """How long it took, whatever was done to the clock meanwhile; known once it has ended."""
 
 
 @dataclass
@@ -378,6 +380,9 @@ def seconds(record: RunRecord, heard: dict[int, float], now: float | None = None
     """Wall-clock seconds of all sessions; the last one lasts until ``now`` where it is given."""
     total = 0.0
     for session in record.sessions:
+        if session.seconds is not None:
+            total += max(session.seconds, 0.0)
+            continue
         ended = heard[session.number] if session.ended is None else session.ended
         if now is not None and session is record.sessions[-1]:
             ended = now

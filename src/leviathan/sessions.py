@@ -5,6 +5,7 @@ Does not decide what to train or from where (``train``), nor what a failure mean
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ class _Attempts:
         self.requests, self.budget, self.shrink, self.repeat = requests, budget, shrink, repeat
         self.paths = decision.paths
         self.history = recovery.History(newest_step=_step(decision))
+        self._began = time.monotonic()
         self.record: runs.RunRecord
         """As last written; never read back: days later the file may be gone or damaged."""
 
@@ -129,7 +131,7 @@ class _Attempts:
             self._mark("running")  # for whoever looks: between two sessions it goes on
             if not self._wait(action):
                 return self._stopped(outcome, self.requests.first), None
-            if self._is_spent():
+            if self._unspent_s() == 0:
                 return self._stopped(outcome, "the budget is used up"), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
@@ -146,6 +148,7 @@ class _Attempts:
 
     def _session(self) -> Outcome:
         decision = self.decision
+        self._began = time.monotonic()
         self.record = record = self._record()
         left_s = _left_s(self.budget, self.paths, record)
         session = _begin_session(decision, record)
@@ -169,6 +172,7 @@ class _Attempts:
         record = self.record
         session = record.sessions[-1]
         session.ended, session.outcome = time.time(), outcome.kind
+        session.seconds = round(time.monotonic() - self._began, 3)
         record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
         with files.unless_full():
             runs.write(self.paths, record)
@@ -189,12 +193,13 @@ class _Attempts:
                    step=outcome.step, reason=reason)  # fmt: skip
         return self._ending(replace(outcome, kind="stopped", reason=reason))
 
-    def _is_spent(self) -> bool:
+    def _unspent_s(self) -> float:
+        """Seconds of the budget that are left; without one, for ever."""
         try:
-            _left_s(self.budget, self.paths, self.record)
+            left = _left_s(self.budget, self.paths, self.record)
         except Refused:
-            return True
-        return False
+            return 0.0
+        return math.inf if left is None else left
 
     def _record(self) -> runs.RunRecord:
         """The run's record: what resumes must match; begun anew where training begins anew.
@@ -278,7 +283,10 @@ class _Attempts:
             return not self.requests.stop
         checkpoints.retain(self.paths.directory, 1)
         needed = self._needed_bytes()
+        end = time.monotonic() + self._unspent_s()
         while machine.free_bytes(self.paths.directory) < needed:
+            if time.monotonic() >= end:  # a machine that waits is paid for, too
+                self.requests.ask("the budget is used up")
             if not self.requests.wait(_DISK_POLL_S):
                 return False
         return not self.requests.stop

@@ -193,9 +193,13 @@ def _warnings(events: list[dict[str, Any]]) -> tuple[str, ...]:
 def _next(paths: runs.RunPaths, record: runs.RunRecord, state: str) -> str:
     if state in {"running", "done"}:
         return shlex.join(["leviathan", "watch" if state == "running" else "merge", called(paths)])
-    return record.again or shlex.join(
+    name = paths.directory.resolve().name
+    if record.again and record.name == name:
+        return record.again
+    # The directory was renamed: the command as it was would begin another run.
+    return shlex.join(
         ["leviathan", "train", "--profile", record.profile, "--recipe", record.recipe,
-         "--sample", record.sample, "--name", record.name,
+         "--sample", record.sample, "--name", name,
          *(part for override in record.overrides for part in ("--set", override))]
     )  # fmt: skip
 

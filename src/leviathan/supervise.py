@@ -63,7 +63,7 @@ class Requests:
         """The handler of SIGINT, SIGTERM and SIGHUP."""
         now = time.monotonic()
         # Wrappers such as timeout(1) deliver one Ctrl+C twice within a moment.
-        if number == signal.SIGINT and self.stop and now - self._last > _DEBOUNCE_S:
+        if number == signal.SIGINT and self._last and now - self._last > _DEBOUNCE_S:
             self.kill = True
         self._last = now
         if number == signal.SIGHUP:
@@ -309,10 +309,11 @@ class _Watcher:
         runs.event(self.paths, "stop_asked", session=self.session, by=self.requests.first)
         self._want_stop()
         if self._began:
-            why = "" if self.requests.first.startswith("SIG") else f" ({self.requests.first})"
+            by_signal = self.requests.first.startswith("SIG")
+            why = "" if by_signal else f" ({self.requests.first})"
             text = (
-                f"stopping{why}: this step ends, then a checkpoint is saved; Ctrl+C again "
-                "kills at once"
+                f"stopping{why}: this step ends, then a checkpoint is saved; Ctrl+C "
+                f"{'again' if by_signal else 'twice'} kills at once"
             )
             self.listener("notice", {"text": text})
         else:
