@@ -146,3 +146,24 @@ def test_a_run_without_a_log_says_so(run_cli):
     runs.write(paths, record)
     done = run_cli("logs")
     assert (done.exit_code, done.stderr) == (2, "leviathan: r has no training log yet\n")
+
+
+def test_the_end_of_a_session_is_not_told_as_a_new_one(crashed):
+    """It is in run.json a moment before its supervisor lets go of the run."""
+    paths = runs.RunPaths(crashed.run_dir)
+    told, ticks = [], []
+
+    def listener(kind, facts):
+        told.append(kind)
+        if kind != "tick":
+            return
+        ticks.append(1)
+        record = runs.read(paths)
+        record.sessions[-1].outcome = "stopped"
+        runs.write(paths, record)
+        if len(ticks) == 3:
+            paths.holder.unlink()
+
+    with runs.locked(paths):
+        watch.follow(paths, listener)
+    assert set(told) == {"tick"}

@@ -21,11 +21,13 @@ def follow(paths: runs.RunPaths, listener: Listener) -> None:
     """Tell a listener what the run does until it is over, over restarts."""
     events, metrics = files.Tail(paths.events), files.Tail(paths.metrics)
     session = _session(paths)
+    number = session.number if session else None
     while True:
         over = not lives(paths)  # before reading: what was written until then is told
         newest = _session(paths)
-        if newest and newest != session:
-            session = newest
+        # By number: its end is written while the supervisor still lives.
+        if newest and newest.number != number:
+            number = newest.number
             facts = {"session": newest.number, "step": newest.resumed_from or 0}
             listener("start" if newest.resumed_from is None else "resume", facts)
         for event in events.lines():
