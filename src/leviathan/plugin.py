@@ -63,10 +63,10 @@ class LeviathanPlugin(BasePlugin):
         sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
         if _rank() == 0:
             paths = runs.RunPaths(Path(keys.run_dir))
-            _enter(paths, "start")
             files.write_json(
                 paths.heartbeat, {"session": keys.session, **machine.process_identity()}
             )
+            _enter(paths, "start")
 
         _join_processes()
 
