@@ -479,3 +479,24 @@ def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypa
         for number, handler in before.items():
             signal.signal(number, handler)
     assert stop.on_step_end(args, state(1), control()).should_training_stop
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_nothing(paths, journal, args, monkeypatch):
+    fake_files.write_checkpoint(paths.directory, 7)
+
+    def refuse(*_):
+        raise PermissionError("made up")
+
+    monkeypatch.setattr(callbacks.checkpoints, "retain", refuse)
+    callbacks.CommitCallback(journal, 1, "").on_save(args, state(), control())
+    assert (paths.directory / "checkpoint-7" / checkpoints.COMMIT).exists()
+    assert ("warning", "retention") in kinds(paths)
+
+
+@pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_end"])
+def test_a_save_at_an_epochs_end_is_judged_by_the_disk_too(paths, journal, args, disk, hook):
+    callback = safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    waiting = in_background(getattr(callback, hook), args, state(), control(should_save=True))
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    disk[0] = ROOM
+    assert ended(waiting)

@@ -246,6 +246,37 @@ def test_rungs_use_up_no_restarts(trainings):
     assert outcomes(trainings) == ["failed"] * 3 + ["done"]
 
 
+OFFLOADING_FIRST = """
+out_of_memory:
+  ladder:
+  - {set: {activation_offloading: true}}
+  - {halve: micro_batch_size}
+"""
+
+
+def test_a_rung_that_axolotl_refuses_is_taken_back_and_passed_over(trainings):
+    write_profile(trainings, OFFLOADING_FIRST)
+    done = trainings.run(mode="oom,refused,finish")
+    assert done.code == 0, done
+    assert "the rung activation_offloading None -> True is refused here" in done.stderr
+    assert "activation_offloading" not in launched(trainings)
+    assert launched(trainings)["micro_batch_size"] == 2
+    assert "axolotl block: {micro_batch_size: 2, gradient_accumulation_steps: 2}" in done.stderr
+    # Nor does the next command stand on it.
+    again = trainings.run("--resume", "latest", mode="oom,finish")
+    assert again.code == 0, again
+    assert "activation_offloading" not in launched(trainings)
+    assert [a["refused"] for a in record(trainings)["adjustments"]][:2] == [True, False]
+
+
+def test_a_ladder_of_nothing_but_refused_rungs_ends(trainings):
+    write_profile(trainings, OFFLOADING_FIRST.replace("  - {halve: micro_batch_size}\n", ""))
+    failed = trainings.run(mode="oom,refused,finish")
+    assert failed.code == 1
+    assert "the out-of-memory ladder is at its end" in error_line(failed)
+    assert "put into the profile" not in failed.stderr
+
+
 def test_at_the_end_of_the_ladder_the_way_out_is_named(trainings):
     write_profile(trainings, SMALL_LADDER)
     failed = trainings.run(mode="oom", fits=0.5)

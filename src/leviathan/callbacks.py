@@ -123,6 +123,8 @@ class CommitCallback(TrainerCallback):
     ) -> None:
         self._began = time.monotonic()
 
+    on_epoch_end = on_step_end  # with save_strategy: epoch a save begins there
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
@@ -142,7 +144,13 @@ class CommitCallback(TrainerCallback):
         checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
         seconds = round(time.monotonic() - self._began, 3)
         self.journal.event("save", step=state.global_step, seconds=seconds)
-        for step in checkpoints.retain(self.journal.paths.directory, self.keep):
+        try:
+            removed = checkpoints.retain(self.journal.paths.directory, self.keep)
+        except OSError as error:  # the new checkpoint is safe; an old one that stays is no harm
+            text = f"an old checkpoint could not be removed: {error}"
+            self.journal.event("warning", kind="retention", step=state.global_step, text=text)
+            return
+        for step in removed:
             self.journal.event("remove", step=step)
 
 

@@ -18,7 +18,16 @@ from leviathan.errors import BadInput, LeviathanError
 
 # What the file system refuses is the user's to mend; these are wrong paths: exit code 2.
 _USER_ERRNOS = dict.fromkeys(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), 2
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+    ),
+    2,
 )
 
 

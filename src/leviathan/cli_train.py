@@ -248,7 +248,7 @@ def _failure(ending: Any, saved: str, again: str) -> Exception:
     outcome, diagnosis = ending.outcome, ending.diagnosis
     known = diagnosis is not None and diagnosis.kind not in {"unknown", "setup"}
     cause = f"{diagnosis.cause}; " if known else ""
-    fix = f"{diagnosis.fix}; then" if known else "once the cause is gone,"
+    fix = f"{diagnosis.fix}; then" if known else "once that is mended,"
     gave_up = f"; not tried again: {ending.gave_up}" if ending.gave_up else ""
     return LeviathanError(
         f"training failed at step {outcome.step} ({cause}{outcome.reason}){gave_up}; {saved}; "

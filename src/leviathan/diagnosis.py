@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOG_TAIL_BYTES = 64 << 10
+_SHORT = 160
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Diagnosis:
     @property
     def text(self) -> str:
         """The cause, with the evidence for it."""
-        return f"{self.cause} ({self.line})" if self.line else self.cause
+        return f"{self.cause} ({short(self.line)})" if self.line else self.cause
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,11 @@ def death_signal(evidence: Evidence) -> int | None:
         return int(next(filter(None, found[0])))
     code = evidence.exit_code
     return -code if code is not None and code < 0 else None
+
+
+def short(line: str) -> str:
+    """``line`` for people: torch's messages run on for 500 characters, the log has them all."""
+    return line if len(line) <= _SHORT else f"{line[:_SHORT].rstrip()}..."
 
 
 def tail(log: Path) -> str:

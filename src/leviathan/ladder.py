@@ -19,38 +19,51 @@ class Change:
     before: dict[str, Any]
     after: dict[str, Any]
     why: str
+    refused: bool = False
+    """The training could not begin with it (Axolotl or the device says no): taken back."""
 
     def __str__(self) -> str:
         return ", ".join(f"{k} {self.before.get(k)!r} -> {v!r}" for k, v in self.after.items())
 
     def applies_to(self, tree: dict[str, Any]) -> bool:
         """Whether the keys still have the values that proved too large."""
-        return all(tree.get(key) == value for key, value in self.before.items())
+        same = all(tree.get(key) == value for key, value in self.before.items())
+        return same and not self.refused
 
     def to_json(self) -> dict[str, Any]:
         """As ``run.json`` keeps it."""
         return asdict(self)
 
 
-def next_rung(policy: OutOfMemory, tree: dict[str, Any], phase: str, why: str) -> Change | None:
-    """The first rung that is meant for ``phase`` and still changes something; None at the end."""
-    return _first(policy.ladder, phase, tree, why)
+def next_rung(
+    policy: OutOfMemory, tree: dict[str, Any], phase: str, why: str, taken: Sequence[Change] = ()
+) -> Change | None:
+    """The first rung that is meant for ``phase`` and still changes something; None at the end.
+
+    Of the rungs ``taken`` those that were refused are passed over.
+    """
+    refused = [change.after for change in taken if change.refused]
+    return _first(policy.ladder, phase, tree, why, refused)
 
 
 def next_shrink(policy: OutOfMemory, tree: dict[str, Any], why: str) -> Change | None:
     """The first shrinking that still changes something. It makes another training."""
-    return _first(policy.shrink, None, tree, why)
+    return _first(policy.shrink, None, tree, why, [])
 
 
 def _first(
-    rungs: Sequence[Rung], phase: str | None, tree: dict[str, Any], why: str
+    rungs: Sequence[Rung],
+    phase: str | None,
+    tree: dict[str, Any],
+    why: str,
+    refused: Sequence[dict[str, Any]],
 ) -> Change | None:
     for number, rung in enumerate(rungs):
         if phase is not None and phase not in rung.when:
             continue
         after = _halved(rung, tree) if rung.halve else _set(rungs[number:], tree)
         changed = {key: value for key, value in after.items() if tree.get(key) != value}
-        if changed:
+        if changed and changed not in refused:
             return Change({key: tree.get(key) for key in changed}, changed, why)
     return None
 

@@ -8,7 +8,7 @@ import os
 import time
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
@@ -272,7 +272,8 @@ def locked(paths: RunPaths) -> Iterator[None]:
         yield
     finally:
         # Before the release: what a process left here that still lives is the holder's.
-        paths.holder.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that went read-only must not hide what happened
+            paths.holder.unlink(missing_ok=True)
         lock.release()
 
 

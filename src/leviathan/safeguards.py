@@ -58,6 +58,8 @@ class DiskCallback(TrainerCallback):
             text = "there is room again: training goes on"
             self.journal.event("unpause", kind="disk", step=state.global_step, text=text)
 
+    on_epoch_end = on_step_end  # with save_strategy: epoch a save begins there
+
     def _give_up(self, state: TrainerState, control: TrainerControl) -> None:
         control.should_save, control.should_training_stop = False, True
         self.stop.stopping = True
@@ -134,6 +136,8 @@ class PhaseCallback(TrainerCallback):
     ) -> None:
         after = "save" if control.should_save else "train"
         self._enter("eval" if control.should_evaluate else after, state)
+
+    on_epoch_end = on_step_end
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -32,6 +32,7 @@ from leviathan.corpus import Sample
 from leviathan.diagnosis import Diagnosis, diagnose
 from leviathan.errors import Refused
 from leviathan.ladder import Change
+from leviathan.layers import Config
 from leviathan.supervise import Listener, Outcome, Requests, signals_to, supervise
 from leviathan.train import Decision
 
@@ -95,6 +96,15 @@ def run(
         decision = smaller
 
 
+@dataclass(frozen=True)
+class _Rung:
+    """A rung taken, and what it was taken from."""
+
+    change: Change
+    config_before: Config
+    diagnosis: Diagnosis
+
+
 class _Attempts:
     """The sessions of one run, from one command."""
 
@@ -106,6 +116,8 @@ class _Attempts:
         self.requests, self.budget, self.shrink, self.repeat = requests, budget, shrink, repeat
         self.paths = decision.paths
         self.history = recovery.History(newest_step=_step(decision))
+        self._untried: _Rung | None = None
+        """The rung taken last, until a step was trained on it."""
         self._began = time.monotonic()
         self.record: runs.RunRecord
         """As last written; never read back: days later the file may be gone or damaged."""
@@ -116,7 +128,7 @@ class _Attempts:
             outcome = self._session()
             if outcome.kind != "failed" or outcome.evidence is None:
                 return self._ending(outcome), None
-            diagnosis = diagnose(outcome.evidence)
+            diagnosis = self._judge_rung(outcome, diagnose(outcome.evidence))
             newest, aside = train.resume_point(self.paths, "auto")
             self.history.note(diagnosis.kind, newest.step if newest else None)
             action = self._action(diagnosis)
@@ -249,15 +261,38 @@ class _Attempts:
             return None
         config, record = self.decision.config, self.record
         why = f"{diagnosis.text} in phase {diagnosis.phase} of session {len(record.sessions)}"
-        change = ladder.next_rung(config.profile.out_of_memory, config.tree, diagnosis.phase, why)
+        taken = [Change(**a) for a in record.adjustments]
+        change = ladder.next_rung(
+            config.profile.out_of_memory, config.tree, diagnosis.phase, why, taken
+        )
         if change is None:
             return None
+        self._untried = _Rung(change, config, diagnosis)
         record.adjustments.append(change.to_json())
         runs.write(self.paths, record)
         self.history.begin_anew()
         config = layers.changed(config, change.after, f"out of memory: {change.why}")
         self.decision = replace(self.decision, config=config)
         return change
+
+    def _judge_rung(self, outcome: Outcome, diagnosis: Diagnosis) -> Diagnosis:
+        """Take back the rung that training could not begin with; what led to it stands again.
+
+        Axolotl knows combinations that it refuses, and devices cannot do everything.
+        """
+        rung, self._untried = self._untried, None
+        begun = outcome.step > (_step(self.decision) or 0)
+        if rung is None or begun or diagnosis.kind not in {"setup", "unknown", "package"}:
+            return diagnosis
+        self.record.adjustments[-1]["refused"] = True
+        with files.unless_full():
+            runs.write(self.paths, self.record)
+        self.decision = replace(self.decision, config=rung.config_before)
+        runs.event(self.paths, "rung_refused", session=None, changes=rung.change.after,
+                   why=diagnosis.text)  # fmt: skip
+        text = f"the rung {rung.change} is refused here and passed over: {diagnosis.text}"
+        self.listener("warning", {"text": text})
+        return rung.diagnosis
 
     def _tell(
         self, outcome: Outcome, diagnosis: Diagnosis, action: recovery.Action,

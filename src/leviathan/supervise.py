@@ -245,7 +245,8 @@ class _Watcher:
             return self._failed(self._guard_text)
         code = self.child.returncode
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return self._failed(f"{reason}: {diagnosis.last_error(self.log)}")
+        line = diagnosis.short(diagnosis.last_error(self.log))
+        return self._failed(f"{reason}: {line}")
 
     def _outcome(self, kind: str, reason: str = "", evidence: Evidence | None = None) -> Outcome:
         return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence,

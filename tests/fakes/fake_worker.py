@@ -5,6 +5,7 @@ and without torch. How it behaves comes from the environment:
 
 FAKE_MODE     finish (default); of a comma-separated list, one a session, then the last
               crash        a traceback after FAKE_CRASH_AT steps
+              refused      Axolotl refuses the configuration before training
               save-crash   dies in the middle of the save at or after FAKE_CRASH_AT
               killed       kills itself with signal 9 after FAKE_CRASH_AT steps
               oom          out of memory in phase FAKE_OOM_IN while it needs more than FAKE_FITS
@@ -98,6 +99,8 @@ class Worker:
                 self.paths.heartbeat, {"session": self.session, **machine.process_identity()}
             )
         time.sleep(float(os.environ.get("FAKE_START_S", "0")))
+        if self.mode == "refused":
+            fail("ValueError", "activation_offloading requires gradient_checkpointing")
         print("Starting trainer...", flush=True)
         if self.mode in {"no-plugin", "silent"}:
             time.sleep(60)
