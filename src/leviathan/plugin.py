@@ -61,6 +61,10 @@ class LeviathanPlugin(BasePlugin):
         """Prove to the supervisor that this plugin is loaded."""
         keys = LeviathanKeys.model_validate(dict(cfg["leviathan"]))
         sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
+        if _on_cpus():
+            # Axolotl asks the driver whether the ranks' GPUs reach each other; a torch built
+            # for CUDA then fails for want of one.
+            torch.cuda.can_device_access_peer = lambda *_: False
         if _rank() == 0:
             paths = runs.RunPaths(Path(keys.run_dir))
             files.write_json(
