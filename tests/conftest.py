@@ -1,6 +1,7 @@
 """What tests share: a project to work in, the CLI in process, the CLI as a real process."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from typer.testing import CliRunner
 import tiny
 from fakes.processes import Trainings
 from leviathan import cli, schema, schema_dump
+
+
+# A shell that runs tests in the background has them ignore Ctrl+C, and all they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
