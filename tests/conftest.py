@@ -12,7 +12,6 @@ import tiny
 from fakes.processes import Trainings
 from leviathan import cli, schema, schema_dump
 
-
 # A shell that runs tests in the background has them ignore Ctrl+C, and all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
