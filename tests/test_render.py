@@ -53,7 +53,7 @@ def test_explained(keys, tmp_path, monkeypatch):
         if path.endswith(".yaml"):
             where = Path(path).name
             text = Path(path).read_text().splitlines()[int(line) - 1]
-            own_key = {"datasets.0.ds_type": "format", "num_epochs": "10pct"}.get(key, key)
+            own_key = {"datasets.0.ds_type": "format", "num_epochs": "epochs"}.get(key, key)
             assert f"{own_key.split('.')[-1]}:" in text, (key, text)
         rows.append(f"{key} = {value!r}  [{origin.layer}] {where}\n")
     same_as_snapshot("a4000-explained.txt", "".join(rows))

@@ -169,6 +169,17 @@ class SampleSettings(_Strict):
 
     epochs: float | None = Field(None, gt=0)
     """Passes over the sample; overrides the recipe's ``epochs``."""
+    expected_hours: dict[str, float] = {}
+    """Hours you were told or hope for, by profile; ``plan`` says whether that can be."""
+
+
+class CorpusSize(_Strict):
+    """What the corpus is like, for planning where it is not at hand."""
+
+    rows: int = Field(ge=1)
+    """Rows of the whole corpus."""
+    bytes: int = Field(ge=1)
+    """Size of the whole corpus in bytes."""
 
 
 class Success(_Strict):
@@ -199,6 +210,8 @@ class Recipe(_Strict):
     """Hub name or local directory of the model the adapter is trained on."""
     corpus: str
     """JSONL file, relative to the directory Leviathan is started in."""
+    corpus_size: CorpusSize | None = None
+    """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
     format: Literal["alpaca", "chat", "completion"] = "alpaca"
     """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
     content}]}, completion {text}. Finer control: ``axolotl.datasets``."""
