@@ -11,18 +11,61 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 
 @dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    command: str
+    """Its command line, shortened; empty where the process cannot be seen (a container)."""
+    gib: float | None
+    """None where the driver does not tell (containers, display drivers)."""
+
+
+@dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML reports it."""
+    """One GPU as NVML reports it; None or empty where the card or driver does not tell."""
 
     name: str
     memory_gib: float
     free_gib: float
     compute_capability: str
+    power_limit_w: float | None = None
+    """The limit in force, in watts."""
+    power_default_w: float | None = None
+    """The limit the board came with."""
+    temperature_c: float | None = None
+    ecc: bool | None = None
+    holders: tuple[Holder, ...] = ()
+    throttle: tuple[str, ...] = ()
+    """Why the clocks are lowered right now, as ``thermal slowdown``; idling is no reason."""
+    cores: int | None = None
+    """CUDA cores of all streaming multiprocessors together."""
+    max_sm_clock_mhz: float | None = None
+    max_memory_clock_mhz: float | None = None
+    memory_bus_bits: int | None = None
+
+    @property
+    def sm_count(self) -> int | None:
+        """Streaming multiprocessors; NVML tells their cores only."""
+        return self.cores and self.cores // _CORES_PER_SM.get(self.compute_capability, 128)
+
+
+# Where it is not 128: CUDA C Programming Guide, "Compute Capabilities", FP32 cores per SM.
+_CORES_PER_SM = {"sm_60": 64, "sm_70": 64, "sm_72": 64, "sm_75": 64, "sm_80": 64}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver: its version and the newest CUDA it can serve."""
+
+    version: str
+    cuda: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -32,6 +75,9 @@ class Machine:
     gpus: tuple[Gpu, ...]
     flash_attn: bool
     versions: dict[str, str]
+    driver: Driver | None = None
+    driver_problem: str = ""
+    """Why no GPU could be asked, in NVML's words."""
 
 
 _PACKAGES = ("leviathan-train", "axolotl", "torch", "transformers", "peft", "accelerate",
@@ -40,7 +86,9 @@ _PACKAGES = ("leviathan-train", "axolotl", "torch", "transformers", "peft", "acc
 
 def probe() -> Machine:
     """Look at this machine. Imports nothing of the training stack."""
-    return Machine(_gpus(), importlib.util.find_spec("flash_attn") is not None, versions())
+    gpus, driver, problem = _nvidia()
+    flash_attn = importlib.util.find_spec("flash_attn") is not None
+    return Machine(gpus, flash_attn, versions(), driver, problem)
 
 
 def versions() -> dict[str, str]:
@@ -54,32 +102,118 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def _nvidia() -> tuple[tuple[Gpu, ...], Driver | None, str]:
     import pynvml  # loads the driver's library; only needed when the machine is asked
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
+    except pynvml.NVMLError as error:
+        return (), None, str(error)
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return tuple(_gpu(handle) for handle in handles)
+        found = [_ask("DeviceGetHandleByIndex", i) for i in range(_ask("DeviceGetCount") or 0)]
+        gpus = tuple(_gpu(handle) for handle in found if handle is not None)
+        return gpus, _driver(), ""
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(handle: object) -> Gpu:
+def _ask(query: str, *arguments: Any) -> Any:
+    """What NVML answers to ``query``; None where card, driver or binding does not know it."""
     import pynvml
 
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    name = str(pynvml.nvmlDeviceGetName(handle))
-    return Gpu(name, memory.total / 2**30, memory.free / 2**30, f"sm_{major}{minor}")
+    try:
+        return getattr(pynvml, f"nvml{query}")(*arguments)
+    except (pynvml.NVMLError, AttributeError):
+        return None
+
+
+def _driver() -> Driver:
+    # 13000 is CUDA 13.0 (nvml.h, NVML_CUDA_DRIVER_VERSION_MAJOR).
+    cuda = _ask("SystemGetCudaDriverVersion")
+    version = _ask("SystemGetDriverVersion")
+    return Driver(
+        str(version or "of unknown version"), (cuda // 1000, cuda % 1000 // 10) if cuda else None
+    )
+
+
+def _gpu(handle: Any) -> Gpu:
+    total, free = _memory(handle)
+    major, minor = _ask("DeviceGetCudaComputeCapability", handle) or (0, 0)
+    ecc = _ask("DeviceGetEccMode", handle)
+    return Gpu(
+        str(_ask("DeviceGetName", handle) or "a GPU without a name"),
+        total / 2**30,
+        free / 2**30,
+        f"sm_{major}{minor}",
+        power_limit_w=_scaled(_ask("DeviceGetEnforcedPowerLimit", handle), 1e-3),
+        power_default_w=_scaled(_ask("DeviceGetPowerManagementDefaultLimit", handle), 1e-3),
+        temperature_c=_scaled(_ask("DeviceGetTemperature", handle, _TEMPERATURE_GPU)),
+        ecc=bool(ecc[0]) if ecc else None,
+        holders=_holders(handle),
+        throttle=_throttle(handle),
+        cores=_ask("DeviceGetNumGpuCores", handle),
+        max_sm_clock_mhz=_scaled(_ask("DeviceGetMaxClockInfo", handle, _CLOCK_SM)),
+        max_memory_clock_mhz=_scaled(_ask("DeviceGetMaxClockInfo", handle, _CLOCK_MEMORY)),
+        memory_bus_bits=_ask("DeviceGetMemoryBusWidth", handle),
+    )
+
+
+# Of nvml.h; the numbers are its binary interface and do not change.
+_TEMPERATURE_GPU, _CLOCK_SM, _CLOCK_MEMORY = 0, 1, 2
+_THROTTLE = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+def _scaled(value: Any, factor: float = 1.0) -> float | None:
+    return None if value is None else value * factor
+
+
+def _memory(handle: Any) -> tuple[float, float]:
+    """Bytes in all and free; the machine's own where the GPU shares it and NVML tells none."""
+    memory = _ask("DeviceGetMemoryInfo", handle)
+    if memory is not None:
+        return memory.total, memory.free
+    shared = psutil.virtual_memory()
+    return shared.total, shared.available
+
+
+def _throttle(handle: Any) -> tuple[str, ...]:
+    reasons = _ask("DeviceGetCurrentClocksEventReasons", handle)
+    if reasons is None:  # its name before driver 535
+        reasons = _ask("DeviceGetCurrentClocksThrottleReasons", handle) or 0
+    return tuple(name for bit, name in _THROTTLE.items() if reasons & bit)
+
+
+def _holders(handle: Any) -> tuple[Holder, ...]:
+    found: dict[int, Holder] = {}
+    for kind in ("Compute", "Graphics"):
+        for process in _ask(f"DeviceGet{kind}RunningProcesses", handle) or []:
+            gib = _scaled(process.usedGpuMemory, 2**-30)
+            found[process.pid] = Holder(process.pid, _command(process.pid), gib)
+    return tuple(sorted(found.values(), key=lambda holder: -(holder.gib or 0)))
+
+
+_COMMAND_CHARACTERS = 60
+
+
+def _command(pid: int) -> str:
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return ""
+    text = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split()) if words else ""
+    short = text[: _COMMAND_CHARACTERS - 1]
+    return text if len(text) <= _COMMAND_CHARACTERS else f"{short}\N{HORIZONTAL ELLIPSIS}"
 
 
 def hottest_c() -> float | None:
     """Temperature of the hottest GPU in Celsius; None without a GPU."""
-    import pynvml  # as in _gpus
+    import pynvml  # as in _nvidia
 
     try:
         pynvml.nvmlInit()
