@@ -47,12 +47,16 @@ def profiles_list(as_json: JsonOption = False) -> None:
     ui.table(
         ["profile", "also", "GPU", "GiB", "description"],
         [
-            [name, ", ".join(p.aliases), p.hardware.gpu or p.hardware.device,
-             p.hardware.memory_gib, p.description]
+            [name, ", ".join(p.aliases), _gpus(p.hardware), p.hardware.memory_gib, p.description]
             for name, p, _ in found
         ],
         right="GiB",
-    )  # fmt: skip
+    )
+
+
+def _gpus(hardware: Any) -> str:
+    name = hardware.gpu or hardware.device
+    return f"{hardware.count} x {name}" if hardware.count > 1 else name
 
 
 @profiles_app.command("show")

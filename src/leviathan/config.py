@@ -8,7 +8,7 @@ import difflib
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Variant(_Strict):
+    """The same card in another form (PCIe instead of SXM); what it leaves out is as above it."""
+
+    gpu: str
+    """The form's name as people say it."""
+    nvml_names: list[str] = Field(min_length=1)
+    """Its names in nvidia-smi, like the card's own."""
+    bf16_tflops: float | None = Field(None, gt=0)
+    """Dense bf16 peak in TFLOPS, where it differs."""
+    memory_gb_s: float | None = Field(None, gt=0)
+    """Memory bandwidth in GB/s, where it differs."""
+    power_w: float | None = Field(None, gt=0)
+    """Power limit in watts, where it differs."""
+
+
 class Hardware(_Strict):
     """What the machine class is, from its vendor's data sheet."""
 
@@ -36,15 +51,33 @@ class Hardware(_Strict):
     threads: int | None = Field(None, ge=1)
     """CPU threads of one process (OMP_NUM_THREADS); unset, accelerate decides."""
     memory_gib: float | None = Field(None, gt=0)
-    """Memory of one GPU in GiB."""
+    """Memory of one GPU in GiB: nvidia-smi's MiB / 1024, not the data sheet's GB."""
     bf16_tflops: float | None = Field(None, gt=0)
-    """Dense bf16 peak in TFLOPS (not the sparse figure of the data sheet)."""
+    """Dense bf16 peak of one GPU in TFLOPS with fp32 accumulation: not a data sheet's sparse
+    figure, nor a GeForce card's twice as high one for fp16 accumulation. For a card without
+    bf16 its fp16 peak."""
     memory_gb_s: float | None = Field(None, gt=0)
-    """Memory bandwidth in GB/s."""
+    """Memory bandwidth of one GPU in GB/s."""
     power_w: float | None = Field(None, gt=0)
-    """Board power limit in watts."""
+    """Power limit of one GPU in watts."""
+    system_power_w: float | None = Field(None, ge=0)
+    """What the rest of the machine draws while training, in watts; for the cost of energy."""
     compute_capability: str | None = Field(None, pattern=r"^sm_\d+[a-z]?$")
     """CUDA architecture, as ``sm_86``."""
+    nvml_names: list[str] = []
+    """The card's names in nvidia-smi, without a leading NVIDIA; in any case, * for anything.
+    ``profiles detect`` knows the card's facts by them."""
+    variants: list[Variant] = []
+    """Other forms of the card that suit the same knobs."""
+
+
+class Prices(_Strict):
+    """What providers ask for such a machine; to be edited, prices move."""
+
+    as_of: str = Field(pattern=r"^\d{4}(-\d\d(-\d\d)?)?$", coerce_numbers_to_str=True)
+    """When these were the prices: 2025, 2025-11 or 2025-11-30."""
+    usd_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    """Dollars an hour by provider, for the whole machine: all GPUs of the profile."""
 
 
 class CheckpointPolicy(_Strict):
@@ -153,7 +186,11 @@ class Profile(_Strict):
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     """Retention. Replaces Axolotl's save_total_limit, which rotates by file time."""
     price_usd_hour: float | None = Field(None, ge=0)
-    """What an hour of this machine costs, for ``--budget-usd``."""
+    """What you pay for an hour of this machine, for ``--budget-usd``; all its GPUs together."""
+    prices: Prices | None = None
+    """What providers ask for an hour, to compare; absent where no price is known."""
+    electricity_usd_kwh: float | None = Field(None, ge=0)
+    """What you pay for a kilowatt hour, where the machine is your own."""
     out_of_memory: OutOfMemory = OutOfMemory()
     """The ladder walked when memory runs out."""
     recovery: Recovery = Recovery()

@@ -59,6 +59,8 @@ def accelerate_config(profile: Profile, tree: dict[str, Any]) -> str:
             "num_machines": 1,
             "num_processes": hardware.count,
             "machine_rank": 0,
+            # A free port: with the usual 29500 two runs of several GPUs meet, or warn of it.
+            "main_process_port": 0,
             "mixed_precision": _mixed_precision(tree),
             "use_cpu": hardware.device == "cpu",
             "main_training_function": "main",
@@ -86,6 +88,8 @@ def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[st
         "AXOLOTL_TEE_STDOUT": "0",
         # Only axolotl's own CLI sets this, and it cures most fragmentation OOMs.
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        # GPU 0 is nvidia-smi's GPU 0; CUDA by itself puts the fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     if profile.hardware.threads:
         wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)
@@ -94,14 +98,27 @@ def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[st
     # With it Axolotl's reading of rng_state.pth would execute what is pickled there.
     result.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     result[RUN_VARIABLE] = run_mark(paths, session)
-    if profile.hardware.device == "cpu":
-        result["CUDA_VISIBLE_DEVICES"] = ""
+    result["CUDA_VISIBLE_DEVICES"] = _visible_gpus(profile)
     if _several_on_cpu(profile):
         result["ACCELERATE_USE_CPU"] = "true"
         result[STORE_VARIABLE] = str(paths.store.resolve())
         result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         result.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the network is
     return result
+
+
+def _visible_gpus(profile: Profile) -> str:
+    """As many GPUs as the profile has, of those the user shows us.
+
+    One process that sees several would spread over them: the Trainer by DataParallel, or
+    Axolotl's device map layer by layer.
+    """
+    if profile.hardware.device == "cpu":
+        return ""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = profile.hardware.count
+    mine = map(str, range(count)) if shown is None else shown.split(",")[:count]
+    return ",".join(mine)
 
 
 def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[str, Any]) -> None:
