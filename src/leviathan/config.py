@@ -62,6 +62,8 @@ class Hardware(_Strict):
     """Power limit of one GPU in watts."""
     system_power_w: float | None = Field(None, ge=0)
     """What the rest of the machine draws while training, in watts; for the cost of energy."""
+    link_gb_s: float | None = Field(None, gt=0)
+    """What one GPU sends to the others in GB/s, one direction (NVLink or PCIe)."""
     compute_capability: str | None = Field(None, pattern=r"^sm_\d+[a-z]?$")
     """CUDA architecture, as ``sm_86``."""
     nvml_names: list[str] = []
