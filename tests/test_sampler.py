@@ -12,7 +12,7 @@ from axolotl.utils.samplers import MultipackBatchSampler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import sampler
+from leviathan import packing, sampler
 from leviathan.callbacks import EpochCallback, TokensCallback
 
 ROWS, EPOCHS = 400, 3
@@ -77,10 +77,10 @@ def epoch_of(dataloader, epoch, skip=0):
 
 def test_the_order_follows_from_seed_and_epoch_for_good():
     """Pinned: a run must find its batches again with another numpy, torch or Python."""
-    assert sampler.order(8, 42, 0) == [5, 6, 4, 0, 3, 1, 7, 2]
-    assert sampler.order(8, 42, 1) == [5, 6, 2, 3, 1, 4, 7, 0]
-    assert sampler.order(8, 42 + 2**32, 0) == [7, 3, 1, 2, 0, 6, 5, 4]
-    assert sorted(sampler.order(1000, 7, 3)) == list(range(1000))
+    assert packing.order(8, 42, 0) == [5, 6, 4, 0, 3, 1, 7, 2]
+    assert packing.order(8, 42, 1) == [5, 6, 2, 3, 1, 4, 7, 0]
+    assert packing.order(8, 42 + 2**32, 0) == [7, 3, 1, 2, 0, 6, 5, 4]
+    assert sorted(packing.order(1000, 7, 3)) == list(range(1000))
 
 
 def test_the_global_random_state_neither_counts_nor_changes():
@@ -138,7 +138,7 @@ def test_an_epoch_with_other_batches_than_counted_is_cut_or_filled(packs):
 
 def test_axolotls_count_is_of_epochs_that_will_be_trained():
     rows = sampler.EpochOrder(20, 42)
-    assert [list(rows) for _ in range(3)] == [sampler.order(20, 42, n) for n in range(3)]
+    assert [list(rows) for _ in range(3)] == [packing.order(20, 42, n) for n in range(3)]
 
 
 def test_evaluation_and_curriculum_sampling_keep_axolotls_own_order():

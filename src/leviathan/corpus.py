@@ -102,7 +102,7 @@ def draw(
     if known and set(required) <= set(known.checked):
         return known
     of_rows = _count_rows(corpus, required, progress)
-    rows = _rows_wanted(wanted, of_rows, corpus)
+    rows = rows_wanted(wanted, of_rows, corpus)
     if rows == of_rows:
         digest, size = _check_all(corpus, required, progress)
         path = corpus
@@ -157,7 +157,20 @@ def _reusable(manifest: Path, corpus: Path) -> Sample | None:
     return known if same and whole and known.source == str(corpus) else None
 
 
-def _rows_wanted(wanted: float | int | None, of_rows: int, corpus: Path) -> int:
+def already_drawn(corpus: Path, sample: str, seed: int, directory: Path) -> Sample | None:
+    """The sample that ``draw`` would reuse; None where it would read the corpus."""
+    return _reusable(sample_path(corpus, sample, seed, directory).with_suffix(".json"), corpus)
+
+
+def rows_wanted(wanted: float | int | None, of_rows: int, corpus: Path) -> int:
+    """How many of ``of_rows`` rows a sample has.
+
+    Args:
+        wanted: what ``parse_sample`` made of it.
+
+    Raises:
+        BadInput: the corpus is empty, or has fewer rows than asked for.
+    """
     if of_rows == 0:
         raise BadInput(f"corpus {corpus} is empty", "it needs one JSON object per line")
     if wanted is None:
@@ -185,7 +198,7 @@ def check_head(corpus: Path, required: tuple[str, ...]) -> None:
         rows += 1
         if rows == _CHECKED_ROWS:
             return
-    _rows_wanted(None, rows, corpus)
+    rows_wanted(None, rows, corpus)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -196,8 +209,29 @@ def read_rows(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def parse_row(line: bytes, path: Path, number: int, required: tuple[str, ...]) -> dict[str, Any]:
+def selected(
+    rows: Iterator[tuple[int, bytes]], wanted: int, of_rows: int, seed: int
+) -> Iterator[tuple[int, bytes]]:
+    """Those of ``of_rows`` rows that a sample of ``wanted`` has, in order."""
+    chance = random.Random(seed).random  # noqa: S311 - a sample, not a secret
+    needed, left = wanted, of_rows
+    for row in rows:
+        if chance() * left < needed:
+            yield row
+            needed -= 1
+        left -= 1
+
+
+def parse_row(
+    line: bytes, path: Path, number: int | str, required: tuple[str, ...]
+) -> dict[str, Any]:
     """One row as a dictionary.
+
+    Args:
+        line: the row's bytes.
+        path: for messages.
+        number: line number from 1, or another name of the place in the file.
+        required: keys the row must have.
 
     Raises:
         BadInput: not UTF-8, not JSON, not an object, or a required key is missing.
@@ -223,7 +257,7 @@ def parse_row(line: bytes, path: Path, number: int, required: tuple[str, ...]) -
 
 def _count_rows(corpus: Path, required: tuple[str, ...], progress: Progress | None) -> int:
     rows = 0
-    for number, line in _with_progress(corpus, "counting", progress):
+    for number, line in read_with_progress(corpus, "counting", progress):
         rows += 1
         if rows <= _CHECKED_ROWS:
             parse_row(line, corpus, number, required)
@@ -233,7 +267,7 @@ def _count_rows(corpus: Path, required: tuple[str, ...], progress: Progress | No
 def _check_all(
     corpus: Path, required: tuple[str, ...], progress: Progress | None
 ) -> tuple[str, int]:
-    for number, line in _with_progress(corpus, "checking", progress):
+    for number, line in read_with_progress(corpus, "checking", progress):
         parse_row(line, corpus, number, required)
     return file_digest(corpus), corpus.stat().st_size
 
@@ -247,23 +281,21 @@ def _write(
     required: tuple[str, ...],
     progress: Progress | None,
 ) -> tuple[str, int]:
-    chance = random.Random(seed).random  # noqa: S311 - a sample, not a secret
-    digest, size, needed, left = xxhash.xxh3_128(), 0, rows, of_rows
+    digest, size = xxhash.xxh3_128(), 0
     with files.replaced(path) as out:
-        for number, line in _with_progress(corpus, "sampling", progress):
-            if chance() * left < needed:
-                parse_row(line, corpus, number, required)
-                out.write(line)
-                digest.update(line)
-                size += len(line)
-                needed -= 1
-            left -= 1
+        read = read_with_progress(corpus, "sampling", progress)
+        for number, line in selected(read, rows, of_rows, seed):
+            parse_row(line, corpus, number, required)
+            out.write(line)
+            digest.update(line)
+            size += len(line)
     return f"xxh3_128:{digest.hexdigest()}", size
 
 
-def _with_progress(
+def read_with_progress(
     corpus: Path, what: str, progress: Progress | None
 ) -> Iterator[tuple[int, bytes]]:
+    """``read_rows``, telling ``progress`` how far it is."""
     total, done, shown = corpus.stat().st_size, 0, 0
     for number, line in read_rows(corpus):
         done += len(line)

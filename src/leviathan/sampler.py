@@ -8,16 +8,9 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
-import numpy as np
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
-
-def order(rows: int, seed: int, epoch: int) -> list[int]:
-    """The numbers 0 to ``rows - 1``, shuffled by nothing but ``seed`` and ``epoch``."""
-    # numpy keeps RandomState's stream the same for good (NEP 19); torch promises no such
-    # thing, and a run may be resumed with another torch.
-    words = [seed % 2**32, seed // 2**32 % 2**32, epoch]
-    return [int(row) for row in np.random.RandomState(words).permutation(rows)]
+from leviathan import packing
 
 
 class EpochOrder(Sampler[int]):
@@ -38,7 +31,7 @@ class EpochOrder(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
-        numbers = order(self.rows, self.seed, self.epoch)
+        numbers = packing.order(self.rows, self.seed, self.epoch)
         self.epoch += 1
         return iter(numbers)
 

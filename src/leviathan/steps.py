@@ -1,0 +1,361 @@
+"""Owns how many steps a training takes: rows into batches into optimizer steps.
+
+Pure. Follows Axolotl 0.19, the Trainer and our own plugin; docs/planning.md derives it.
+Does not read the corpus (``tokens``) nor say how long a step takes.
+"""
+
+import math
+import random
+from array import array
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from leviathan import packing
+from leviathan.errors import BadInput
+from leviathan.knobs import Knobs
+from leviathan.tokens import Statistics
+
+# Attention that keeps packed rows apart without a mask (axolotl/utils/schemas/enums.py);
+# with it a whole micro batch is packed as one bin.
+_PACKING_ATTENTION = {
+    "flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_torch",
+    "flex_attention", "xformers", "sage", "kernels-community/flash-attn2",
+    "kernels-community/flash-attn3", "kernels-community/sage-attention",
+}  # fmt: skip
+_COMPLETION_PIECES = 64  # completion cuts a text after so many sequence lengths
+_SIMULATED_ROWS = 10_000  # packed one by one in 0.05 s; more rows are scaled
+_COUNTED_EPOCHS = 4  # Axolotl takes the least of so many shuffles, or of one from 4 ranks on
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Keys that decide about rows and batches and about nothing else."""
+
+    excess_length: Literal["drop", "truncate", "raise"] = "drop"
+    min_tokens: int = 2
+    curriculum: bool = False
+    drop_last: bool = False
+    """An unpacked epoch's last micro batch, if it is not full."""
+    shuffled: bool = True
+    """Rows are shuffled once before some are held out."""
+    real_batches: bool | None = None
+    """Bins are single rows of a micro batch; None lets the attention decide."""
+    group_size: int = 100_000
+    bin_size: int = 200
+    sequential: bool = False
+    efficiency: float | None = None
+    """Axolotl counts steps by it where the order is not ours (curriculum_sampling)."""
+
+
+def rules(tree: dict[str, Any]) -> Rules:
+    """The rules of a merged Axolotl ``tree``; its schema's defaults where a key is absent."""
+    strategy = str(tree.get("excess_length_strategy") or "drop").lower()
+    return Rules(
+        excess_length=strategy,  # type: ignore[arg-type]  # checked against Axolotl's schema
+        min_tokens=int(tree.get("min_sample_len") or 2),
+        curriculum=bool(tree.get("curriculum_sampling")),
+        drop_last=bool(tree.get("dataloader_drop_last")),
+        shuffled=tree.get("shuffle_merged_datasets") is not False,
+        real_batches=tree.get("multipack_real_batches"),
+        group_size=int(tree.get("sample_packing_group_size") or 100_000),
+        bin_size=int(tree.get("sample_packing_bin_size") or 200),
+        sequential=bool(tree.get("sample_packing_sequentially")),
+        efficiency=tree.get("sample_packing_eff_est"),
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a training will count. Rows are those after completion's splitting."""
+
+    train_rows: int
+    eval_rows: int
+    dropped_rows: int
+    """Too long, too short, or (packed) without a token to train on."""
+    batches_per_epoch: int
+    """Micro batches of each process."""
+    steps_per_epoch: int
+    steps: int
+    """Optimizer steps of the whole run."""
+    train_tokens: int
+    """Of the whole run, without padding."""
+    slots: int
+    """Token positions computed in the whole run: ``train_tokens`` and padding."""
+    eval_batches: int
+    """Of one evaluation, of each process."""
+    exact: bool
+
+    @property
+    def packing_efficiency(self) -> float:
+        """Share of the computed positions that are tokens."""
+        return self.train_tokens / self.slots
+
+
+def predict(statistics: Statistics, knobs: Knobs, rules: Rules = Rules()) -> Steps:
+    """The steps of one training.
+
+    Args:
+        statistics: of the sample.
+        knobs: of the profile and recipe; ``epochs``, ``max_steps`` and ``val_set_size`` too.
+        rules: of the same configuration.
+
+    Raises:
+        BadInput: no row is left to train on, or the rows held out are not fewer than all.
+    """
+    rows = _Rows.made(statistics, knobs, rules)
+    held_out = _held_out(knobs.val_set_size, rows.kept)
+    train_rows = rows.kept - held_out
+    plan = _packed if knobs.packing else _unpacked
+    return plan(rows, train_rows, held_out, knobs, rules)
+
+
+# --- rows --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of the prepared dataset."""
+
+    lengths: "array[int]"
+    """Of the tokenised rows that are kept, in the order of the file."""
+    kept: int
+    dropped: int
+    mean_tokens: float
+    all_seen: bool
+    """``lengths`` are all there are, and right."""
+
+    @classmethod
+    def made(cls, statistics: Statistics, knobs: Knobs, rules: Rules) -> "_Rows":
+        kept, dropped = _kept(statistics, knobs, rules)
+        if not kept:
+            longest = max(statistics.tokens)
+            raise BadInput(
+                f"no row is left to train on: the longest has {longest:,} tokens, "
+                f"sequence_len is {knobs.sequence_len:,}",
+                "raise sequence_len, or set excess_length_strategy=truncate",
+            )
+        if statistics.exact:
+            return cls(kept, len(kept), dropped, sum(kept) / len(kept), all_seen=True)
+        # What is unseen is like what is seen, but for the mean, which is known better.
+        seen = len(statistics.tokens)
+        likely = round(statistics.rows * len(kept) / seen)
+        level = statistics.mean_tokens * seen / sum(statistics.tokens)
+        mean = min(knobs.sequence_len, sum(kept) / len(kept) * level)
+        lost = round(statistics.rows * dropped / seen)
+        return cls(kept, max(1, likely), lost, mean, all_seen=False)
+
+
+def _kept(statistics: Statistics, knobs: Knobs, rules: Rules) -> tuple["array[int]", int]:
+    """Lengths of the rows after splitting, dropping and truncating, and how many went."""
+    limit, kept, dropped = knobs.sequence_len, array("I"), 0
+    truncates = rules.excess_length == "truncate"
+    for tokens, masked in zip(statistics.tokens, statistics.masked, strict=True):
+        pieces = _pieces(tokens, limit) if statistics.splits else [tokens]
+        for piece in pieces:
+            length = min(piece, limit) if truncates else piece
+            untrained = knobs.packing and masked >= length and not statistics.splits
+            if piece < rules.min_tokens or length > limit or untrained:
+                dropped += 1
+            else:
+                kept.append(length)
+    return kept, dropped
+
+
+def _pieces(tokens: int, limit: int) -> list[int]:
+    """A completion's text, cut to at most 64 pieces of ``sequence_len``."""
+    whole, rest = divmod(min(tokens, _COMPLETION_PIECES * limit), limit)
+    return [limit] * whole + [rest] * bool(rest)
+
+
+def _held_out(val_set_size: float, rows: int) -> int:
+    """Rows held out: a number above 1, else a share, rounded up (``train_test_split``).
+
+    Raises:
+        BadInput: not fewer than there are.
+    """
+    held_out = int(val_set_size) if val_set_size > 1 else math.ceil(val_set_size * rows)
+    if held_out >= rows or val_set_size == 1:
+        raise BadInput(
+            f"val_set_size is {val_set_size:g}, and {rows:,} rows are left to train on",
+            "use a share below 1, or a number of rows from 2 to fewer than there are",
+        )
+    return held_out
+
+
+# --- unpacked ----------------------------------------------------------------------------
+
+
+def _unpacked(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules) -> Steps:
+    each = knobs.micro_batch_size * knobs.processes
+    batches = train // each if rules.drop_last else math.ceil(train / each)
+    per_epoch = max(1, math.ceil(batches / knobs.gradient_accumulation_steps))
+    # Axolotl's own number, which it hands to the Trainer as max_steps.
+    steps = knobs.max_steps or math.ceil(train * knobs.epochs / knobs.rows_per_step)
+    passes = _passes(steps, per_epoch, batches, knobs)
+    tokens = rows.mean_tokens * train * passes
+    slots = _padded(rows, knobs) * batches * each * passes
+    return Steps(
+        train_rows=train,
+        eval_rows=held_out,
+        dropped_rows=rows.dropped,
+        batches_per_epoch=batches,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        train_tokens=round(tokens),
+        slots=max(round(tokens), round(slots)),
+        eval_batches=_eval_batches(rows, train, held_out, knobs, rules),
+        exact=rows.all_seen,
+    )
+
+
+def _passes(steps: int, per_epoch: int, batches: int, knobs: Knobs) -> float:
+    """Epochs that so many steps go through; the last may end inside."""
+    whole, rest = divmod(steps, per_epoch)
+    begun = min(rest * knobs.gradient_accumulation_steps, batches)
+    return whole + begun / max(1, batches)
+
+
+def _padded(rows: _Rows, knobs: Knobs) -> float:
+    """Mean length of an unpacked row once it is padded to the longest of its micro batch.
+
+    Padded further to a multiple of 64 (axolotl/core/builders/causal.py).
+    """
+    lengths = list(rows.lengths)
+    random.Random(knobs.seed).shuffle(lengths)  # noqa: S311 - a sample, not a secret
+    lengths = lengths[:_SIMULATED_ROWS]
+    size = knobs.micro_batch_size
+    tops = [max(lengths[start : start + size]) for start in range(0, len(lengths), size)]
+    return sum(min(math.ceil(top / 64) * 64, _up(knobs.sequence_len)) for top in tops) / len(tops)
+
+
+def _up(tokens: int) -> int:
+    return math.ceil(tokens / 64) * 64
+
+
+# --- packed ------------------------------------------------------------------------------
+
+
+def _packed(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules) -> Steps:
+    counted, all_bins, exact = _packed_batches(rows, train, knobs, rules)
+    batches = counted // knobs.processes
+    if not batches:
+        raise BadInput(
+            f"{train:,} packed rows make {counted} micro batches, too few for "
+            f"{knobs.processes} processes",
+            "use fewer processes, a smaller micro_batch_size or sequence_len, or more rows",
+        )
+    per_epoch = max(1, math.ceil(batches / knobs.gradient_accumulation_steps))
+    steps = knobs.max_steps or _packed_steps(counted, per_epoch, rows, train, knobs, rules)
+    used = _passes(steps, per_epoch, batches, knobs) * batches * knobs.processes
+    slots = used * knobs.micro_batch_size * knobs.sequence_len
+    per_batch = rows.mean_tokens * train / all_bins * _packing(knobs, rules).bins_per_batch
+    return Steps(
+        train_rows=train,
+        eval_rows=held_out,
+        dropped_rows=rows.dropped,
+        batches_per_epoch=batches,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        train_tokens=round(used * per_batch),
+        slots=round(slots),
+        eval_batches=_eval_batches(rows, train, held_out, knobs, rules),
+        exact=exact,
+    )
+
+
+def _packing(knobs: Knobs, rules: Rules) -> packing.Rules:
+    real = rules.real_batches
+    if real is None:
+        name = knobs.attention.split(":", 1)[0].split("@", 1)[0].strip()
+        real = name not in _PACKING_ATTENTION
+    return packing.Rules(
+        capacity=knobs.sequence_len * (1 if real else knobs.micro_batch_size),
+        bins_per_batch=knobs.micro_batch_size if real else 1,
+        bin_size=rules.bin_size,
+        group_size=rules.group_size,
+        sequential=rules.sequential,
+    )
+
+
+def _packed_batches(rows: _Rows, train: int, knobs: Knobs, rules: Rules) -> tuple[int, float, bool]:
+    """Batches of an epoch over all processes, bins before any is dropped, and if exact."""
+    pack = _packing(knobs, rules)
+    if rows.all_seen and train <= _SIMULATED_ROWS:
+        try:
+            lengths = _in_training_order(rows, knobs, rules)[:train]
+            orders = _epoch_orders(train, knobs, rules)
+        except ImportError:
+            pass  # numpy comes with the training stack; without it the order is not known
+        else:
+            found = [packing.bins([lengths[row] for row in order], pack) for order in orders]
+            return min(found) // pack.bins_per_batch, sum(found) / len(found), True
+    bins = _simulated_bins(rows, train, knobs, pack)
+    return max(1, int(bins)) // pack.bins_per_batch, bins, False
+
+
+def _in_training_order(rows: _Rows, knobs: Knobs, rules: Rules) -> list[int]:
+    """Lengths as the prepared dataset has them; those held out are its last."""
+    if rules.curriculum or not rules.shuffled:
+        return list(rows.lengths)
+    return [rows.lengths[row] for row in packing.merged_order(rows.kept, knobs.seed)]
+
+
+def _epoch_orders(train: int, knobs: Knobs, rules: Rules) -> list[list[int]]:
+    """The shuffles that Axolotl counts: ours has moved on by one when it begins."""
+    if rules.curriculum:
+        return [list(range(train))]
+    counted = _COUNTED_EPOCHS if knobs.processes < _COUNTED_EPOCHS else 1
+    return [packing.order(train, knobs.seed, epoch) for epoch in range(1, counted + 1)]
+
+
+def _simulated_bins(rows: _Rows, train: int, knobs: Knobs, pack: packing.Rules) -> float:
+    """Bins that ``train`` rows like those seen fill: as many as can be packed quickly, scaled."""
+    chance = random.Random(knobs.seed)  # noqa: S311 - a sample, not a secret
+    number = min(train, _SIMULATED_ROWS)
+    if len(rows.lengths) >= number:
+        drawn = chance.sample(rows.lengths, number)
+    else:
+        drawn = chance.choices(rows.lengths, k=number)
+    level = rows.mean_tokens * len(drawn) / sum(drawn)
+    return packing.bins(drawn, pack) * level * train / number
+
+
+def _packed_steps(
+    counted: int, per_epoch: int, rows: _Rows, train: int, knobs: Knobs, rules: Rules
+) -> int:
+    """All steps: counted by the Trainer where the order is ours, else by Axolotl's estimate."""
+    if not rules.curriculum:
+        return math.ceil(knobs.epochs * per_epoch)
+    if rules.efficiency:
+        tokens = rows.mean_tokens * train
+        full = 0.99 * tokens / rules.efficiency / knobs.sequence_len // knobs.rows_per_step
+        return max(1, int((math.floor(full) - 1) * knobs.epochs))
+    each = knobs.gradient_accumulation_steps * knobs.processes
+    steps = math.floor(max(1, counted // each) * knobs.epochs)
+    return max(1, steps - math.ceil(knobs.epochs) * rules.drop_last)
+
+
+# --- evaluation --------------------------------------------------------------------------
+
+
+def _eval_batches(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules) -> int:
+    """Micro batches of one evaluation, of each process."""
+    if not held_out:
+        return 0
+    if not (knobs.packing and knobs.eval_packing):
+        batches = math.ceil(held_out / knobs.eval_batch_size)
+        drops = rules.drop_last or knobs.packing  # Axolotl's default where only training packs
+        return (
+            held_out // knobs.eval_batch_size // knobs.processes
+            if drops
+            else math.ceil(batches / knobs.processes)
+        )
+    pack = _packing(knobs, rules)
+    if rows.all_seen and rows.kept <= _SIMULATED_ROWS:
+        try:
+            lengths = _in_training_order(rows, knobs, rules)[train:]
+            return packing.batches(lengths, pack) // knobs.processes
+        except ImportError:
+            pass
+    bins = _simulated_bins(rows, held_out, knobs, pack)
+    return int(bins / pack.bins_per_batch / knobs.processes)
