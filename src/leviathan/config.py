@@ -270,13 +270,17 @@ class Recipe(_Strict):
     """Raw Axolotl keys."""
 
 
-def directories(kind: str) -> list[Path]:
-    """Where configs of ``kind`` are looked up, first match wins."""
+def shipped_directory() -> Path:
+    """The configs that come with Leviathan."""
     package = Path(__file__).parent
     shipped = package / "configs"
-    if not shipped.is_dir():  # an editable install: the checkout's own folder
-        shipped = package.parents[1] / "configs"
-    return [Path("configs") / kind, shipped / kind]
+    # An editable install: the checkout's own folder.
+    return shipped if shipped.is_dir() else package.parents[1] / "configs"
+
+
+def directories(kind: str) -> list[Path]:
+    """Where configs of ``kind`` are looked up, first match wins."""
+    return [Path("configs") / kind, shipped_directory() / kind]
 
 
 def names(kind: str) -> dict[str, Path]:

@@ -1,169 +1,81 @@
-"""Owns model shapes: what a config.json says about a dense decoder, and its parameter counts.
+"""Owns finding a model's shape: in a config.json, the hub's cache or the shipped table.
 
-Reads config.json files, loads no weights and no torch. What the counts cost in memory or
-time is for ``memory`` and ``speed``.
-
-The counts are those of transformers' own classes (models/<type>/modeling_<type>.py, 5.16) and
-of PEFT's LoRA (0.20); tests/real/test_shapes.py builds both on the meta device and compares.
+Loads no weights and no torch. What a shape is made of is ``decoder``'s.
 """
 
+import difflib
+import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from leviathan import models
+from leviathan.config import shipped_directory
+from leviathan.decoder import Layers, Linear, Part, Shape
 from leviathan.errors import BadInput
 
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "dense"}
+__all__ = ["Layers", "Linear", "Part", "Shape", "from_config", "load", "shipped"]
+
+_MOST = 1 << 30  # of anything in a config.json: the largest we know of is 10,485,760 positions
+_MOST_LAYERS = 1000
+
+
+# --- from a config.json -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Linear:
-    """One linear of one decoder layer; its weight is a matrix [out, into]."""
-
-    name: str
-    """The module's last name, as ``q_proj``."""
-    out: int
-    into: int
-    bias: bool = False
-
-    @property
-    def path(self) -> str:
-        """The module's name inside its layer, as ``self_attn.q_proj``."""
-        return f"{'self_attn' if self.name in _ATTENTION else 'mlp'}.{self.name}"
-
-    @property
-    def weights(self) -> int:
-        """Entries of the matrix."""
-        return self.out * self.into
-
-    @property
-    def parameters(self) -> int:
-        """Weights and bias."""
-        return self.weights + self.out * self.bias
-
-    def lora(self, rank: int) -> int:
-        """Parameters of A [rank, into] and B [out, rank] (Hu et al. 2021, section 4.1)."""
-        return rank * (self.out + self.into)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """One normalisation; ``parameters`` counts its weight and, for LayerNorm, its bias."""
-
-    name: str
-    """As ``input_layernorm``; inside attention, as ``self_attn.q_norm``."""
-    parameters: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A dense decoder: equal layers between an embedding and an output head."""
-
-    name: str
-    model_type: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool
-    """The head is the embedding's own matrix."""
-    linears: tuple[Linear, ...]
-    """Those of one decoder layer."""
-    norms: tuple[Norm, ...]
-    """Those of one decoder layer."""
-    final_norm: Norm
-    head_bias: bool
-    max_positions: int
-    sliding_window: int | None
-    """Tokens that a layer with windowed attention looks back; None where no layer has it."""
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of all decoder linears, all layers, without biases and head."""
-        return self.layers * sum(linear.weights for linear in self.linears)
-
-    @property
-    def embedding_parameters(self) -> int:
-        """The input embedding [vocab, hidden]; the head, too, where it is tied."""
-        return self.vocab * self.hidden
-
-    @property
-    def head_parameters(self) -> int:
-        """The output head's own weights; 0 when tied."""
-        return 0 if self.tied else self.vocab * self.hidden
-
-    @property
-    def bias_parameters(self) -> int:
-        """Biases of all linears, the head included."""
-        layer = sum(linear.out for linear in self.linears if linear.bias)
-        return self.layers * layer + self.vocab * self.head_bias
-
-    @property
-    def other_parameters(self) -> int:
-        """Normalisations, whole model."""
-        return self.layers * sum(n.parameters for n in self.norms) + self.final_norm.parameters
-
-    @property
-    def parameters(self) -> int:
-        """All of the model, a tied matrix counted once."""
-        return (
-            self.linear_parameters
-            + self.embedding_parameters
-            + self.head_parameters
-            + self.bias_parameters
-            + self.other_parameters
-        )
-
-    def lora_parameters(
-        self,
-        rank: int,
-        targets: Iterable[str],
-        all_linear: bool = False,
-        modules_to_save: Iterable[str] = (),
-    ) -> int:
-        """What ``get_peft_model`` trains: the LoRA matrices and whole ``modules_to_save``."""
-        wanted = set(targets)
-        adapted = [x for x in self.linears if all_linear or x.name in wanted]
-        saved = sum(
-            self.vocab * self.hidden for x in modules_to_save if x in {"embed_tokens", "lm_head"}
-        )
-        return self.layers * sum(linear.lora(rank) for linear in adapted) + saved
-
-
 class _Fields:
     """Typed reading of one config.json: every complaint names the file and the key."""
 
-    def __init__(self, config: dict[str, Any], name: str, defaults: dict[str, Any]) -> None:
-        self.config, self.name, self.defaults = config, name, defaults
+    config: dict[str, Any]
+    where: str
+    prefix: str = ""
 
-    def number(self, key: str, default: int | None = None) -> int:
-        """A whole number of 1 or more; ``default`` stands in for an absent or null key."""
-        value = self.config.get(key, self.defaults.get(key))
-        if value is None and default is not None:
-            return default
+    def number(self, key: str, *, absent: int | None = None, null: int | None = None) -> int:
+        """A whole number of 1 or more, or what an absent key and a null one stand for."""
+        value = self.config.get(key, absent)
+        value = null if value is None else value
+        most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         if value is None:
-            raise BadInput(f"{self.name}: {key} is missing", "is this a model's config.json?")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BadInput(f"{self.name}: {key} must be a whole number above 0 (found {value!r})")
+            raise BadInput(f"{self.named(key)} is missing", "is this a language model's file?")
+        if type(value) is not int or not 1 <= value <= most:
+            raise BadInput(
+                f"{self.named(key)} must be a whole number from 1 to {most:,} (found {value!r})",
+                "correct it, or fetch the model's config.json again",
+            )
         return value
 
-    def window(self, key: str) -> int | None:
-        """A number that may be null or absent."""
-        value = self.config.get(key, self.defaults.get(key))
-        return None if value is None else self.number(key)
+    def window(self, absent: int | None = None) -> int | None:
+        """``sliding_window``, a number that may be null."""
+        if self.config.get("sliding_window", absent) is None:
+            return None
+        return self.number("sliding_window", absent=absent)
 
-    def flag(self, key: str) -> bool:
-        """True or false; absent is the family's default, else false."""
-        value = self.config.get(key, self.defaults.get(key, False))
-        if not isinstance(value, bool):
-            raise BadInput(f"{self.name}: {key} must be true or false (found {value!r})")
-        return value
+    def flag(self, key: str, absent: bool = False) -> bool:
+        """True or false; ``absent`` stands for an absent key and for null."""
+        value = self.config.get(key)
+        if not isinstance(value, bool | None):
+            raise BadInput(
+                f"{self.named(key)} must be true or false (found {value!r})",
+                "correct it, or fetch the model's config.json again",
+            )
+        return absent if value is None else value
+
+    def inside(self, key: str) -> "_Fields":
+        """The nested mapping at ``key``."""
+        value = self.config.get(key)
+        if not isinstance(value, dict):
+            raise BadInput(f"{self.named(key)} must be a mapping (found {value!r})")
+        return _Fields(value, self.where, f"{self.prefix}{key}.")
+
+    def named(self, key: str) -> str:
+        """``file: key`` for messages."""
+        return f"{self.where}: {self.prefix}{key}"
 
 
 @dataclass(frozen=True)
@@ -177,6 +89,7 @@ class _Sizes:
     head_dim: int
     intermediate: int
     vocab: int
+    max_positions: int
 
     @property
     def q(self) -> int:
@@ -187,17 +100,47 @@ class _Sizes:
         return self.kv_heads * self.head_dim
 
 
-def _sizes(fields: _Fields) -> _Sizes:
-    hidden, heads = fields.number("hidden_size"), fields.number("num_attention_heads")
-    return _Sizes(
-        layers=fields.number("num_hidden_layers"),
+@dataclass(frozen=True)
+class _Family:
+    """What distinguishes a model_type: its modules, and transformers' defaults for the keys
+    that published config.json files leave out."""
+
+    linears: Callable[[_Fields, _Sizes], list[Linear]]
+    norms: Callable[[_Fields, _Sizes], list[Part]]
+    window: Callable[[_Fields], int | None]
+    absent: dict[str, int]
+    tied: bool = False
+    final_norm: str = "norm"
+    layer_norm: bool = False
+    """LayerNorm, whose bias doubles its parameters; and the head has a bias."""
+
+
+def _sizes(fields: _Fields, absent: dict[str, int]) -> _Sizes:
+    def number(key: str, null: int | None = None) -> int:
+        return fields.number(key, absent=absent.get(key), null=null)
+
+    hidden, heads = number("hidden_size"), number("num_attention_heads")
+    if "head_dim" not in absent and not fields.config.get("head_dim") and hidden % heads:
+        raise BadInput(
+            f"{fields.named('hidden_size')} {hidden} is not a multiple of num_attention_heads "
+            f"{heads}, and head_dim is missing", "correct one of them",
+        )  # fmt: skip
+    sizes = _Sizes(
+        layers=number("num_hidden_layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=fields.number("num_key_value_heads", heads),
-        head_dim=fields.number("head_dim", hidden // heads),
-        intermediate=fields.number("intermediate_size"),
-        vocab=fields.number("vocab_size"),
+        kv_heads=number("num_key_value_heads", null=heads),
+        head_dim=number("head_dim", null=hidden // heads),
+        intermediate=number("intermediate_size"),
+        vocab=number("vocab_size"),
+        max_positions=number("max_position_embeddings"),
     )
+    if heads % sizes.kv_heads:
+        raise BadInput(
+            f"{fields.named('num_attention_heads')} {heads} is not a multiple of "
+            f"num_key_value_heads {sizes.kv_heads}", "correct one of them",
+        )  # fmt: skip
+    return sizes
 
 
 def _attention(s: _Sizes, *, qkv_bias: bool, out_bias: bool, out: str = "o_proj") -> list[Linear]:
@@ -217,9 +160,14 @@ def _gated(s: _Sizes, *, bias: bool = False) -> list[Linear]:
     ]
 
 
-def _llama(fields: _Fields, s: _Sizes) -> list[Linear]:
+def _plain(hidden: int, intermediate: int) -> list[Linear]:
+    return [Linear("fc1", intermediate, hidden, True), Linear("fc2", hidden, intermediate, True)]
+
+
+def _separate(fields: _Fields, s: _Sizes) -> list[Linear]:
+    """Llama, Qwen3, Gemma: biases where the config asks for them (mlp_bias is Llama's alone)."""
     bias = fields.flag("attention_bias")
-    mlp_bias = fields.flag("mlp_bias")
+    mlp_bias = fields.config.get("model_type") == "llama" and fields.flag("mlp_bias")
     return _attention(s, qkv_bias=bias, out_bias=bias) + _gated(s, bias=mlp_bias)
 
 
@@ -227,101 +175,237 @@ def _qwen2(fields: _Fields, s: _Sizes) -> list[Linear]:
     return _attention(s, qkv_bias=True, out_bias=False) + _gated(s)
 
 
-def _qwen3(fields: _Fields, s: _Sizes) -> list[Linear]:
-    bias = fields.flag("attention_bias")
-    return _attention(s, qkv_bias=bias, out_bias=bias) + _gated(s)
-
-
 def _mistral(fields: _Fields, s: _Sizes) -> list[Linear]:
     return _attention(s, qkv_bias=False, out_bias=False) + _gated(s)
 
 
-def _norms(s: _Sizes, names: Sequence[str], *, per_head: bool = False) -> tuple[Norm, ...]:
-    found = [Norm(name, s.hidden) for name in names]
-    if per_head:
-        found += [Norm(f"self_attn.{x}_norm", s.head_dim) for x in "qk"]
-    return tuple(found)
+def _phi(fields: _Fields, s: _Sizes) -> list[Linear]:
+    attention = _attention(s, qkv_bias=True, out_bias=True, out="dense")
+    return attention + _plain(s.hidden, s.intermediate)
 
 
-_TWO = ("input_layernorm", "post_attention_layernorm")
+def _phi3(fields: _Fields, s: _Sizes) -> list[Linear]:
+    return [
+        Linear("qkv_proj", s.q + 2 * s.kv, s.hidden),
+        Linear("o_proj", s.hidden, s.q),
+        Linear("gate_up_proj", 2 * s.intermediate, s.hidden),
+        Linear("down_proj", s.hidden, s.intermediate),
+    ]
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What distinguishes a model_type."""
-
-    linears: Callable[[_Fields, _Sizes], list[Linear]]
-    norms: Callable[[_Sizes], tuple[Norm, ...]]
-    defaults: dict[str, Any]
-    """transformers' defaults of keys that published config.json files leave out."""
+def _two_norms(fields: _Fields, s: _Sizes) -> list[Part]:
+    return [Part("input_layernorm", s.hidden), Part("post_attention_layernorm", s.hidden)]
 
 
+def _four_norms(fields: _Fields, s: _Sizes) -> list[Part]:
+    feedforward = [Part(f"{when}_feedforward_layernorm", s.hidden) for when in ("pre", "post")]
+    return _two_norms(fields, s) + feedforward
+
+
+def _head_norms(s: _Sizes) -> list[Part]:
+    return [Part(f"self_attn.{which}_norm", s.head_dim) for which in "qk"]
+
+
+def _phi_norms(fields: _Fields, s: _Sizes) -> list[Part]:
+    per_head = 2 * (s.hidden // s.heads)
+    heads = [Part(f"self_attn.{which}_layernorm", per_head) for which in "qk"]
+    return [Part("input_layernorm", 2 * s.hidden), *(heads if fields.flag("qk_layernorm") else [])]
+
+
+def _if_asked(fields: _Fields) -> int | None:
+    return fields.window(4096) if fields.flag("use_sliding_window") else None
+
+
+_GEMMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
 _FAMILIES = {
-    "llama": _Family(_llama, partial(_norms, names=_TWO), {}),
-    "qwen2": _Family(
-        _qwen2, partial(_norms, names=_TWO), {"num_key_value_heads": 32, "sliding_window": 4096}
-    ),
+    "llama": _Family(_separate, _two_norms, lambda fields: None, {}),
+    "qwen2": _Family(_qwen2, _two_norms, _if_asked, {"num_key_value_heads": 32}),
     "qwen3": _Family(
-        _qwen3,
-        partial(_norms, names=_TWO, per_head=True),
-        {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+        _separate,
+        lambda fields, s: _two_norms(fields, s) + _head_norms(s),
+        _if_asked,
+        {"num_key_value_heads": 32, "head_dim": 128},
     ),
     "mistral": _Family(
-        _mistral, partial(_norms, names=_TWO), {"num_key_value_heads": 8, "sliding_window": 4096}
+        _mistral, _two_norms, lambda fields: fields.window(4096), {"num_key_value_heads": 8}
     ),
+    "gemma2": _Family(
+        _separate,
+        _four_norms,
+        lambda fields: fields.window(4096),
+        {**_GEMMA, "vocab_size": 256000, "max_position_embeddings": 8192},
+        tied=True,
+    ),
+    "gemma3_text": _Family(
+        _separate,
+        lambda fields, s: _four_norms(fields, s) + _head_norms(s),
+        lambda fields: fields.window(4096),
+        {**_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072},
+        tied=True,
+    ),
+    "phi": _Family(
+        _phi, _phi_norms, lambda fields: None, {}, final_norm="final_layernorm", layer_norm=True
+    ),
+    "phi3": _Family(_phi3, _two_norms, lambda fields: fields.window(), {}),
 }
 
 
-def from_config(config: dict[str, Any], name: str) -> Shape:
-    """The shape that the contents of a config.json describe; ``name`` is for messages, too.
+def from_config(config: dict[str, Any], name: str, where: str | None = None) -> Shape:
+    """The shape that the contents of a config.json describe.
+
+    ``where`` (else ``name``) stands before the key in complaints.
 
     Raises:
         BadInput: not a dense decoder of a known family, or a key missing or absurd.
     """
+    fields = _Fields(config, where or name)
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
-        raise BadInput(
-            f"{name}: model_type {model_type!r} has no known shape",
-            f"known: {', '.join(_FAMILIES)}",
-        )
+    if model_type == "gemma3":
+        return _multimodal(fields, name)
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        raise _unknown(fields)
+    tied = fields.flag("tie_word_embeddings", _FAMILIES[model_type].tied)
+    return _decoder(fields, name, model_type, tied)
+
+
+def _decoder(fields: _Fields, name: str, model_type: str, tied: bool) -> Shape:
     family = _FAMILIES[model_type]
-    fields = _Fields(config, name, family.defaults)
-    sizes = _sizes(fields)
+    s = _sizes(fields, family.absent)
     return Shape(
         name=name,
         model_type=model_type,
-        layers=sizes.layers,
-        hidden=sizes.hidden,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate=sizes.intermediate,
-        vocab=sizes.vocab,
-        tied=fields.flag("tie_word_embeddings"),
-        linears=tuple(family.linears(fields, sizes)),
-        norms=family.norms(sizes),
-        final_norm=Norm("norm", sizes.hidden),
-        head_bias=False,
-        max_positions=fields.number("max_position_embeddings"),
-        sliding_window=_window(fields, model_type),
+        layers=s.layers,
+        hidden=s.hidden,
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        intermediate=s.intermediate,
+        vocab=s.vocab,
+        tied=tied,
+        linears=tuple(family.linears(fields, s)),
+        norms=tuple(family.norms(fields, s)),
+        final_norm=Part(family.final_norm, s.hidden * (2 if family.layer_norm else 1)),
+        head_bias=family.layer_norm,
+        max_positions=s.max_positions,
+        sliding_window=family.window(fields),
     )
 
 
-def _window(fields: _Fields, model_type: str) -> int | None:
-    if model_type in {"qwen2", "qwen3"} and not fields.flag("use_sliding_window"):
-        return None
-    return fields.window("sliding_window") if model_type != "llama" else None
+def _multimodal(fields: _Fields, name: str) -> Shape:
+    """Gemma 3 with its SigLIP tower, which Axolotl loads for text, too."""
+    text, vision = fields.inside("text_config"), fields.inside("vision_config")
+    if vision.flag("vision_use_head", True):
+        raise BadInput(
+            f"{vision.named('vision_use_head')} must be false", "Gemma 3 has no pooling head"
+        )
+    decoder = _decoder(text, name, "gemma3_text", fields.flag("tie_word_embeddings", True))
+    hidden = vision.number("hidden_size")
+    patch = vision.number("patch_size")
+    places = (vision.number("image_size") // patch) ** 2
+    pixels = vision.number("num_channels", absent=3) * patch**2
+    attention = [Linear(f"{x}_proj", hidden, hidden, True) for x in ("q", "k", "v", "out")]
+    tower = Layers(
+        count=vision.number("num_hidden_layers"),
+        path="model.vision_tower.encoder.layers",
+        linears=(*attention, *_plain(hidden, vision.number("intermediate_size"))),
+        norms=tuple(Part(f"layer_norm{x}", 2 * hidden) for x in "12"),
+    )
+    rest = (
+        Part("model.vision_tower.embeddings.patch_embedding", (pixels + 1) * hidden),
+        Part("model.vision_tower.embeddings.position_embedding", places * hidden),
+        Part("model.vision_tower.post_layernorm", 2 * hidden),
+        Part("model.multi_modal_projector.mm_input_projection", hidden * decoder.hidden),
+        Part("model.multi_modal_projector.mm_soft_emb_norm", hidden),
+    )
+    return replace(
+        decoder, model_type="gemma3", path="model.language_model", vision=tower, vision_rest=rest
+    )
+
+
+_TELLTALES = {
+    "a mixture of experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "an encoder-decoder": ("is_encoder_decoder",),
+    "a state-space model": ("state_size", "mamba_d_state", "ssm_cfg"),
+    "a vision model": ("vision_config", "image_size"),
+}
+
+
+def _unknown(fields: _Fields) -> BadInput:
+    known = f"shapes known: {', '.join(sorted({*_FAMILIES, 'gemma3'}))}"
+    if "model_type" not in fields.config:
+        return BadInput(f"{fields.named('model_type')} is missing", known)
+    found = f"{fields.named('model_type')} {fields.config['model_type']!r}"
+    for kind, keys in _TELLTALES.items():
+        if any(fields.config.get(key) for key in keys):
+            return BadInput(f"{found} is {kind}", known)
+    return BadInput(f"{found} is none of the dense decoders known here", known)
+
+
+# --- from a name ------------------------------------------------------------------
 
 
 def load(base_model: str) -> Shape:
-    """The shape of a local model directory.
+    """The shape of a local model, of one in the hub's cache, or of a shipped table's entry.
 
     Raises:
-        BadInput: no config.json, or not one of a known shape.
+        BadInput: nothing is known of it, or its config.json is not that of a known shape.
     """
-    path = Path(base_model) / "config.json"
+    directory = Path(models.local_or_hub(base_model))
+    if directory.is_dir():
+        return _read(directory / "config.json", base_model)
+    cached = _cached(base_model)
+    if cached:
+        return _read(cached, base_model)
+    table = shipped()
+    if base_model not in table:
+        near = difflib.get_close_matches(base_model, table, n=1)
+        raise BadInput(
+            f"the shape of {base_model} is unknown: it is neither in the hub's cache nor shipped",
+            f"{f'did you mean {near[0]}? ' if near else ''}else fetch it: hf download "
+            f"{base_model} config.json",
+        )
+    return from_config(table[base_model]["config"], base_model)
+
+
+def _read(path: Path, name: str) -> Shape:
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
-    return from_config(config, base_model)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path.parent} has no config.json", "give a model's directory") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"cannot read {path}: {error}", "fetch it again") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: not a model's config: found {type(config).__name__}")
+    return from_config(config, name, str(path))
+
+
+def _cached(base_model: str) -> Path | None:
+    """The config.json of a hub model that was downloaded, its main revision before others."""
+    model = _hub_cache() / f"models--{base_model.replace('/', '--')}"
+    try:
+        main = (model / "refs" / "main").read_text().strip()
+    except (OSError, ValueError):
+        main = ""
+    found = [path for path in model.glob("snapshots/*/config.json") if path.is_file()]
+    return max(found, key=lambda p: (p.parent.name == main, p.stat().st_mtime), default=None)
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps models (its environment variables, in its order)."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = Path(os.environ.get("HF_HOME") or f"{home}/huggingface") / "hub"
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub
+    return Path(cache).expanduser()
+
+
+@functools.cache
+def shipped() -> dict[str, dict[str, Any]]:
+    """Entries of configs/shapes.yaml by every name they answer to.
+
+    Read by libyaml where PyYAML has it: a seventh of the time, and no user writes this file,
+    so lines for complaints are not needed.
+    """
+    path = shipped_directory() / "shapes.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    entries = yaml.load(path.read_bytes(), Loader=loader)["models"]  # noqa: S506 - both are safe
+    return {name: entry for entry in entries for name in entry["names"]}
