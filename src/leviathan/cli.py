@@ -120,9 +120,18 @@ def root(
 
 
 def _register() -> None:
-    from leviathan import cli_checkpoints, cli_config, cli_demo, cli_model, cli_runs, cli_train
+    from leviathan import (
+        cli_bench,
+        cli_checkpoints,
+        cli_config,
+        cli_demo,
+        cli_model,
+        cli_runs,
+        cli_train,
+    )
 
     cli_config.register(app)
+    cli_bench.register(app)
     cli_train.register(app)
     cli_runs.register(app)
     cli_checkpoints.register(app)

@@ -53,6 +53,13 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Train in the background, apart from this terminal.")
     ] = False,
+    smoke: Annotated[
+        bool | None,
+        typer.Option(
+            "--smoke/--no-smoke",
+            help="Begin a new run with its longest rows, evaluation and save; default: profile's.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,7 +73,7 @@ def train(
     budget = Budget(max_hours, budget_usd, price)
     announce_schema()
     decision = _decide(merged, name, resume, shrink)
-    _show_checks(decision, force=force or dry_run)
+    show_checks(decision, force=force or dry_run)
     if dry_run:
         _show_plan(decision, as_json)
         return
@@ -82,13 +89,36 @@ def train(
         return
     if training.wait_for_orphan(decision, ui.notice):
         decision = _decide(merged, name, resume, shrink)
-    repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
+    repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink) + _switch(smoke)
+    if decision.action == "start" and (merged.profile.smoke_test if smoke is None else smoke):
+        decision = _smoked(decision, shrink, repeat, as_json=as_json)
     with ui.TrainView(decision.paths.directory.name) as view:
         ending = sessions.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
         )  # fmt: skip
     finish(ending, budget.usd_hour, repeat, as_json=as_json)
+
+
+def _switch(smoke: bool | None) -> list[str]:
+    return [] if smoke is None else ["--smoke" if smoke else "--no-smoke"]
+
+
+def _smoked(decision: Any, shrink: bool, repeat: list[str], *, as_json: bool) -> Any:
+    """The decision on the rung of memory that the smoke test passed; it may end the command."""
+    from leviathan import smoke, ui
+
+    name = decision.paths.directory.name
+    ui.notice(f"smoke test: two steps of the longest rows, an evaluation and a save of {name}")
+    with ui.TrainView(f"smoke test of {name}", foot="Ctrl+C ends it") as view:
+        tested = smoke.test(decision, view, ui.corpus_progress(), shrink=shrink)
+    if tested.stopped:
+        finish(tested.stopped, None, repeat, as_json=as_json)
+    for rung in smoke.rungs(tested):
+        ui.warn(f"smoke test: memory was short; the run begins with {rung}")
+    if tested.calibration:
+        ui.notice(tested.calibration.text)
+    return tested.decision
 
 
 def _repeated(
@@ -167,7 +197,7 @@ def _announcing(listener: Any) -> Any:
     return tell
 
 
-def _show_checks(decision: Any, *, force: bool) -> None:
+def show_checks(decision: Any, *, force: bool) -> None:
     from leviathan import ui
     from leviathan.errors import Refused
 

@@ -199,6 +199,9 @@ class Profile(_Strict):
     """Restarts after a crash."""
     guards: Guards = Guards()
     """What is watched while training, and the limits."""
+    smoke_test: bool = False
+    """Begin a new run with two steps, an evaluation and a save of its longest rows, so that
+    what would run out of memory later does so at once (``train --no-smoke`` leaves it out)."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys; its documentation applies as it is."""
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from leviathan.models import quiet
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Progress = Callable[[str, float], None]
@@ -153,12 +154,8 @@ def _all_text(corpus: Path) -> Iterator[str]:
         yield from (message["content"] for message in row["messages"])
 
 
-def _train_tokenizer(corpus: Path, settings: BaseSettings) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. <|endoftext|> ends documents, ChatML's two tokens are reserved.
-
-    Padding has a token of its own: a collator that masks padding out of the loss would
-    otherwise mask the end out too, and the model would never learn to stop.
-    """
+def spelling(corpus: Path, vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE of at most ``vocab_size`` words, learned from all text of the corpus."""
     from tokenizers import (
         Tokenizer,
         decoders,
@@ -166,21 +163,32 @@ def _train_tokenizer(corpus: Path, settings: BaseSettings) -> PreTrainedTokenize
         pre_tokenizers,
         trainers,
     )  # heavy: only when building
-    from transformers import PreTrainedTokenizerFast
 
-    spelling = Tokenizer(models.BPE())
-    spelling.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    spelling.decoder = decoders.ByteLevel()
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
     trainer_class: Any = trainers.BpeTrainer  # untyped
     trainer = trainer_class(
-        vocab_size=settings.vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    spelling.train_from_iterator(_all_text(corpus), trainer)
+    found.train_from_iterator(_all_text(corpus), trainer)
+    return found
+
+
+def _train_tokenizer(corpus: Path, settings: BaseSettings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE. <|endoftext|> ends documents, ChatML's two tokens are reserved.
+
+    Padding has a token of its own: a collator that masks padding out of the loss would
+    otherwise mask the end out too, and the model would never learn to stop.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    words = spelling(corpus, settings.vocab_size, SPECIAL_TOKENS)
     return PreTrainedTokenizerFast(
-        tokenizer_object=spelling,
+        tokenizer_object=words,
         eos_token=END_OF_TEXT,
         pad_token=PAD,
         additional_special_tokens=[TURN_START, TURN_END],

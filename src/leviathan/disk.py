@@ -67,11 +67,20 @@ def _shapes(directory: Path) -> dict[str, list[int]]:
     """Name and shape of every weight of a local model, from the headers."""
     found: dict[str, list[int]] = {}
     for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with path.open("rb") as stream:
-                length = struct.unpack("<Q", stream.read(8))[0]
-                header = json.loads(stream.read(min(length, 1 << 26)))
-            found |= {n: e["shape"] for n, e in header.items() if n != "__metadata__"}
-        except (OSError, ValueError, struct.error, KeyError, TypeError):
-            continue  # a broken base is told by who loads it
+        header = safetensors_header(path)
+        if header:  # a broken base is told by who checks it
+            found |= {name: entry["shape"] for name, entry in header[1].items()}
     return found
+
+
+def safetensors_header(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Where the data of a safetensors file begins, and its tensors; None for a broken one."""
+    try:
+        with path.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header = json.loads(stream.read(min(length, 1 << 26)))
+        header.pop("__metadata__", None)
+        all(entry["shape"] for entry in header.values())
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        return None
+    return 8 + length, header

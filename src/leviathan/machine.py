@@ -211,6 +211,20 @@ def _command(pid: int) -> str:
     return text if len(text) <= _COMMAND_CHARACTERS else f"{short}\N{HORIZONTAL ELLIPSIS}"
 
 
+def cpu_name() -> str:
+    """The CPU's model, as the kernel has it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def ram_gib() -> float:
+    """Memory of this machine in GiB."""
+    return psutil.virtual_memory().total / 2**30
+
+
 def hottest_c() -> float | None:
     """Temperature of the hottest GPU in Celsius; None without a GPU."""
     import pynvml  # as in _nvidia

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import files, launch, machine, models, runs, sampler
+from leviathan import files, gauge, launch, machine, models, runs, sampler
 from leviathan.callbacks import (
     CommitCallback,
     EpochCallback,
@@ -29,6 +30,17 @@ from leviathan.callbacks import (
 from leviathan.config import Guards
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
+
+
+class ProbeKeys(BaseModel):
+    """What makes a run one that is measured (``probe``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    warm_up: int
+    """Steps before those that count."""
+    worst_rows: int
+    """So many of the longest rows come first."""
 
 
 class LeviathanKeys(BaseModel):
@@ -46,6 +58,8 @@ class LeviathanKeys(BaseModel):
     """Of the settings that a resume must not change; goes into the commit records."""
     guards: Guards = Guards()
     """The profile's limits for loss, gradients and disk."""
+    probe: ProbeKeys | None = None
+    """Only in a bench or smoke test."""
 
 
 class LeviathanArgs(BaseModel):
@@ -56,6 +70,11 @@ class LeviathanArgs(BaseModel):
 
 class LeviathanPlugin(BasePlugin):
     """Connects one training process to its run directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gauge: gauge.Gauge | None = None
+        self._load_began = self._load_ended = 0.0
 
     def register(self, cfg: Any) -> None:
         """Prove to the supervisor that this plugin is loaded."""
@@ -93,6 +112,7 @@ class LeviathanPlugin(BasePlugin):
             files.write_json(paths.prepared_mark, sorted(p.name for p in paths.prepared.glob("*")))
             _enter(paths, "load")
         set_seed(cfg.seed)
+        self._load_began = time.perf_counter()
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         """Seed adapter initialisation: axolotl 0.19 leaves it to chance (0.21 does not)."""
@@ -101,13 +121,15 @@ class LeviathanPlugin(BasePlugin):
     def post_model_load(self, cfg: Any, model: Any) -> None:
         """Keep evaluations from changing 4-bit weights on a CPU."""
         models.keep_4bit_weights(model)
+        self._load_ended = time.perf_counter()
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Trainer settings Axolotl has no key for."""
         # The filter shows the last finite loss while the model is already NaN.
         wanted: dict[str, Any] = {"logging_nan_inf_filter": False}
-        if cfg.resume_from_checkpoint:
-            # Axolotl evaluates before the first step: wanted once, wasted on each resume.
+        if cfg.resume_from_checkpoint or _keys(cfg).probe:
+            # Axolotl evaluates before the first step: wanted once, wasted on each resume, and
+            # no measure of memory while there is no optimizer state yet.
             wanted["eval_on_start"] = False
         if _shuffles_packed(cfg):
             # Axolotl's estimates come from other shuffles than those trained: whole epochs,
@@ -127,6 +149,9 @@ class LeviathanPlugin(BasePlugin):
         keys = _keys(cfg)
         journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
         stop = StopCallback(journal)
+        if keys.probe:
+            self._gauge = gauge.Gauge(journal, keys.probe.warm_up)
+            self._gauge.load_s = self._load_ended - self._load_began
         return [
             MetricsCallback(journal),
             FiniteCallback(journal),
@@ -138,10 +163,15 @@ class LeviathanPlugin(BasePlugin):
             *([EpochCallback()] if _shuffles_packed(cfg) else []),
             DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30), stop),
             PhaseCallback(journal.paths),
+            *([self._gauge] if self._gauge else []),
         ]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Put the packed order in place; keep a resume on the CPU where training is."""
+        probe = _keys(cfg).probe
+        if probe and self._gauge:
+            gauge.order(trainer, probe.worst_rows)
+            self._gauge.install(trainer)
         if _shuffles_packed(cfg):
             sampler.install(trainer)
         if _on_cpus():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leviathan import probe as probing
 from leviathan.config import bad_inputs
 from leviathan.layers import OWNED_KEYS, Config, Origin
 from leviathan.schema import AxolotlSchema
@@ -28,6 +29,8 @@ class Target:
     resume_from: Path | None = None
     fingerprint: str = ""
     """Of the settings, for the commit records (``compatibility.fingerprint``)."""
+    probe: probing.Probe | None = None
+    """Makes it a run to be measured."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,20 @@ def _place(
             origins[(name,)] = Origin("leviathan", "run directory")
     for name, key in (("keep", "checkpoints.keep"), ("guards", "guards")):
         origins["leviathan", name] = Origin("profile", f"{key} of {config.profile_name}")
+    if target.probe:
+        _make_probe(tree, origins, target.probe)
+
+
+def _make_probe(
+    tree: dict[str, Any], origins: dict[KeyPath, Origin], probe: probing.Probe
+) -> None:
+    wanted, gone = probing.overlay(tree, probe)
+    for name in gone:
+        del tree[name]
+    for name, value in wanted.items():
+        tree[name] = value
+        origins[(name,)] = Origin("leviathan", "a probe's own")
+    tree["leviathan"]["probe"] = {"warm_up": probe.warm_up, "worst_rows": probe.worst_rows}
 
 
 def _copy(value: Any) -> Any:

@@ -77,7 +77,7 @@ def run(
         Refused: another process trains this run, the corpus changed, or the budget is spent.
     """
     budget = budget or Budget()
-    requests = Requests()
+    requests = Requests(patient=not decision.probe)
     while True:
         if decision.record:
             _left_s(budget, decision.paths, decision.record)
@@ -220,7 +220,9 @@ class _Attempts:
             Refused: the base model's files are not those the run was begun with.
         """
         decision, config, old = self.decision, self.decision.config, self.decision.record
-        base = models.fingerprint(models.local_or_hub(config.tree["base_model"]))
+        base = None
+        if not decision.probe:  # nothing comes of it, and reading 16 GB takes its time
+            base = models.fingerprint(models.local_or_hub(config.tree["base_model"]))
         if old and decision.resume_from:
             if old.base != base:
                 raise Refused(
@@ -242,7 +244,7 @@ class _Attempts:
             versions=decision.machine.versions,
             created=time.time(),
             sessions=old.sessions if old else [],
-            adjustments=old.adjustments if old else [],
+            adjustments=[*(old.adjustments if old else []), *decision.adjustments],
         )
 
     # --- between sessions -----------------------------------------------------------

@@ -52,7 +52,9 @@ class Outcome:
 class Requests:
     """What signals asked for: only flags, the loops that see them act."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = True) -> None:
+        self.patient = patient
+        """Whether there is anything worth saving: else the first signal kills."""
         self.stop = False
         self.kill = False
         self.first = ""
@@ -63,7 +65,8 @@ class Requests:
         """The handler of SIGINT, SIGTERM and SIGHUP."""
         now = time.monotonic()
         # Wrappers such as timeout(1) deliver one Ctrl+C twice within a moment.
-        if number == signal.SIGINT and self._last and now - self._last > _DEBOUNCE_S:
+        again = self._last and now - self._last > _DEBOUNCE_S
+        if not self.patient or (number == signal.SIGINT and again):
             self.kill = True
         self._last = now
         if number == signal.SIGHUP:
@@ -229,7 +232,8 @@ class _Watcher:
     def outcome(self) -> Outcome:
         """What the evidence says: events of this session, exit code, log."""
         if self.requests.kill:
-            return self._outcome("killed", "killed by a second Ctrl+C")
+            by = "a second Ctrl+C" if self.requests.patient else self.requests.first
+            return self._outcome("killed", f"killed by {by}")
         if self.plugin_missing:
             reason = f"the plugin {PLUGIN} is not running inside the training process"
             return self._failed(f"{reason}: {diagnosis.last_error(self.log)}")

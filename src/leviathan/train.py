@@ -30,6 +30,7 @@ from leviathan.corpus import REQUIRED_FIELDS, Sample
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
 from leviathan.layers import Config, dataset_entries, run_name
+from leviathan.probe import Probe
 
 DATA = Path("work/data")
 
@@ -51,6 +52,10 @@ class Decision:
     schema: schema.AxolotlSchema | None
     notes: tuple[str, ...] = ()
     """What differs from the session before, and was judged harmless enough to go on."""
+    adjustments: tuple[dict[str, Any], ...] = ()
+    """Rungs of the ladder that a smoke test took, for the new run's record."""
+    probe: Probe | None = None
+    """Makes it a run to be measured, on rows of its own."""
 
     @property
     def failed_checks(self) -> list[preflight.Check]:
@@ -70,10 +75,10 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
     models.local_or_hub(config.tree["base_model"])
-    corpus.check_head(Path(config.recipe.corpus), _required(config))
+    corpus.check_head(Path(config.recipe.corpus), required_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
-    config = _adjusted(config, record)
+    config = adjusted(config, record.adjustments if record else ())
     notes: list[str] = []
     if record and (chosen or record.state == "done") and resume != "never":
         notes = _judge_changes(record, config, here)
@@ -84,7 +89,7 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
         )  # fmt: skip
     if chosen and record:
         _refuse_foreign(chosen, record, config)
-    found = tuple(_checks(config, here, paths))
+    found = tuple(checks(config, here, paths))
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
     action = "resume" if chosen else "start"
@@ -93,20 +98,21 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     )
 
 
-def _checks(config: Config, here: machine.Machine, paths: runs.RunPaths) -> list[preflight.Check]:
+def checks(config: Config, here: machine.Machine, paths: runs.RunPaths) -> list[preflight.Check]:
+    """Whether this machine can train this in that directory."""
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
     forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
     free_gib = machine.free_gib(paths.directory)
     return preflight.checks(config.profile, here, paths.directory, free_gib, forecast)
 
 
-def _adjusted(config: Config, record: runs.RunRecord | None) -> Config:
+def adjusted(config: Config, adjustments: Sequence[dict[str, Any]]) -> Config:
     """``config`` on the rung of the ladder where the run stands.
 
     A rung counts while the keys it changed still have the values that proved too large:
     what the user has changed since is the user's.
     """
-    for change in (Change(**a) for a in (record.adjustments if record else [])):
+    for change in (Change(**a) for a in adjustments):
         if change.applies_to(config.tree):
             config = layers.changed(config, change.after, f"out of memory: {change.why}")
     return config
@@ -222,10 +228,12 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
         BadInput: see ``corpus.draw``.
         Refused: the corpus is not the one the run was begun with.
     """
+    if decision.probe:
+        return decision.probe.sample
     recipe = decision.config.recipe
     sample = corpus.draw(
         Path(recipe.corpus), decision.config.sample, recipe.seed, DATA,
-        _required(decision.config), progress,
+        required_fields(decision.config), progress,
     )  # fmt: skip
     record = decision.record if decision.resume_from else None
     if record and record.corpus.get("digest") != sample.digest:
@@ -237,7 +245,7 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     return sample
 
 
-def _required(config: Config) -> tuple[str, ...]:
+def required_fields(config: Config) -> tuple[str, ...]:
     """Keys a row must have, where ``format``, not ``axolotl.datasets``, says what it holds."""
     standard = config.tree["datasets"] == dataset_entries(config.recipe.format)
     return REQUIRED_FIELDS[config.recipe.format] if standard else ()
@@ -245,14 +253,16 @@ def _required(config: Config) -> tuple[str, ...]:
 
 def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendered:
     """The Axolotl configuration of this launch, with today's absolute paths."""
-    config, resume = decision.config, decision.resume_from
+    config, resume, probe = decision.config, decision.resume_from, decision.probe
+    random_base = probe.base_model if probe else None
     target = rendering.Target(
         run_dir=decision.paths.directory.resolve(),
         dataset=dataset.resolve(),
-        base_model=models.local_or_hub(config.tree["base_model"]),
+        base_model=random_base or models.local_or_hub(config.tree["base_model"]),
         session=session,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config)),
+        probe=probe,
     )
     return rendering.render(
         config,
