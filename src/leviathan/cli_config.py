@@ -85,6 +85,42 @@ def profiles_diff(first: str, second: str, as_json: JsonOption = False) -> None:
     ui.table(["key", one, two], rows)
 
 
+@profiles_app.command("detect")
+def profiles_detect(
+    write: Annotated[
+        str | None, typer.Option("--write", help="Write it to ./configs/profiles/NAME.yaml.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A profile for the GPUs of this machine: facts measured and known, knobs of the nearest."""
+    from leviathan import config, detect, files, machine, ui
+
+    path = detect.new_file(write) if write else None
+    found = machine.probe()
+    if path and not found.gpus:
+        raise _no_gpu(found.driver_problem)
+    text, notes = detect.profile_for(found.gpus, write or "detected")
+    for note in notes:
+        ui.notice(note)
+    if path:
+        files.write_text(path, text)
+    if as_json:
+        profile = config.parse_profile(text)
+        ui.document({"name": write, "path": path, "notes": notes, **profile.model_dump()})
+    elif path:
+        ui.say(f"wrote {path}")
+        ui.notice(f"next: leviathan train --profile {write} --sample 10pct --dry-run")
+    else:
+        ui.say(text.rstrip())
+
+
+def _no_gpu(problem: str) -> Exception:
+    from leviathan.errors import Refused
+
+    why = f" ({problem})" if problem else ""
+    return Refused(f"no NVIDIA GPU answers{why}; nothing was written", "use --profile cpu")
+
+
 @recipes_app.command("list")
 def recipes_list(as_json: JsonOption = False) -> None:
     """Every recipe, yours in ./configs first."""

@@ -357,6 +357,11 @@ def load_profile(name: str) -> tuple[str, Profile, YamlFile]:
     return source.path.stem, _validated(Profile, source), source
 
 
+def parse_profile(text: str) -> Profile:
+    """The profile that ``text`` is the YAML of."""
+    return validated(Profile, yamlfile.parse_value(text), dotted)
+
+
 def load_recipe(name: str) -> tuple[str, Recipe, YamlFile]:
     """Read and check the recipe ``name``: its canonical name, values and source."""
     source = yamlfile.load(find("recipes", name))
