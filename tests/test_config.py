@@ -170,8 +170,54 @@ def test_a_profile_may_be_a_path(project):
 def test_shipped_files_are_valid(kind):
     load = {"profiles": config.load_profile, "recipes": config.load_recipe}[kind]
     assert {load(str(path))[0] for path in config.names(kind).values()} >= (
-        {"a4000", "a100-80gb", "cpu"} if kind == "profiles" else {"leviathan"}
+        {
+            "a4000",
+            "rtx3090",
+            "rtx4090",
+            "a100-40gb",
+            "a100-80gb",
+            "h100-80gb",
+            "h200",
+            "a100x8",
+            "h100x8",
+            "cpu",
+        }
+        if kind == "profiles"
+        else {"leviathan"}
     )
+
+
+def test_prices_are_dated_and_for_the_whole_machine():
+    one, eight = (config.load_profile(name)[1].prices for name in ("a100-80gb", "a100x8"))
+    assert one is not None
+    assert eight is not None
+    assert {p: round(8 * usd, 2) for p, usd in one.usd_hour.items()} == eight.usd_hour
+    text = "prices: {as_of: 2025-11, usd_hour: {mine: 0}}"
+    assert config.parse_profile(text).prices.as_of == "2025-11"
+    assert config.parse_profile(text.replace("-11", "")).prices.as_of == "2025"
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("prices: {usd_hour: {a: 1}}", "prices.as_of is required and missing"),
+        ("prices: {as_of: soon, usd_hour: {a: 1}}", "prices.as_of: string should match"),
+        ("prices: {as_of: 2025}", "prices.usd_hour is required and missing"),
+        ("prices: {as_of: 2025, usd_hour: {}}", "prices.usd_hour: dictionary should have"),
+        ("prices: {as_of: 2025, usd_hour: {a: -1}}", "prices.usd_hour.a: input should be"),
+        ("prices: {as_of: 2025, usd_hour: {a: .nan}}", "prices.usd_hour.a: input should be"),
+        ("prices: {as_of: 2025, usd_hours: {a: 1}}", "did you mean usd_hour?"),
+        ("electricity_usd_kwh: -1", "electricity_usd_kwh: input should be"),
+        ("hardware: {variants: [{gpu: x}]}", "hardware.variants.0.nvml_names is required"),
+        ("hardware: {system_power_w: -5}", "hardware.system_power_w: input should be"),
+    ],
+)
+def test_wrong_money_and_power_are_bad_input(project, block, message):
+    Path("configs/profiles/wrong.yaml").write_text(f"{block}\n")
+    with pytest.raises(BadInput) as caught:
+        config.load_profile("wrong")
+    assert message in caught.value.message
+    assert "configs/profiles/wrong.yaml:1: " in caught.value.message
 
 
 def test_differences_between_profiles(project):

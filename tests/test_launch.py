@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -421,7 +423,7 @@ def test_last_error_reads_a_log_that_is_no_text(tmp_path):
     ("hardware", "tree", "wanted"),
     [
         ({"device": "cpu"}, {}, {"use_cpu": True, "distributed_type": "NO", "mixed_precision": "no"}),
-        ({"count": 2}, {"bf16": True}, {"num_processes": 2, "distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}),
+        ({"count": 2}, {"bf16": True}, {"num_processes": 2, "distributed_type": "MULTI_GPU", "mixed_precision": "bf16", "main_process_port": 0}),
         ({}, {"bf16": "auto"}, {"mixed_precision": "bf16", "use_cpu": False}),
         ({}, {"fp16": True}, {"mixed_precision": "fp16", "num_processes": 1}),
     ],
@@ -442,6 +444,56 @@ def test_environment_lets_the_users_own_values_win(monkeypatch, tmp_path):
     cpu = launch.environment(paths, Profile.model_validate({"hardware": {"device": "cpu"}}), 1)
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert json.loads(cpu["LEVIATHAN_SUPERVISOR"])["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "visible"),
+    [
+        (1, None, "0"),
+        (2, None, "0,1"),
+        (1, "3", "3"),
+        (2, "5,3,1", "5,3"),
+        (2, "7", "7"),
+        (1, "GPU-8f1a,GPU-77b2", "GPU-8f1a"),
+        (1, "", ""),
+    ],
+)
+def test_a_run_sees_as_many_gpus_as_its_profile_has(monkeypatch, tmp_path, count, shown, visible):
+    """One process that sees several would spread the model, or the batch, over all of them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    profile = Profile.model_validate({"hardware": {"count": count}})
+    found = launch.environment(runs.RunPaths(tmp_path), profile, 1)
+    assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == (visible, "PCI_BUS_ID")
+
+
+def test_accelerate_itself_starts_a_process_for_each_gpu(tmp_path):
+    """The real launcher, and two at once: each has a port of its own."""
+    profile = Profile.model_validate({"hardware": {"count": 2}})
+    (tmp_path / "accelerate.yaml").write_text(launch.accelerate_config(profile, {"bf16": True}))
+    (tmp_path / "told.py").write_text(
+        "import os, pathlib\n"
+        "names = ('LOCAL_RANK', 'WORLD_SIZE', 'ACCELERATE_MIXED_PRECISION', 'MASTER_PORT')\n"
+        "told = pathlib.Path(os.environ['TOLD'])\n"
+        "told.with_suffix('.' + os.environ['RANK']).write_text(\n"
+        "    ' '.join(os.environ[name] for name in names))\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(tmp_path / "accelerate.yaml"), "-m", "told"]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(tmp_path), "TOLD": str(tmp_path / name)}
+        )
+        for name in ("one", "two")
+    ]
+    assert [launched.wait(120) for launched in both] == [0, 0]
+    told = {path.name: path.read_text().split() for path in tmp_path.glob("*.[01]")}
+    assert {name: words[:3] for name, words in told.items()} == {
+        f"{name}.{rank}": [rank, "2", "bf16"] for name in ("one", "two") for rank in ("0", "1")
+    }
+    ports = {name: words[3] for name, words in told.items()}
+    assert ports["one.0"] == ports["one.1"] != ports["two.0"] == ports["two.1"]
 
 
 TWO_ON_CPU = Profile.model_validate({"hardware": {"device": "cpu", "count": 2}})

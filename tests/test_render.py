@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from leviathan import layers, render
+from fakes.gpus import MACHINES
+from leviathan import cards, config, detect, layers, render
 from leviathan.errors import BadInput
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+SHIPPED = {one.name: one.profile.hardware for one in cards.shipped()}
 TARGET = render.Target(
     run_dir=Path("/runs/leviathan_10pct"),
     dataset=Path("/data/rows.jsonl"),
@@ -36,7 +38,7 @@ def same_as_snapshot(name: str, text: str) -> None:
     assert text == path.read_text()
 
 
-@pytest.mark.parametrize("profile", ["a4000", "a100-80gb", "cpu"])
+@pytest.mark.parametrize("profile", sorted({*SHIPPED, "cpu"}))
 def test_whole_yaml(keys, profile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same_as_snapshot(f"{profile}.yaml", rendered(keys, profile).yaml())
@@ -66,14 +68,16 @@ import yaml
 from axolotl.cli.config import prepare_plugins
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
+import axolotl.integrations.liger, leviathan.plugin  # once, not in every child
 
-for path, capability in json.loads(sys.argv[1]):
+for path, capability, count in json.loads(sys.argv[1]):
     if os.fork() == 0:  # PluginManager is a singleton: one config per process
         status = 1
         try:
             cfg = DictDefault(yaml.safe_load(open(path)))
             prepare_plugins(cfg)
-            capabilities = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1,
+            modern = int(capability[3:]) >= 80
+            capabilities = {"bf16": modern, "fp8": False, "tf32": modern, "n_gpu": count,
                             "compute_capability": capability}
             checked = validate_config(
                 cfg, capabilities=capabilities, env_capabilities={"torch_version": "2.13.0"})
@@ -96,22 +100,27 @@ sys.exit(bool(failed))
 def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
     """As rendered: with our plugin, without a GPU, on behalf of the cards meant."""
     monkeypatch.chdir(tmp_path)
+    meant = dict(SHIPPED)
+    for name in ("t4", "two-3090", "2080ti", "l40s", "h100-pcie"):
+        text, _ = detect.profile_for(MACHINES[name])
+        Path(f"detected-{name}.yaml").write_text(text)
+        meant[f"detected-{name}.yaml"] = config.parse_profile(text).hardware
     jobs = []
-    for profile, capability in (("a4000", "sm_86"), ("a100-80gb", "sm_80")):
-        run_dir = tmp_path / profile
-        run_dir.mkdir()
-        target = render.Target(run_dir, tmp_path / "rows.jsonl", TARGET.base_model)
+    for profile, hardware in meant.items():
         for flash_attn in (True, False):
-            path = tmp_path / f"{profile}-{flash_attn}.yaml"
+            run_dir = tmp_path / f"{profile}-{flash_attn}"
+            run_dir.mkdir()
+            target = render.Target(run_dir, tmp_path / "rows.jsonl", TARGET.base_model)
+            path = Path(f"{run_dir}.rendered")
             path.write_text(rendered(keys, profile, target=target, flash_attn=flash_attn).yaml())
-            jobs.append((str(path), capability))
+            jobs.append((str(path), hardware.compute_capability, hardware.count))
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, json.dumps(jobs)],
         env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    for path, _ in jobs:
+    for path, *_ in jobs:
         checked = json.loads(Path(f"{path}.checked").read_text())
         wanted = yaml.safe_load(Path(path).read_text())
         assert set(wanted) <= set(checked["keys"])  # nothing was dropped silently

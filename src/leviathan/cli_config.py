@@ -95,7 +95,7 @@ def profiles_detect(
     """A profile for the GPUs of this machine: facts measured and known, knobs of the nearest."""
     from leviathan import config, detect, files, machine, ui
 
-    path = detect.new_file(write) if write else None
+    path = detect.new_file(write) if write is not None else None
     found = machine.probe()
     if path and not found.gpus:
         raise _no_gpu(found.driver_problem)

@@ -225,9 +225,18 @@ def _hardware(setup: _Setup) -> str:
         _line("power_w", _number(sum(power) / len(power), 0) if power else None,
               "measured: the limit in force" if power else "not told by NVML"),
         _line("system_power_w", None, "what the rest of the machine draws; measure at the wall"),
+        *_link(setup),
         _line("compute_capability", f"sm_{setup.capability}", "measured"),
     ]  # fmt: skip
     return "hardware:\n" + "".join(f"{line}\n" for line in lines)
+
+
+def _link(setup: _Setup) -> list[str]:
+    if setup.count == 1:
+        return []
+    known = setup.base.profile.hardware.link_gb_s if setup.as_shipped else None
+    origin = f"as in profile {setup.base.name}" if known else "NVLink or PCIe, GB/s one way"
+    return [_line("link_gb_s", _number(known, 0), origin)]
 
 
 def _peak_origin(gpu: Gpu) -> str:
