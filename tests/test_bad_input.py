@@ -72,7 +72,7 @@ def nothing() -> None:
 # name: (change to the project, command, start of every line expected on stderr)
 CASES = {
     # --- names
-    "unknown profile": (nothing, ["train", "-p", "a400"], ["no profile called 'a400'; did you mean a4000? known: a100-80gb, a4000, cpu, tiny"]),
+    "unknown profile": (nothing, ["train", "-p", "a400"], ["no profile called 'a400'; did you mean a4000? known: a100-40gb, a100-80gb, a100x8, a4000, cpu, h100-80gb, h100x8, h200, rtx3090, rtx4090, tiny"]),
     "misspelt alias": (nothing, ["render", "-p", "a10"], ["no profile called 'a10'; did you mean a100"]),
     "unknown recipe": (nothing, ["train", "-p", "tiny", "-r", "tinny"], ["no recipe called 'tinny'; did you mean tiny?"]),
     "profile file that is not there": (nothing, ["render", "-p", "no/such.yaml"], ["profile file no/such.yaml does not exist"]),
