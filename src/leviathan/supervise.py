@@ -276,8 +276,8 @@ class _Watcher:
 
     def _disk_is_short(self) -> bool:
         """Whether the next save may not fit: what a failed save looks like from outside."""
-        known = [c.bytes for c in checkpoints.scan(self.paths.directory) if c.sound]
-        return machine.free_bytes(self.paths.directory) < max([_SMALLEST_SAVE, *known[-1:]])
+        known = checkpoints.newest_bytes(checkpoints.scan(self.paths.directory))
+        return machine.free_bytes(self.paths.directory) < max(_SMALLEST_SAVE, known or 0)
 
     def _why_stopped(self) -> str:
         if self.requests.first:
