@@ -249,6 +249,15 @@ def test_divergence_warns_or_stops_as_the_profile_says(paths, journal, args, act
         assert paths.stop.read_text() == "the loss diverges"
 
 
+def test_divergence_on_a_full_disk_asks_to_stop_all_the_same(paths, journal, args):
+    paths.stop.symlink_to("/dev/full")
+    watch = safeguards.LossCallback(journal, Guards(on_divergence="stop"))
+    watch.on_train_begin(args, state(), control())
+    for loss in [1.0] * 20 + [3.0] * 20:
+        watch.on_log(args, state(), control(), logs={"loss": loss})
+    assert callbacks.StopCallback(journal).asked()
+
+
 # --- disk -------------------------------------------------------------------------
 
 

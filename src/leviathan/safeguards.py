@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, machine, runs
+from leviathan import checkpoints, files, machine, runs
 from leviathan.callbacks import StopCallback, alive, any_rank, let_go, wait
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
@@ -211,4 +211,5 @@ class LossCallback(TrainerCallback):
         for kind, text in self._watch.feed(loss):
             self.journal.event("warning", kind=kind, step=state.global_step, text=text)
             if kind == "divergence" and self.limits.on_divergence == "stop":
-                self.journal.paths.stop.write_text("the loss diverges")
+                with files.unless_full():  # a file left empty asks as well
+                    self.journal.paths.stop.write_text("the loss diverges")

@@ -261,7 +261,6 @@ class _Watcher:
             exit_code=self.child.returncode,
             log=diagnosis.tail(self.log),
             phase=self._phase(),
-            step=self._step,
             kernel_killed=machine.kernel_kills() > self._kernel_kills,
             disk_short=self._disk_is_short(),
             guard="plugin" if self.plugin_missing else self._guard,
@@ -291,7 +290,7 @@ class _Watcher:
 
     def _read(self) -> None:
         for line in self._events.lines():
-            if line.get("session") != self.session:
+            if line.get("session") != self.session or "event" not in line:
                 continue
             self._began |= line["event"] == "train_begin"
             if line["event"] == "train_end":

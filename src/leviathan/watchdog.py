@@ -92,9 +92,9 @@ class Watchdog:
         text = {
             "warn": f"a GPU is at {celsius:g} C",
             "pause": f"a GPU is at {celsius:g} C: paused until {self.limits.resume_below_c:g} C",
-            "resume": f"cooled to {celsius:g} C: training goes on",
+            "unpause": f"cooled to {celsius:g} C: training goes on",
         }[action]
-        return Finding({"resume": "unpause"}.get(action, action), "heat", text)
+        return Finding(action, "heat", text)
 
     def _blind(self) -> Finding | None:
         """A pause must not last for ever because the driver stopped answering."""
