@@ -249,6 +249,15 @@ def test_divergence_warns_or_stops_as_the_profile_says(paths, journal, args, act
         assert paths.stop.read_text() == "the loss diverges"
 
 
+def test_divergence_on_a_full_disk_asks_to_stop_all_the_same(paths, journal, args):
+    paths.stop.symlink_to("/dev/full")
+    watch = safeguards.LossCallback(journal, Guards(on_divergence="stop"))
+    watch.on_train_begin(args, state(), control())
+    for loss in [1.0] * 20 + [3.0] * 20:
+        watch.on_log(args, state(), control(), logs={"loss": loss})
+    assert callbacks.StopCallback(journal).asked()
+
+
 # --- disk -------------------------------------------------------------------------
 
 
@@ -329,7 +338,7 @@ def test_the_last_sound_checkpoint_is_not_given_up_for_one_that_only_looks_sound
     committed(paths, 2)
     newest = committed(paths, 3) / "optimizer.pt"
     newest.write_bytes(b"\0" * newest.stat().st_size)
-    assert checkpoints.retain(paths.directory, 1) == []
+    assert checkpoints.retain(paths.directory, 1) == checkpoints.Retention(())
     assert steps(paths) == [2, 3]
 
 
@@ -481,16 +490,27 @@ def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypa
     assert stop.on_step_end(args, state(1), control()).should_training_stop
 
 
-def test_a_checkpoint_that_cannot_be_removed_ends_nothing(paths, journal, args, monkeypatch):
+def test_a_checkpoint_that_cannot_be_removed_ends_nothing(paths, journal, args):
+    fake_files.refuse_removal(fake_files.write_checkpoint(paths.directory, 3))
     fake_files.write_checkpoint(paths.directory, 7)
-
-    def refuse(*_):
-        raise PermissionError("made up")
-
-    monkeypatch.setattr(callbacks.checkpoints, "retain", refuse)
     callbacks.CommitCallback(journal, 1, "").on_save(args, state(), control())
-    assert (paths.directory / "checkpoint-7" / checkpoints.COMMIT).exists()
-    assert ("warning", "retention") in kinds(paths)
+    assert (paths.directory / "checkpoint-7" / checkpoints.COMMIT).is_file()
+    assert kinds(paths) == [("save", None), ("warning", "retention")]
+
+
+def test_nor_where_room_is_needed(paths, journal, args, disk):
+    for step in (2, 3, 4):
+        committed(paths, step)
+    fake_files.refuse_removal(paths.directory / "checkpoint-2")
+    callback = safeguards.DiskCallback(journal, 0, callbacks.StopCallback(journal))
+    waiting = in_background(callback.on_step_end, args, state(), control(should_save=True))
+    wait_for(lambda: ("pause", "disk") in kinds(paths))
+    disk[0] = ROOM
+    assert ended(waiting)
+    assert kinds(paths) == [
+        ("remove", None), ("warning", "retention"), ("pause", "disk"), ("unpause", "disk"),
+    ]  # fmt: skip
+    assert steps(paths) == [2, 4]
 
 
 @pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_end"])

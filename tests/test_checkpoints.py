@@ -427,6 +427,24 @@ def test_retention_goes_by_step_whatever_the_clock_said(run_dir):
     assert steps(checkpoints.removable(checkpoints.scan(run_dir), 1)) == [5]
 
 
+def test_one_that_cannot_be_removed_is_told_and_keeps_no_other(run_dir):
+    make(run_dir, 20)
+    fake_files.refuse_removal(run_dir / "checkpoint-5")
+    retention = checkpoints.retain(run_dir, 1)
+    assert retention.removed == (15,)  # 10 is the best
+    assert retention.problem.startswith("checkpoint-5 could not be removed: ")
+    assert steps(checkpoints.scan(run_dir)) == [5, 10, 20]
+
+
+def test_the_newest_sound_ones_size_is_the_next_ones(run_dir):
+    assert checkpoints.newest_bytes([]) is None
+    (run_dir / "checkpoint-10/extra").write_bytes(b"x" * 999)
+    checkpoints.commit(run_dir / "checkpoint-10", {})
+    truncated(run_dir / "checkpoint-15/optimizer.pt")
+    found = checkpoints.scan(run_dir)
+    assert checkpoints.newest_bytes(found) == found[1].bytes > found[0].bytes
+
+
 def test_set_aside_moves_and_never_overwrites(run_dir):
     first = checkpoints.set_aside(checkpoints.scan(run_dir)[0], "quarantine")
     make(run_dir, 5)

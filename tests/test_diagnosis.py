@@ -129,7 +129,7 @@ def test_known_messages(line, kind, retry, report):
             code=1,
             why="To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html",
         )
-    found = diagnose(Evidence(1, log, "train", 5))
+    found = diagnose(Evidence(1, log, "train"))
     assert (found.kind, found.retry) == (kind, retry)
     assert found.line == line.splitlines()[0].rstrip()
     assert found.cause
@@ -148,13 +148,13 @@ def test_known_messages(line, kind, retry, report):
     ],
 )  # fmt: skip
 def test_failures_without_an_exception(log, kind):
-    assert diagnose(Evidence(1, log, "train", 5)).kind == kind
+    assert diagnose(Evidence(1, log, "train")).kind == kind
 
 
 @pytest.mark.parametrize("phase", ["start", "load"])
 def test_what_is_unknown_before_the_first_step_is_not_tried_again(phase):
     log = traceback("ValueError: Please set datasets") + launcher()
-    found = diagnose(Evidence(1, log, phase, 0))
+    found = diagnose(Evidence(1, log, phase))
     assert (found.kind, found.retry) == ("setup", "never")
 
 
@@ -177,18 +177,18 @@ HARMLESS = (
     ],
 )  # fmt: skip
 def test_older_lines_do_not_explain_a_kill(log, exit_code, number):
-    evidence = Evidence(exit_code, log, "train", 5)
+    evidence = Evidence(exit_code, log, "train")
     assert diagnosis.death_signal(evidence) == number
     found = diagnose(evidence)
     assert (found.kind, found.line) == ("killed", f"signal {number}")
     assert ("somebody" in found.cause) == (number in (signal.SIGKILL, signal.SIGTERM))
-    killed = diagnose(Evidence(exit_code, log, "train", 5, kernel_killed=True))
+    killed = diagnose(Evidence(exit_code, log, "train", kernel_killed=True))
     assert (killed.kind == "host_memory") == (number == signal.SIGKILL)
 
 
 def test_warnings_that_contain_the_words_are_not_the_cause():
     log = HARMLESS + traceback("KeyError: 'labels'") + launcher()
-    found = diagnose(Evidence(1, log, "train", 5))
+    found = diagnose(Evidence(1, log, "train"))
     assert (found.kind, found.line) == ("unknown", "KeyError: 'labels'")
 
 
@@ -204,7 +204,7 @@ def test_warnings_that_contain_the_words_are_not_the_cause():
 )
 def test_what_was_observed_is_stronger_than_what_was_printed(facts, kind, retry):
     log = traceback("RuntimeError: some consequence") + launcher()
-    found = diagnose(Evidence(**{"exit_code": 1, "log": log, "phase": "train", "step": 5, **facts}))
+    found = diagnose(Evidence(**{"exit_code": 1, "log": log, "phase": "train", **facts}))
     assert (found.kind, found.retry) == (kind, retry)
 
 

@@ -64,9 +64,9 @@ def test_each_kind_is_found_at_most_once_whatever_the_losses(losses):
         ({}, [84, 85, 90, 99], [None, "warn", None, None]),
         ({}, [85, 82, 86], ["warn", None, None]),
         ({}, [85, 79, 86], ["warn", None, "warn"]),
-        ({"pause_above_c": 88}, [86, 88, 89, 95, 76, 75, 74], ["warn", None, "pause", None, None, "resume", None]),
-        ({"pause_above_c": 88}, [99, 70, 99, 70], ["pause", "resume"] * 2),
-        ({"pause_above_c": 80, "hot_c": 90}, [81, 75], ["pause", "resume"]),
+        ({"pause_above_c": 88}, [86, 88, 89, 95, 76, 75, 74], ["warn", None, "pause", None, None, "unpause", None]),
+        ({"pause_above_c": 88}, [99, 70, 99, 70], ["pause", "unpause"] * 2),
+        ({"pause_above_c": 80, "hot_c": 90}, [81, 75], ["pause", "unpause"]),
     ],
 )  # fmt: skip
 def test_heat(limits, celsius, actions):

@@ -439,9 +439,9 @@ def test_environment_lets_the_users_own_values_win(monkeypatch, tmp_path):
     monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     paths = runs.RunPaths(tmp_path)
-    cuda = launch.environment(paths, Profile(), 1)
+    cuda = launch.environment(paths, Profile())
     assert (cuda["AXOLOTL_DO_NOT_TRACK"], cuda["CUDA_VISIBLE_DEVICES"]) == ("0", "3")
-    cpu = launch.environment(paths, Profile.model_validate({"hardware": {"device": "cpu"}}), 1)
+    cpu = launch.environment(paths, Profile.model_validate({"hardware": {"device": "cpu"}}))
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert json.loads(cpu["LEVIATHAN_SUPERVISOR"])["pid"] == os.getpid()
 
@@ -508,7 +508,7 @@ def test_several_processes_on_cpus_are_torchruns_and_meet_without_a_port(tmp_pat
     assert command[command.index("--rdzv_conf") + 1] == "store_type=file"
     assert command[command.index("--rdzv_endpoint") + 1].startswith(str(tmp_path))
     assert command[-3:] == ["-m", "axolotl.cli.train", str(paths.config)]
-    environment = launch.environment(paths, TWO_ON_CPU, 1)
+    environment = launch.environment(paths, TWO_ON_CPU)
     assert environment["ACCELERATE_USE_CPU"] == "true"
     assert environment["LEVIATHAN_STORE"] == str(paths.store.resolve())
     assert environment["GLOO_SOCKET_IFNAME"] == "lo"
@@ -520,7 +520,7 @@ def test_gpus_and_single_processes_are_launched_by_accelerate(tmp_path, hardware
     profile = Profile.model_validate({"hardware": hardware})
     paths = runs.RunPaths(tmp_path)
     assert launch.command(paths, profile)[1:3] == ["-m", "accelerate.commands.launch"]
-    assert not {"LEVIATHAN_STORE", "ACCELERATE_USE_CPU"} & {*launch.environment(paths, profile, 1)}
+    assert not {"LEVIATHAN_STORE", "ACCELERATE_USE_CPU"} & {*launch.environment(paths, profile)}
 
 
 def test_a_killed_sessions_meeting_place_is_not_used_again(tmp_path):

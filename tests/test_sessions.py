@@ -1,16 +1,21 @@
 """Many sessions from one command, on the fake accelerate: restarts, the ladder, guards, budgets."""
 
+import errno
 import json
 import os
 import re
+import runpy
 import signal
+import sys
 import threading
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
 
 import tiny
+from fakes import fake_files
 from fakes.processes import FAKES, listing, wait_for
 from leviathan import checkpoints, layers, runs, sessions, train, watchdog
 
@@ -467,8 +472,8 @@ def test_a_stop_while_paused_for_heat_still_saves(trainings, card):
 def test_training_waits_until_a_hot_card_has_cooled_down(trainings, card, monkeypatch):
     """In process, where the ten seconds between two looks can be shortened."""
     monkeypatch.setattr(watchdog, "_HEAT_EVERY_S", 0.05)
-    monkeypatch.syspath_prepend(card.directory)
-    monkeypatch.delitem(__import__("sys").modules, "pynvml", raising=False)
+    driver = SimpleNamespace(**runpy.run_path(str(card.directory / "pynvml.py")))
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
     write_profile(trainings, guards="disk_reserve_gib: 0, pause_above_c: 90")
     card(95)
@@ -591,6 +596,34 @@ def test_a_full_disk_is_waited_for_and_a_signal_ends_the_waiting(trainings):
     assert waiting.signal(signal.SIGTERM).end() == 4
     assert record(trainings)["state"] == "stopped"
     assert trainings.left() == []
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_waiting(trainings):
+    write_profile(trainings)
+    first = trainings.start(step_s=0.1).reached(6)
+    assert first.signal(signal.SIGTERM).end() == 4
+    fake_files.refuse_removal(trainings.run_dir / "checkpoint-5")
+    done = trainings.run(mode="finish,no-space,finish", crash_at=11)
+    assert done.code == 0, done
+    assert any(x.startswith("warning: checkpoint-5 could not be removed: ") for x in warnings(done))
+
+
+def test_what_a_full_disk_refuses_to_note_between_sessions_is_noted_later(trainings, monkeypatch):
+    write_profile(trainings)
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_MODE", "oom")
+    monkeypatch.setenv("FAKE_FITS", "2")
+
+    def write(paths, record, write=runs.write):
+        if record.sessions[-1].outcome == "failed":
+            raise OSError(errno.ENOSPC, "made up")
+        write(paths, record)
+
+    monkeypatch.setattr(runs, "write", write)
+    ending = sessions.run(train.decide(layers.build("tiny", "tiny", "full")), lambda *_: None)
+    assert ending.outcome.kind == "done"
+    assert outcomes(trainings) == ["failed", "done"]
+    assert len(record(trainings)["adjustments"]) == 1
 
 
 def test_another_full_file_system_does_not_restart_for_ever(trainings):

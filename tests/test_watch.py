@@ -23,6 +23,17 @@ def test_watch_tells_the_steps_and_ends_with_the_run(trainings):
     assert watching.stdout.startswith("tiny_full_tiny  done\nstep         20 of 20, 100.0 %\n")
 
 
+def test_watch_tells_warnings_as_train_does_and_bears_a_strange_one(trainings):
+    running = trainings.start(mode="spike", crash_at=8, step_s=0.2, steps=20).reached(2)
+    watching = trainings.command("watch")
+    wait_for(lambda: "step 7/20" in watching.stderr)
+    runs.event(runs.RunPaths(trainings.run_dir), "guard", session=None, step=7)
+    assert (watching.end(), running.end()) == (0, 0)
+    told = [line for line in watching.stderr.splitlines() if line.startswith("warning: ")]
+    assert sorted(told) == ["warning: ", "warning: the loss diverges: made up"]
+    assert "saved checkpoint-20" in watching.stderr
+
+
 def test_watch_of_a_run_that_is_over_shows_how_it_ended(crashed):
     watching = crashed.command("watch")
     assert watching.end() == 0

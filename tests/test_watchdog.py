@@ -1,4 +1,4 @@
-"""The supervisor's watch: budget, heat, standstill; with short limits instead of a fake clock."""
+"""The supervisor's watch: the budget on a clock of our own; standstill with short limits."""
 
 import json
 import os
@@ -26,20 +26,42 @@ def found(watchdog, training=True):
     return [(finding.action, finding.kind) for finding in watchdog.look(training)]
 
 
+LINE, LOOK = {"event": "line"}, {"event": "look"}
+BEGIN, PAUSE, UNPAUSE = ({"event": e, "kind": "heat"} for e in ("train_begin", "pause", "unpause"))
+FULL, ROOM = ({"event": e, "kind": "disk"} for e in ("pause", "unpause"))
+
+
 @pytest.mark.parametrize(
-    ("left_s", "step_s", "save_s", "asks"),
+    ("left_s", "story", "asks"),
     [
-        (None, 1.0, 1.0, False),
-        (60, 1.0, 1.0, False),
-        (4, 0.1, 0.1, True),
-        (60, 30.0, 0.0, True),
-        (60, 0.0, 30.0, True),
-        (0, 0.0, 0.0, True),
+        (None, [(0, LINE), (900, LINE)], False),
+        (0, [], True),
+        (5, [], True),
+        (6, [], False),
+        (60, [(9, LINE), (1, LINE)], False),  # before the first line lie imports and loading
+        (60, [(0, LINE), (1, LINE), (1, LINE)], False),
+        (60, [(0, LINE), (20, LINE)], True),  # an evaluation, or a save
+        (60, [(0, BEGIN), (20, LINE)], True),  # the evaluation before the first step
+        (60, [(0, BEGIN), (20, LOOK)], True),  # what is under way may take as long again
+        (60, [(0, BEGIN), (15, LINE)], False),
+        (60, [(0, LINE), (1, PAUSE), (20, UNPAUSE), (1, LINE)], False),
+        (60, [(0, LINE), (1, PAUSE), (20, LOOK)], False),
+        (60, [(0, LINE), (1, PAUSE), (0, LINE), (20, UNPAUSE), (1, LINE)], False),
+        (60, [(0, LINE), (1, PAUSE), (0, FULL), (0, UNPAUSE), (0, LINE), (20, ROOM)], False),
+        (60, [(0, LINE), (1, PAUSE), (5, UNPAUSE), (1, LINE), (18, LINE)], True),
     ],
 )
-def test_the_budget_leaves_time_for_a_step_and_a_save(paths, left_s, step_s, save_s, asks):
-    watchdog = marked(Watchdog(paths, Guards(), left_s), step_s)
-    watchdog.event({"event": "save", "seconds": save_s})
+def test_the_budget_leaves_time_for_what_may_be_under_way(paths, left_s, story, asks):
+    """Twice the longest gap between two log lines, and five seconds."""
+    now = [1000.0]
+    watchdog = Watchdog(paths, Guards(), left_s, lambda: now[0])
+    for seconds, what in story:
+        assert found(watchdog) == []
+        now[0] += seconds
+        if what is LINE:
+            watchdog.metrics({"time": 7.0, "step": 1})  # the wall clock stands still
+        elif what is not LOOK:
+            watchdog.event(what)
     assert found(watchdog) == ([("stop", "budget")] if asks else [])
     assert found(watchdog) == []  # asked once
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leviathan import signals
 from leviathan.errors import LeviathanError
 
 _READY_FD = "LEVIATHAN_READY_FD"
@@ -42,12 +43,9 @@ def start(arguments: list[str], logs: Path, tell: Callable[[str], None]) -> Star
     log = logs / f"supervisor_{time.strftime('%Y%m%dT%H%M%S')}_{os.getpid()}.log"
     interrupts: list[int] = []
     # A flag, not an exception: it must not fall between the start and our knowing of it.
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
-    try:
+    with signals.taken(lambda number, _: interrupts.append(number), signal.SIGINT):
         child, read = _spawn(arguments, log)
         facts = _heard(read, log, tell, interrupts)
-    finally:
-        signal.signal(signal.SIGINT, before)
     if facts is not None:
         return Started(child.pid, log, facts)
     if interrupts:
@@ -62,16 +60,14 @@ def _spawn(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], in
     # -P: a folder called leviathan in the working directory is not what is meant.
     command = [sys.executable, "-P", "-m", "leviathan.cli", *arguments]
     read, write = os.pipe()
-    # Deafness to hang-ups is inherited, as under nohup.
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with log.open("ab") as out:
+        # Deafness to hang-ups is inherited, as under nohup.
+        with log.open("ab") as out, signals.taken(signal.SIG_IGN, signal.SIGHUP):
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                 pass_fds=[write], env={**os.environ, _READY_FD: str(write)},
             )  # fmt: skip
     finally:
-        signal.signal(signal.SIGHUP, before)
         os.close(write)
     return child, read
 

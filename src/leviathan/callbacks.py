@@ -144,14 +144,16 @@ class CommitCallback(TrainerCallback):
         checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
         seconds = round(time.monotonic() - self._began, 3)
         self.journal.event("save", step=state.global_step, seconds=seconds)
-        try:
-            removed = checkpoints.retain(self.journal.paths.directory, self.keep)
-        except OSError as error:  # the new checkpoint is safe; an old one that stays is no harm
-            text = f"an old checkpoint could not be removed: {error}"
-            self.journal.event("warning", kind="retention", step=state.global_step, text=text)
-            return
-        for step in removed:
-            self.journal.event("remove", step=step)
+        let_go(self.journal, self.keep, state.global_step, reason="keep")
+
+
+def let_go(journal: Journal, keep: int, step: int, *, reason: str) -> None:
+    """Have retention run at ``step``, and tell what it removed, why, and what would not go."""
+    retention = checkpoints.retain(journal.paths.directory, keep)
+    for removed in retention.removed:
+        journal.event("remove", step=removed, reason=reason)
+    if retention.problem:
+        journal.event("warning", kind="retention", step=step, text=retention.problem)
 
 
 class StopCallback(TrainerCallback):

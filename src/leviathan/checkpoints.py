@@ -223,6 +223,11 @@ def _numbered(found: list[Checkpoint], which: str) -> Checkpoint | None:
     return next((c for c in found if c.step == int(number)), None)
 
 
+def newest_bytes(found: list[Checkpoint]) -> int | None:
+    """Bytes of the newest sound checkpoint, which the next will take too; None without one."""
+    return next((c.bytes for c in reversed(found) if c.sound), None)
+
+
 def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) -> list[Checkpoint]:
     """What retention lets go: sound ones older than the newest ``keep``, by step.
 
@@ -234,19 +239,37 @@ def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) ->
     return [c for c in sound if c.step not in kept and not c.pinned and (drop_best or not c.best)]
 
 
-def retain(run_dir: Path, keep: int) -> list[int]:
-    """Let go what retention lets go, now; the steps removed.
+@dataclass(frozen=True)
+class Retention:
+    """What became of the checkpoints that retention lets go."""
+
+    removed: tuple[int, ...]
+    """Their steps."""
+    problem: str = ""
+    """Why some that should be gone are still there; empty where none is."""
+
+
+def retain(run_dir: Path, keep: int) -> Retention:
+    """Let go what retention lets go, now; an old checkpoint that stays is told, not raised.
 
     Where only one would be left, its bytes are read first: sizes do not prove it sound.
     """
+    removed, problems = [], []
+    for checkpoint in _going(run_dir, keep):
+        try:
+            remove(checkpoint)
+            removed.append(checkpoint.step)
+        except OSError as error:  # the newer ones are safe; this one only takes room
+            problems.append(f"{checkpoint.path.name} could not be removed: {error}")
+    return Retention(tuple(removed), "; ".join(problems))
+
+
+def _going(run_dir: Path, keep: int) -> list[Checkpoint]:
     found = scan(run_dir)
     going = removable(found, keep)
     newest = next((c for c in reversed(found) if c.sound), None)
-    if keep == 1 and going and newest and not verify(newest).sound:
-        return []
-    for checkpoint in going:
-        remove(checkpoint)
-    return [checkpoint.step for checkpoint in going]
+    doubtful = keep == 1 and going and newest and not verify(newest).sound
+    return [] if doubtful else going
 
 
 def remove(checkpoint: Checkpoint) -> None:

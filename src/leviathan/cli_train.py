@@ -13,6 +13,29 @@ from leviathan.cli_config import (
     announce_schema,
 )
 
+MaxHoursOption = Annotated[
+    float | None, typer.Option(min=0.001, help="Stop, resumable, before this much time.")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option(min=0.01, help="Stop, resumable, before this cost.")
+]
+PriceOption = Annotated[
+    float | None, typer.Option(min=0, help="Price of an hour; default: the profile's.")
+]
+ShrinkOption = Annotated[
+    bool,
+    typer.Option(
+        "--shrink", help="When memory does not suffice, begin a run with less (out_of_memory)."
+    ),
+]
+SmokeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--smoke/--no-smoke",
+        help="Begin a new run with its longest rows, evaluation and save; default: profile's.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
@@ -34,37 +57,19 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen and the exact command.")
     ] = False,
-    max_hours: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Stop, resumable, before this much time."),
-    ] = None,
-    budget_usd: Annotated[
-        float | None, typer.Option(min=0.01, help="Stop, resumable, before this cost.")
-    ] = None,
-    usd_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price of an hour; default: the profile's.")
-    ] = None,
-    shrink: Annotated[
-        bool,
-        typer.Option(
-            "--shrink", help="When memory does not suffice, begin a run with less (out_of_memory)."
-        ),
-    ] = False,
+    max_hours: MaxHoursOption = None,
+    budget_usd: BudgetOption = None,
+    usd_hour: PriceOption = None,
+    shrink: ShrinkOption = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Train in the background, apart from this terminal.")
     ] = False,
-    smoke: Annotated[
-        bool | None,
-        typer.Option(
-            "--smoke/--no-smoke",
-            help="Begin a new run with its longest rows, evaluation and save; default: profile's.",
-        ),
-    ] = None,
+    smoke: SmokeOption = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import layers, sessions, ui
+    from leviathan import layers, ui
     from leviathan import train as training
     from leviathan.budget import Budget
 
@@ -74,15 +79,8 @@ def train(
     announce_schema()
     decision = _decide(merged, name, resume, shrink)
     show_checks(decision, force=force or dry_run)
-    if dry_run:
-        _show_plan(decision, as_json)
-        return
-    if decision.action == "nothing":
-        if as_json:
-            ui.document(training.plan_of_action(decision))
-            return
-        ui.say(f"{decision.paths.directory} is finished; nothing to do")
-        ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
+    if dry_run or decision.action == "nothing":
+        _show_instead(decision, dry_run=dry_run, as_json=as_json)
         return
     if detach:
         _detach(decision, arguments(context), as_json=as_json)
@@ -92,12 +90,18 @@ def train(
     repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink) + _switch(smoke)
     if decision.action == "start" and (merged.profile.smoke_test if smoke is None else smoke):
         decision = _smoked(decision, shrink, repeat, as_json=as_json)
+    ending = _carry_out(decision, budget, repeat, shrink=shrink)
+    finish(ending, budget.usd_hour, repeat, as_json=as_json)
+
+
+def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
+    from leviathan import sessions, ui
+
     with ui.TrainView(decision.paths.directory.name) as view:
-        ending = sessions.run(
+        return sessions.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
         )  # fmt: skip
-    finish(ending, budget.usd_hour, repeat, as_json=as_json)
 
 
 def _switch(smoke: bool | None) -> list[str]:
@@ -209,6 +213,17 @@ def show_checks(decision: Any, *, force: bool) -> None:
         ui.warn(f"{check.name}: {check.evidence} (going on: --force)")
     if failed and not force:
         raise Refused("; ".join(check.evidence for check in failed), failed[0].fix)
+
+
+def _show_instead(decision: Any, *, dry_run: bool, as_json: bool) -> None:
+    """What is shown where nothing is launched."""
+    from leviathan import ui
+
+    if dry_run or as_json:
+        _show_plan(decision, as_json)
+        return
+    ui.say(f"{decision.paths.directory} is finished; nothing to do")
+    ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
 
 
 def _show_plan(decision: Any, as_json: bool) -> None:

@@ -21,7 +21,6 @@ class Evidence:
     """The end of the training log."""
     phase: str
     """What the training process was at: start, load, train, eval or save."""
-    step: int
     kernel_killed: bool = False
     """The kernel's OOM killer ended some process meanwhile."""
     disk_short: bool = False

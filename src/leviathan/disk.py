@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leviathan import checkpoints
 from leviathan.checkpoints import Checkpoint
 
 # Bytes of optimizer state for one trained parameter: two moments, in fp32 or in 8 bit.
@@ -33,8 +34,8 @@ def forecast(tree: dict[str, Any], base_model: str, existing: list[Checkpoint]) 
     """
     shapes = _shapes(Path(base_model))
     merged = sum(_numel(s) for s in shapes.values()) * _MERGED_BYTES if shapes else None
-    if sound := [c.bytes for c in existing if c.sound]:
-        return Forecast(sound[-1], merged)
+    if (known := checkpoints.newest_bytes(existing)) is not None:
+        return Forecast(known, merged)
     rank, targets = tree.get("lora_r"), tree.get("lora_target_modules")
     if not shapes or not isinstance(rank, int):
         return Forecast(None, merged)

@@ -72,7 +72,7 @@ class LossWatch:
 
 
 class Heat:
-    """Temperatures in; what has to change out: warn, pause, resume, or nothing."""
+    """Temperatures in; what has to change out: warn, pause, unpause, or nothing."""
 
     def __init__(self, limits: Guards) -> None:
         self.limits = limits
@@ -86,7 +86,7 @@ class Heat:
             if celsius > self.limits.resume_below_c:
                 return None
             self.paused = False
-            return "resume"
+            return "unpause"
         if limit is not None and celsius > limit:
             self.paused = True
             return "pause"

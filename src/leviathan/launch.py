@@ -12,8 +12,6 @@ from leviathan import files, machine, runs
 from leviathan.config import Profile
 from leviathan.yamlfile import dump
 
-RUN_VARIABLE = "LEVIATHAN_RUN"
-"""Marks every process of one launch, whatever its parent, group and session become."""
 STORE_VARIABLE = "LEVIATHAN_STORE"
 """File through which the processes of a CPU run meet; unset for every other run."""
 
@@ -74,12 +72,7 @@ def _mixed_precision(tree: dict[str, Any]) -> str:
     return "fp16" if tree.get("fp16") else "no"
 
 
-def run_mark(paths: runs.RunPaths, session: int) -> str:
-    """Which launch of which run a process belongs to."""
-    return f"{session}:{paths.directory.resolve()}"
-
-
-def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[str, str]:
+def environment(paths: runs.RunPaths, profile: Profile) -> dict[str, str]:
     """The child's environment; what the user has set wins."""
     wanted = {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -97,7 +90,6 @@ def environment(paths: runs.RunPaths, profile: Profile, session: int) -> dict[st
     result[runs.SUPERVISOR_VARIABLE] = json.dumps(machine.process_identity())
     # With it Axolotl's reading of rng_state.pth would execute what is pickled there.
     result.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    result[RUN_VARIABLE] = run_mark(paths, session)
     result["CUDA_VISIBLE_DEVICES"] = _visible_gpus(profile)
     if _several_on_cpu(profile):
         result["ACCELERATE_USE_CPU"] = "true"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,18 @@ from typing import Any
 import filelock
 import yaml
 
-from leviathan import checkpoints, config, corpus, evaluate, files, models, prompts, proof, runs
+from leviathan import (
+    checkpoints,
+    config,
+    corpus,
+    evaluate,
+    files,
+    models,
+    prompts,
+    proof,
+    runs,
+    signals,
+)
 from leviathan.checkpoints import Checkpoint
 from leviathan.diagnosis import last_error
 from leviathan.errors import BadInput, LeviathanError, Refused
@@ -125,19 +136,9 @@ def _alone(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind like Ctrl+C: the child is killed, the partial directory removed.
-
-    Under nohup a hang-up is ignored on purpose, and stays so.
-    """
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+def _ended_by_signals() -> AbstractContextManager[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl+C: the child is killed, the partial directory removed."""
+    return signals.taken(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
 
 
 def _put_in_place(made: Path, directory: Path, verdict: str) -> Path:

@@ -90,7 +90,6 @@ class LeviathanPlugin(BasePlugin):
                 paths.heartbeat, {"session": keys.session, **machine.process_identity()}
             )
             _enter(paths, "start")
-
         _join_processes()
 
     def get_input_args(self) -> str:

@@ -85,23 +85,27 @@ def check_keys(config: Config, schema: AxolotlSchema | None) -> None:
     Raises:
         BadInput: every unknown key and wrong type, a line each with file:line.
     """
-    lines = list(config.problems)
+    lines = [*config.problems, *(_unknown_keys(config, schema) if schema else ())]
+    if lines:
+        raise bad_inputs(lines)
+
+
+def _unknown_keys(config: Config, schema: AxolotlSchema) -> list[str]:
     plugins = [str(plugin) for plugin in config.tree.get("plugins") or []]
     foreign = any(not plugin.startswith("axolotl.integrations.") for plugin in plugins)
     problems = [
         problem
-        for problem in (schema.check(config.tree, plugins) if schema else [])
+        for problem in schema.check(config.tree, plugins)
         # A plugin of the user's own may define any top-level key.
         if problem.key[0] not in OWNED_KEYS
         and not (foreign and len(problem.key) == 1 and "not a key" in problem.message)
     ]
-    lines += [f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems]
+    lines = [f"{config.origin(p.key).where}: {p.message}; {p.hint}" for p in problems]
     # A rung is taken days later, unattended: its keys are checked now.
-    for where, name, value in config.rung_keys if schema else ():
-        found = schema.check({name: value}, plugins) if schema else []
+    for where, name, value in config.rung_keys:
+        found = schema.check({name: value}, plugins)
         lines += [f"{where}: {p.message}; {p.hint}" for p in found]
-    if lines:
-        raise bad_inputs(lines)
+    return lines
 
 
 def _fall_back(

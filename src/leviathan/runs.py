@@ -7,13 +7,14 @@ import json
 import os
 import time
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 import filelock
+import psutil
 
 from leviathan import files, machine
 from leviathan.errors import BadInput, Refused
@@ -308,6 +309,19 @@ def orphan(paths: RunPaths) -> int | None:
         if identity and machine.is_alive(identity):
             return int(str(identity["pid"]))
     return None
+
+
+def is_of(process: psutil.Process, supervisors: Collection[dict[str, Any]]) -> bool:
+    """Whether one of these launched the process, whatever its parent, group and session became.
+
+    Raises:
+        psutil.Error, OSError: it has ended, or is another user's.
+    """
+    told = process.environ().get(SUPERVISOR_VARIABLE)
+    try:
+        return told is not None and json.loads(told) in supervisors
+    except (ValueError, RecursionError):
+        return False
 
 
 def identity_in(path: Path) -> dict[str, Any] | None:

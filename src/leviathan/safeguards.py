@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, machine, runs
-from leviathan.callbacks import StopCallback, alive, any_rank, wait
+from leviathan import checkpoints, files, machine, runs
+from leviathan.callbacks import StopCallback, alive, any_rank, let_go, wait
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
 from leviathan.journal import Journal
@@ -42,8 +42,7 @@ class DiskCallback(TrainerCallback):
         if not any_rank(self._short(state, needed)):
             return
         if state.is_world_process_zero:
-            for step in checkpoints.retain(self.journal.paths.directory, 1):
-                self.journal.event("remove", step=step, reason="disk")
+            let_go(self.journal, 1, state.global_step, reason="disk")
         told, patience = False, _STOP_PATIENCE
         while any_rank(self._short(state, needed)):
             if not told and state.is_world_process_zero:
@@ -81,8 +80,8 @@ class DiskCallback(TrainerCallback):
         return machine.free_bytes(self.journal.paths.directory) < needed
 
     def _needed(self, parts: dict[str, Any]) -> int:
-        known = [c.bytes for c in checkpoints.scan(self.journal.paths.directory) if c.sound]
-        return int(1.1 * max([*known[-1:], _save_bytes(parts)])) + self.reserve
+        known = checkpoints.newest_bytes(checkpoints.scan(self.journal.paths.directory))
+        return int(1.1 * max(known or 0, _save_bytes(parts))) + self.reserve
 
 
 def _save_bytes(parts: dict[str, Any]) -> int:
@@ -212,4 +211,5 @@ class LossCallback(TrainerCallback):
         for kind, text in self._watch.feed(loss):
             self.journal.event("warning", kind=kind, step=state.global_step, text=text)
             if kind == "divergence" and self.limits.on_divergence == "stop":
-                self.journal.paths.stop.write_text("the loss diverges")
+                with files.unless_full():  # a file left empty asks as well
+                    self.journal.paths.stop.write_text("the loss diverges")

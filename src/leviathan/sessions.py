@@ -37,6 +37,7 @@ from leviathan.supervise import Listener, Outcome, Requests, signals_to, supervi
 from leviathan.train import Decision
 
 _DISK_POLL_S = 5.0
+_SMALLEST_SAVE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,7 @@ class _Attempts:
         session.ended, session.outcome = time.time(), outcome.kind
         session.seconds = round(time.monotonic() - self._began, 3)
         record.state = {"killed": "stopped"}.get(outcome.kind, outcome.kind)
-        with files.unless_full():
-            runs.write(self.paths, record)
+        self._write()
         runs.event(
             self.paths, "session_end", session=session.number, outcome=outcome.kind,
             step=outcome.step, reason=outcome.reason,
@@ -195,6 +195,10 @@ class _Attempts:
 
     def _mark(self, state: str) -> None:
         self.record.state = state
+        self._write()
+
+    def _write(self) -> None:
+        """Keep what the record says; on a full disk it is kept in memory until the next time."""
         with files.unless_full():
             runs.write(self.paths, self.record)
 
@@ -271,7 +275,7 @@ class _Attempts:
             return None
         self._untried = _Rung(change, config, diagnosis)
         record.adjustments.append(change.to_json())
-        runs.write(self.paths, record)
+        self._write()
         self.history.begin_anew()
         config = layers.changed(config, change.after, f"out of memory: {change.why}")
         self.decision = replace(self.decision, config=config)
@@ -287,8 +291,7 @@ class _Attempts:
         if rung is None or begun or diagnosis.kind not in {"setup", "unknown", "package"}:
             return diagnosis
         self.record.adjustments[-1]["refused"] = True
-        with files.unless_full():
-            runs.write(self.paths, self.record)
+        self._write()
         self.decision = replace(self.decision, config=rung.config_before)
         runs.event(self.paths, "rung_refused", session=None, changes=rung.change.after,
                    why=diagnosis.text)  # fmt: skip
@@ -318,7 +321,7 @@ class _Attempts:
         """Wait as the action says; False when asked to stop meanwhile."""
         if not self.requests.wait(action.delay_s) or action.kind != "wait_for_disk":
             return not self.requests.stop
-        checkpoints.retain(self.paths.directory, 1)
+        self._make_room()
         needed = self._needed_bytes()
         end = time.monotonic() + self._unspent_s()
         while machine.free_bytes(self.paths.directory) < needed:
@@ -328,10 +331,17 @@ class _Attempts:
                 return False
         return not self.requests.stop
 
+    def _make_room(self) -> None:
+        retention = checkpoints.retain(self.paths.directory, 1)
+        for step in retention.removed:
+            runs.event(self.paths, "remove", session=None, step=step, reason="disk")
+        if retention.problem:
+            self.listener("warning", {"text": retention.problem})
+
     def _needed_bytes(self) -> int:
-        known = [c.bytes for c in checkpoints.scan(self.paths.directory) if c.sound]
+        known = checkpoints.newest_bytes(checkpoints.scan(self.paths.directory))
         reserve = self.decision.config.profile.guards.disk_reserve_gib * 2**30
-        return int(max([1 << 21, *known[-1:]]) * 1.1 + reserve)
+        return int(max(_SMALLEST_SAVE, known or 0) * 1.1 + reserve)
 
     def _end_of_ladder(self) -> str:
         config = self.decision.config
@@ -351,7 +361,7 @@ class _Attempts:
         size = "".join(f"_{short[k]}{v}" for k, v in change.after.items() if k in short)
         name = record.name + size
         record.successor = {"name": name, "overrides": overrides}
-        runs.write(self.paths, record)
+        self._write()
         runs.event(self.paths, "shrink", session=None, to=name, changes=change.after)
         return train.follow(self.decision, record)
 

@@ -3,7 +3,6 @@
 Does not stay with a training (``supervise``); it signals the process that does.
 """
 
-import json
 import os
 import signal
 import time
@@ -108,24 +107,13 @@ def processes(paths: runs.RunPaths) -> list[psutil.Process]:
     supervisors = [session.supervisor for session in runs.read(paths).sessions]
     for process in psutil.process_iter():
         try:
-            ours = process.pid in roots or _is_of(process, supervisors)
+            ours = process.pid in roots or runs.is_of(process, supervisors)
             family = [process, *process.children(recursive=True)] if ours else []
             found |= {p.pid: p for p in family if p.status() != psutil.STATUS_ZOMBIE}
         except (psutil.Error, OSError):
             continue
     found.pop(os.getpid(), None)
     return list(found.values())
-
-
-def _is_of(process: psutil.Process, supervisors: list[dict[str, Any]]) -> bool:
-    told = process.environ().get(runs.SUPERVISOR_VARIABLE)
-    if not told:
-        return False
-    try:
-        identity = json.loads(told)
-    except ValueError:
-        return False
-    return identity in supervisors
 
 
 def _identities(paths: runs.RunPaths) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from leviathan import checkpoints, diagnosis, files, launch, machine, runs
+from leviathan import checkpoints, diagnosis, files, launch, machine, runs, signals
 from leviathan.config import Profile
 from leviathan.diagnosis import Evidence
 from leviathan.render import PLUGIN
@@ -29,7 +29,6 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 _POLL_S = 0.2
 _DEBOUNCE_S = 0.1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SMALLEST_SAVE = 1 << 20
 
 
@@ -86,19 +85,9 @@ class Requests:
         return not self.stop
 
 
-@contextmanager
-def signals_to(requests: Requests) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP become requests inside the block.
-
-    Under nohup a hang-up is ignored on purpose, and stays so.
-    """
-    taken = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN or n == signal.SIGINT]
-    before = {number: signal.signal(number, requests.on_signal) for number in taken}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+def signals_to(requests: Requests) -> AbstractContextManager[None]:
+    """SIGINT, SIGTERM and SIGHUP become requests inside the block."""
+    return signals.taken(requests.on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def supervise(
@@ -131,7 +120,7 @@ def supervise(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=launch.environment(paths, profile, session),
+            env=launch.environment(paths, profile),
             start_new_session=True,
         )
     watchdog = Watchdog(paths, profile.guards, left_s)
@@ -156,7 +145,7 @@ class _Watcher:
         self.paths, self.session, self.child, self.log = paths, session, child, log
         self.requests, self.listener, self.watchdog = requests, listener, watchdog
         self.plugin_missing = False
-        self._mark = f"{launch.RUN_VARIABLE}={launch.run_mark(paths, session)}".encode()
+        self._us = machine.process_identity()
         self._abandoned = False
         """Killed before training began: nothing of it may survive."""
         self._announced = False
@@ -261,7 +250,6 @@ class _Watcher:
             exit_code=self.child.returncode,
             log=diagnosis.tail(self.log),
             phase=self._phase(),
-            step=self._step,
             kernel_killed=machine.kernel_kills() > self._kernel_kills,
             disk_short=self._disk_is_short(),
             guard="plugin" if self.plugin_missing else self._guard,
@@ -276,8 +264,8 @@ class _Watcher:
 
     def _disk_is_short(self) -> bool:
         """Whether the next save may not fit: what a failed save looks like from outside."""
-        known = [c.bytes for c in checkpoints.scan(self.paths.directory) if c.sound]
-        return machine.free_bytes(self.paths.directory) < max([_SMALLEST_SAVE, *known[-1:]])
+        known = checkpoints.newest_bytes(checkpoints.scan(self.paths.directory))
+        return machine.free_bytes(self.paths.directory) < max(_SMALLEST_SAVE, known or 0)
 
     def _why_stopped(self) -> str:
         if self.requests.first:
@@ -291,7 +279,7 @@ class _Watcher:
 
     def _read(self) -> None:
         for line in self._events.lines():
-            if line.get("session") != self.session:
+            if line.get("session") != self.session or "event" not in line:
                 continue
             self._began |= line["event"] == "train_begin"
             if line["event"] == "train_end":
@@ -354,11 +342,11 @@ class _Watcher:
                 continue
 
     def _processes(self) -> list[psutil.Process]:
-        """Everything the launch started that still runs: by descent, session, heartbeat, mark.
+        """Everything we launched that still runs: by descent, session, heartbeat, environment.
 
         torchrun gives its workers sessions of their own, hence descent; a launcher
         that died leaves children of init, hence the session and the heartbeat's pid, which
-        is rank 0's, and for other ranks the mark in the environment they were given.
+        is rank 0's, and for other ranks our identity in the environment they were given.
         """
         found: dict[int, psutil.Process] = {}
         trainer = runs.identity_in(self.paths.heartbeat) if self._heartbeat() else None
@@ -372,16 +360,12 @@ class _Watcher:
                 continue
         for process in psutil.process_iter():
             try:
-                ours = os.getsid(process.pid) == self.child.pid or self._is_marked(process)
+                ours = os.getsid(process.pid) == self.child.pid or runs.is_of(process, [self._us])
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found[process.pid] = process
             except (OSError, psutil.Error):
                 continue
         return list(found.values())
-
-    def _is_marked(self, process: psutil.Process) -> bool:
-        environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-        return self._mark in environ.split(b"\0")
 
 
 def _forget_terminal() -> None:

@@ -286,7 +286,7 @@ class TrainView:
         elif kind == "metrics":
             self._metrics(facts)
         elif kind == "warning" or (kind == "event" and facts["event"] in _WARNINGS):
-            warn(facts["text"])
+            warn(facts.get("text", ""))
         if self._live:
             self._live.update(self._block())
 

@@ -12,7 +12,7 @@ from typing import Any
 from leviathan import files, machine, runs
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Called with a kind (metrics, event, notice, resume, tick) and its facts."""
+"""Called with a kind (metrics, event, start, resume, tick) and its facts."""
 
 _POLL_S = 0.5
 
@@ -31,9 +31,7 @@ def follow(paths: runs.RunPaths, listener: Listener) -> None:
             facts = {"session": newest.number, "step": newest.resumed_from or 0}
             listener("start" if newest.resumed_from is None else "resume", facts)
         for event in events.lines():
-            if event.get("event") == "warning":
-                listener("notice", {"text": f"warning: {event.get('text')}"})
-            elif isinstance(event.get("event"), str) and runs.is_whole(event.get("step")):
+            if isinstance(event.get("event"), str) and runs.is_whole(event.get("step")):
                 listener("event", event)
         for line in metrics.lines():
             if is_of_a_step(line):

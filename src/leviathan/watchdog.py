@@ -5,6 +5,7 @@ Does not act: ``supervise`` pauses, stops or kills as a finding says.
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from leviathan.config import Guards
 
 _HEAT_EVERY_S = 10.0
 _MOST_LOOKS_IN_VAIN = 30
-_SAVE_RESERVE_S = 5.0
+_RESERVE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,25 @@ class Finding:
 class Watchdog:
     """Looks at one session; fed with its metrics and events."""
 
-    def __init__(self, paths: runs.RunPaths, limits: Guards, left_s: float | None) -> None:
-        self.paths, self.limits = paths, limits
-        self._deadline = None if left_s is None else time.monotonic() + left_s
+    def __init__(
+        self,
+        paths: runs.RunPaths,
+        limits: Guards,
+        left_s: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.paths, self.limits, self._clock = paths, limits, clock
+        self._deadline = None if left_s is None else clock() + left_s
         self._heat = guards.Heat(limits)
         self._next_heat = 0.0
         self._looks_in_vain = 0
         self._marks: deque[tuple[float, int]] = deque(maxlen=400)
-        self._save_s = 0.0
+        self._heard: float | None = None
+        """When the last log line arrived; None before training and where it has paused since."""
+        self._longest_gap_s = 0.0
+        self._paused: set[str] = set()
         self._sign: int | None = None
-        self._sign_at = time.monotonic()
+        self._sign_at = clock()
         self._asked = False
 
     @property
@@ -51,14 +61,26 @@ class Watchdog:
         return guards.pace_s(self._marks)
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """Take one log line: it tells the pace."""
+        """Take one log line: it tells the pace, and its arrival how long one thing takes."""
+        self._note_gap()
+        if not self._paused:
+            self._heard = self._clock()
         if isinstance(line.get("time"), float) and isinstance(line.get("step"), int):
             self._marks.append((line["time"], line["step"]))
 
     def event(self, line: dict[str, Any]) -> None:
-        """Take one event: a save tells how long saving takes."""
-        if line.get("event") == "save":
-            self._save_s = max(self._save_s, float(line.get("seconds") or 0.0))
+        """Take one event: while training pauses, nothing is being done that could take long."""
+        if line.get("event") == "train_begin":
+            self._heard = self._clock()
+        elif line.get("event") == "pause":
+            self._paused.add(str(line.get("kind")))
+            self._heard = None
+        elif line.get("event") == "unpause":
+            self._paused.discard(str(line.get("kind")))
+
+    def _note_gap(self) -> None:
+        if self._heard is not None:
+            self._longest_gap_s = max(self._longest_gap_s, self._clock() - self._heard)
 
     def look(self, training: bool) -> list[Finding]:
         """What has to be done now. ``training``: whether the first step has begun."""
@@ -70,15 +92,18 @@ class Watchdog:
     def _budget(self) -> Finding | None:
         if self._deadline is None or self._asked:
             return None
-        # What is under way must end, and be saved, before the limit.
-        reserve = 2 * (self.step_s or 0.0) + 2 * self._save_s + _SAVE_RESERVE_S
-        if time.monotonic() < self._deadline - reserve:
+        # What is under way must end, and be saved, before the limit. Between two log lines
+        # lies a step, an evaluation, or a save with the step after it; asked at the worst
+        # moment, training still does two of these: step and evaluation, then the save.
+        self._note_gap()
+        reserve = 2 * self._longest_gap_s + _RESERVE_S
+        if self._clock() < self._deadline - reserve:
             return None
         self._asked = True
         return Finding("stop", "budget", "the budget is used up")
 
     def _temperature(self) -> Finding | None:
-        now = time.monotonic()
+        now = self._clock()
         if now < self._next_heat:
             return None
         self._next_heat = now + _HEAT_EVERY_S
@@ -92,9 +117,9 @@ class Watchdog:
         text = {
             "warn": f"a GPU is at {celsius:g} C",
             "pause": f"a GPU is at {celsius:g} C: paused until {self.limits.resume_below_c:g} C",
-            "resume": f"cooled to {celsius:g} C: training goes on",
+            "unpause": f"cooled to {celsius:g} C: training goes on",
         }[action]
-        return Finding({"resume": "unpause"}.get(action, action), "heat", text)
+        return Finding(action, "heat", text)
 
     def _blind(self) -> Finding | None:
         """A pause must not last for ever because the driver stopped answering."""
@@ -105,7 +130,7 @@ class Watchdog:
         return Finding("unpause", "heat", "no GPU tells its temperature any more: going on")
 
     def _standstill(self) -> Finding | None:
-        now = time.monotonic()
+        now = self._clock()
         try:
             sign = self.paths.phase.stat().st_mtime_ns
         except OSError:

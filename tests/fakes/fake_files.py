@@ -53,3 +53,9 @@ def write_checkpoint(
     (path / "README.md").write_text("# adapter\n")
     (path / "trainer_state.json").write_text(json.dumps(trainer_state(step, loss, eval_loss)))
     return path
+
+
+def refuse_removal(path: Path) -> None:
+    """Make removing a sound checkpoint fail, for root too: its commit record is a directory."""
+    (path / "leviathan-commit.json").unlink(missing_ok=True)
+    (path / "leviathan-commit.json").mkdir()

@@ -187,8 +187,7 @@ class Worker:
         facts = checkpoints.facts_from_history(state)
         checkpoints.commit(path, {**facts, "fingerprint": self.fingerprint})
         self.event("save", seconds=0.01)
-        for old in checkpoints.removable(checkpoints.scan(self.paths.directory), self.keep):
-            checkpoints.remove(old)
+        checkpoints.retain(self.paths.directory, self.keep)
 
     def event(self, kind: str, /, **facts) -> None:
         runs.event(self.paths, kind, session=self.session, step=self.step, pid=os.getpid(), **facts)
