@@ -8,12 +8,11 @@ constants.py and file_download.py; importing it would take longer than all our c
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from leviathan.disk import safetensors_header
 
 _TRUE = {"1", "ON", "YES", "TRUE"}  # huggingface_hub.constants.ENV_VARS_TRUE_VALUES
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -39,7 +38,7 @@ def locate(tree: Mapping[str, Any], environment: Mapping[str, str]) -> Located:
     name = str(tree["base_model"])
     is_local = Path(name).is_dir()
     revision = str(tree.get("revision_of_model") or "main")
-    directory = Path(name) if is_local else _snapshot(name, revision, environment)
+    directory = Path(name) if is_local else snapshot(name, environment, revision)
     if directory is None:
         return Located(name, None)
     from_scratch = bool(tree.get("reinit_weights"))
@@ -80,7 +79,8 @@ def datasets_cache(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("HF_DATASETS_CACHE") or hub_home(environment) / "datasets")
 
 
-def _snapshot(name: str, revision: str, environment: Mapping[str, str]) -> Path | None:
+def snapshot(name: str, environment: Mapping[str, str], revision: str = "main") -> Path | None:
+    """Where the hub's cache holds a model; None: it was never downloaded."""
     given = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
     hub = Path(os.path.expandvars(given)).expanduser() if given else hub_home(environment) / "hub"
     model = hub / f"models--{name.replace('/', '--')}"
@@ -117,3 +117,16 @@ def _is_short(file: Path) -> bool:
     offset, tensors = header
     ends = [entry.get("data_offsets", (0, 0))[1] for entry in tensors.values()]
     return file.stat().st_size < offset + max(ends, default=0)
+
+
+def safetensors_header(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Where the data of a safetensors file begins, and its tensors; None for a broken one."""
+    try:
+        with path.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header = json.loads(stream.read(min(length, 1 << 26)))
+        header.pop("__metadata__", None)
+        all(entry["shape"] for entry in header.values())
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        return None
+    return 8 + length, header

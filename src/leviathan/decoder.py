@@ -7,6 +7,7 @@ The counts are those of transformers' own classes (models/<type>/modeling_<type>
 of PEFT's LoRA (0.20); tests/real/test_shapes.py builds both on the meta device and compares.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,13 +50,22 @@ class Part:
     path: str
     """Its name as PEFT sees it, as ``model.layers.0.self_attn.q_proj``."""
     parameters: int
-    lora_per_rank: int = 0
-    """LoRA parameters for each rank: A is [rank, into], B is [out, rank] (Hu et al. 2021,
-    section 4.1; for an embedding PEFT takes its two sides). 0: PEFT has no LoRA for it."""
+    sides: tuple[int, int] | None = None
+    """A linear's (out, into), an embedding's (vocab, hidden): what LoRA can adapt."""
+
+    @property
+    def tensors(self) -> list[tuple[int, ...]]:
+        """Shapes of its parameters; those of several vectors are counted as one."""
+        rest = self.parameters - (self.sides[0] * self.sides[1] if self.sides else 0)
+        return [*([self.sides] if self.sides else []), *([(rest,)] if rest else [])]
+
+    def lora(self, rank: int) -> list[tuple[int, ...]]:
+        """A [rank, into] and B [out, rank] (Hu et al. 2021, section 4.1)."""
+        return [(rank, self.sides[1]), (self.sides[0], rank)] if self.sides else []
 
     def beneath(self, prefix: str) -> "Part":
         """The same module inside ``prefix``."""
-        return Part(f"{prefix}.{self.path}", self.parameters, self.lora_per_rank)
+        return Part(f"{prefix}.{self.path}", self.parameters, self.sides)
 
     def is_within(self, names: Iterable[str]) -> bool:
         """Whether this is, or lies inside, a module of these names: out of LoRA's reach."""
@@ -88,7 +98,7 @@ class Layers:
 
     def parts(self) -> Iterator[Part]:
         """Every module of every layer."""
-        linears = [Part(x.path, x.parameters, x.out + x.into) for x in self.linears]
+        linears = [Part(x.path, x.parameters, (x.out, x.into)) for x in self.linears]
         for index in range(self.count):
             for part in (*linears, *self.norms):
                 yield part.beneath(f"{self.path}.{index}")
@@ -171,7 +181,7 @@ class Shape:
 
     def parts(self) -> Iterator[Part]:
         """Every module that has parameters; a tied head is one, too, sharing its matrix."""
-        embedding, sides = self.vocab * self.hidden, self.vocab + self.hidden
+        embedding, sides = self.vocab * self.hidden, (self.vocab, self.hidden)
         yield Part(f"{self.path}.embed_tokens", embedding, sides)
         yield from Layers(self.layers, f"{self.path}.layers", self.linears, self.norms).parts()
         yield self.final_norm.beneath(self.path)
@@ -188,6 +198,21 @@ class Shape:
     ) -> int:
         """What training an adapter trains: the LoRA matrices and whole ``modules_to_save``.
 
+        Raises:
+            BadInput: nothing is called what ``targets`` name.
+        """
+        tensors = self.lora_tensors(rank, targets, all_linear, modules_to_save)
+        return sum(math.prod(tensor) for tensor in tensors)
+
+    def lora_tensors(
+        self,
+        rank: int,
+        targets: Iterable[str],
+        all_linear: bool = False,
+        modules_to_save: Iterable[str] = (),
+    ) -> list[tuple[int, ...]]:
+        """Shapes of the tensors that an adapter consists of.
+
         ``all_linear`` is Axolotl's lora_target_linear: every linear but the head, a vision
         tower's included, besides ``targets`` (axolotl.loaders.adapter.find_all_linear_names).
 
@@ -199,14 +224,20 @@ class Shape:
         if all_linear:
             wanted = (*wanted, *sorted(linears))
         adapted = [
-            part.lora_per_rank
+            tensor
             for part in self.parts()
-            if part.lora_per_rank and not part.is_within(saved) and part.is_targeted(wanted)
+            if part.sides and not part.is_within(saved) and part.is_targeted(wanted)
+            for tensor in part.lora(rank)
         ]
         if not adapted:
             raise BadInput(
                 f"lora_target_modules: {', '.join(wanted) or 'nothing'} names no linear of "
                 f"{self.name}", f"known: {', '.join(sorted(linears))}",
             )  # fmt: skip
-        whole = sum(part.parameters for part in self.parts() if part.is_saved(saved))
-        return rank * sum(adapted) + whole
+        whole = [tensor for p in self.parts() if p.is_saved(saved) for tensor in p.tensors]
+        return adapted + whole
+
+    def tensors(self) -> list[tuple[int, ...]]:
+        """Shapes of all parameters of the model, a tied matrix once."""
+        parts = [p for p in self.parts() if not (self.tied and p.path == "lm_head")]
+        return [tensor for part in parts for tensor in part.tensors]

@@ -1,26 +1,41 @@
 """Owns disk forecasts: what a checkpoint and a merged model will take.
 
-Reads sizes and safetensors headers only. The judgement is ``preflight``'s.
+Reads file sizes and a model's shape, also of a model that is not downloaded yet. The
+judgement is ``preflight``'s.
 """
 
-import json
-import struct
+import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import checkpoints
+from leviathan import basemodel, checkpoints, knobs, shapes
 from leviathan.checkpoints import Checkpoint
+from leviathan.errors import BadInput
+from leviathan.knobs import Knobs
+from leviathan.shapes import Shape
 
-# Bytes of optimizer state for one trained parameter: two moments, in fp32 or in 8 bit.
-_STATE_BYTES = {"8bit": 2, "default": 8}
+Tensor = tuple[int, ...]
+
 _ADAPTER_BYTES = 4  # PEFT keeps and saves the adapter in fp32 under mixed precision
-_MERGED_BYTES = 2  # merged models are written in bf16
+_ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Moments that an optimizer keeps of each parameter; the first name that is part of its.
+_MOMENTS = {"ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1, "sgd": 0, "": 2}
+# bitsandbytes' optimizer.py and torchao's optim/: blocks share an fp32 scale, and smaller
+# tensors stay as they are.
+_BLOCK = {"8bit": 256, "4bit": 128}
+_LEAST_QUANTISED = 4096
+_RECORD_BYTES = 290  # of torch.save, for each tensor of an optimizer's state (measured here)
+_SMALL_BYTES = 30_000  # README, scheduler, RNG, arguments, our record (measured here, one process)
+# Llama 3.1's tokenizer.json as transformers saves it: 17,209,920 bytes for 128,256 tokens.
+_BYTES_PER_TOKEN_KIND = 134
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes the run will want; None where nothing is known (a base model on the hub)."""
+    """Bytes the run will want; None where nothing is known (a base model of unknown shape)."""
 
     checkpoint: int | None
     merged: int | None
@@ -29,59 +44,99 @@ class Forecast:
 def forecast(tree: dict[str, Any], base_model: str, existing: list[Checkpoint]) -> Forecast:
     """What the next checkpoint and the merge take.
 
-    A checkpoint of this run answers best; before the first, LoRA's arithmetic does: a
-    matrix of (out, in) gets r x (out + in) parameters.
+    A checkpoint of this run answers best; before the first, arithmetic does.
     """
-    shapes = _shapes(Path(base_model))
-    merged = sum(_numel(s) for s in shapes.values()) * _MERGED_BYTES if shapes else None
-    if (known := checkpoints.newest_bytes(existing)) is not None:
-        return Forecast(known, merged)
-    rank, targets = tree.get("lora_r"), tree.get("lora_target_modules")
-    if not shapes or not isinstance(rank, int):
-        return Forecast(None, merged)
-    names = targets if isinstance(targets, list) else []
-    linear = tree.get("lora_target_linear")
-    adapted = [s for name, s in shapes.items() if len(s) == 2 and _is_adapted(name, names, linear)]
-    parameters = sum(rank * (out + into) for out, into in adapted)
-    state = _STATE_BYTES["8bit" if "8bit" in str(tree.get("optimizer")) else "default"]
-    return Forecast(parameters * (_ADAPTER_BYTES + state) + _small_files(base_model), merged)
-
-
-def _is_adapted(name: str, targets: list[Any], linear: Any) -> bool:
-    module = name.removesuffix(".weight").rpartition(".")[2]
-    return module in targets or bool(linear and module.endswith("_proj"))
-
-
-def _small_files(base_model: str) -> int:
-    """The tokenizer's files, which every checkpoint carries."""
-    return sum(p.stat().st_size for p in Path(base_model).glob("*token*") if p.is_file())
-
-
-def _numel(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _shapes(directory: Path) -> dict[str, list[int]]:
-    """Name and shape of every weight of a local model, from the headers."""
-    found: dict[str, list[int]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        header = safetensors_header(path)
-        if header:  # a broken base is told by who checks it
-            found |= {name: entry["shape"] for name, entry in header[1].items()}
-    return found
-
-
-def safetensors_header(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """Where the data of a safetensors file begins, and its tensors; None for a broken one."""
     try:
-        with path.open("rb") as stream:
-            length = struct.unpack("<Q", stream.read(8))[0]
-            header = json.loads(stream.read(min(length, 1 << 26)))
-        header.pop("__metadata__", None)
-        all(entry["shape"] for entry in header.values())
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-        return None
-    return 8 + length, header
+        shape = shapes.load(base_model)
+        found = planned(shape, knobs.read(tree), _tokenizer_bytes(base_model))
+    except BadInput:  # told by who needs to know; a run of another architecture may train
+        weights = basemodel.locate({**tree, "base_model": base_model}, os.environ).weight_bytes
+        found = Forecast(None, weights or None)
+    known = checkpoints.newest_bytes(existing)
+    return found if known is None else Forecast(known, found.merged)
+
+
+def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecast:
+    """What a checkpoint and the merged model take by arithmetic, within 5 %.
+
+    ``tokenizer`` is the size of its files in bytes; unknown, it follows from the vocabulary.
+    The log in trainer_state.json, half a KB for each logged step, is left out.
+
+    Raises:
+        BadInput: the adapter's targets name no linear of the model.
+    """
+    if tokenizer is None:
+        tokenizer = _BYTES_PER_TOKEN_KIND * shape.vocab
+    weights, state = _full(shape, knobs) if knobs.method == "full" else _adapter(shape, knobs)
+    merged = shape.parameters * _ELEMENT_BYTES[knobs.dtype]  # as Axolotl merges it
+    checkpoint = weights + state + tokenizer + _SMALL_BYTES
+    return Forecast(checkpoint, merged + tokenizer)
+
+
+def optimizer_bytes(optimizer: str, tensors: Iterable[Tensor], element_bytes: int = 4) -> int:
+    """State that ``optimizer`` (Axolotl's name) keeps of trained ``tensors``.
+
+    ``element_bytes`` is the size of a trained parameter's entry: torch's own optimizers keep
+    their moments in the same type, bitsandbytes' in fp32 or less.
+    """
+    moments = next(count for name, count in _MOMENTS.items() if name in optimizer)
+    block = next((size for bits, size in _BLOCK.items() if bits in optimizer), None)
+    is_torch = not block and not any(x in optimizer for x in ("32bit", "ademamix", "lion"))
+    per_entry = element_bytes if is_torch else 4
+    total = 0
+    for tensor in tensors:
+        entries = math.prod(tensor)
+        if optimizer == "adafactor":  # a row and a column of a matrix (Shazeer and Stern 2018)
+            total += 4 * (sum(tensor) if len(tensor) == 2 else entries)
+        elif block and entries >= _LEAST_QUANTISED:
+            quantised = entries if block == _BLOCK["8bit"] else entries // 2
+            total += moments * (quantised + 4 * math.ceil(entries / block))
+        else:
+            total += moments * per_entry * entries
+    return total
+
+
+def _adapter(shape: Shape, knobs: Knobs) -> tuple[int, int]:
+    """Bytes of the adapter's weights and of the optimizer's state."""
+    tensors = shape.lora_tensors(knobs.rank, knobs.targets, knobs.all_linear, knobs.modules_to_save)
+    weights = _ADAPTER_BYTES * sum(map(math.prod, tensors))
+    if {"embed_tokens", "lm_head"} & set(knobs.targets):
+        # PEFT then saves the adapted embeddings themselves, too (save_embedding_layers: auto).
+        weights += _ELEMENT_BYTES[knobs.dtype] * 2 * shape.embedding_parameters
+    is_embedding_trained = "embed_tokens" in knobs.modules_to_save
+    return weights, _state(shape, knobs, tensors, _ADAPTER_BYTES, is_embedding_trained)
+
+
+def _full(shape: Shape, knobs: Knobs) -> tuple[int, int]:
+    """The same for a model trained whole: saved in the type it is trained in."""
+    element = _ELEMENT_BYTES[knobs.dtype]
+    return shape.parameters * element, _state(shape, knobs, shape.tensors(), element, True)
+
+
+def _state(
+    shape: Shape, knobs: Knobs, tensors: list[Tensor], element: int, is_embedding_trained: bool
+) -> int:
+    """What is in optimizer.pt, or in DeepSpeed's folder."""
+    optimizer, entries = knobs.optimizer, sum(map(math.prod, tensors))
+    if knobs.strategy.startswith("zero"):
+        # DeepSpeed adds the fp32 master copy, keeps moments in fp32, and saves the weights again.
+        return entries * (element + 4) + optimizer_bytes(optimizer, tensors)
+    overhead = _RECORD_BYTES * 3 * len(tensors)
+    embedding: list[Tensor] = [(shape.vocab, shape.hidden)]
+    if "8bit" in optimizer and "torch" not in optimizer and is_embedding_trained:
+        # transformers has bitsandbytes keep an nn.Embedding's state in 32 bits (trainer.py).
+        overhead += optimizer_bytes(optimizer.replace("8bit", "32bit"), embedding)
+        overhead -= optimizer_bytes(optimizer, embedding)
+    return optimizer_bytes(optimizer, tensors, element) + overhead
+
+
+def _tokenizer_bytes(base_model: str) -> int | None:
+    """The tokenizer's files, which every checkpoint carries; None where they are not here."""
+    directory = Path(base_model)
+    if not directory.is_dir():
+        snapshot = basemodel.snapshot(base_model, os.environ)
+        if snapshot is None:
+            return None
+        directory = snapshot
+    names = [file for file in directory.glob("*token*") if file.is_file()]
+    return sum(file.stat().st_size for file in names) or None

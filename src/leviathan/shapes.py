@@ -14,12 +14,22 @@ from typing import Any
 
 import yaml
 
-from leviathan import models
+from leviathan import basemodel, models
 from leviathan.config import shipped_directory
 from leviathan.decoder import Layers, Linear, Part, Shape
 from leviathan.errors import BadInput
 
-__all__ = ["Layers", "Linear", "Part", "Shape", "from_config", "load", "shipped"]
+__all__ = [
+    "Layers",
+    "Linear",
+    "Part",
+    "Shape",
+    "config",
+    "entries",
+    "from_config",
+    "load",
+    "shipped",
+]
 
 _MOST = 1 << 30  # of anything in a config.json: the largest we know of is 10,485,760 positions
 _MOST_LAYERS = 1000
@@ -32,13 +42,13 @@ _MOST_LAYERS = 1000
 class _Fields:
     """Typed reading of one config.json: every complaint names the file and the key."""
 
-    config: dict[str, Any]
+    values: dict[str, Any]
     where: str
     prefix: str = ""
 
     def number(self, key: str, *, absent: int | None = None, null: int | None = None) -> int:
         """A whole number of 1 or more, or what an absent key and a null one stand for."""
-        value = self.config.get(key, absent)
+        value = self.values.get(key, absent)
         value = null if value is None else value
         most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         if value is None:
@@ -52,13 +62,13 @@ class _Fields:
 
     def window(self, absent: int | None = None) -> int | None:
         """``sliding_window``, a number that may be null."""
-        if self.config.get("sliding_window", absent) is None:
+        if self.values.get("sliding_window", absent) is None:
             return None
         return self.number("sliding_window", absent=absent)
 
     def flag(self, key: str, absent: bool = False) -> bool:
         """True or false; ``absent`` stands for an absent key and for null."""
-        value = self.config.get(key)
+        value = self.values.get(key)
         if not isinstance(value, bool | None):
             raise BadInput(
                 f"{self.named(key)} must be true or false (found {value!r})",
@@ -68,7 +78,7 @@ class _Fields:
 
     def inside(self, key: str) -> "_Fields":
         """The nested mapping at ``key``."""
-        value = self.config.get(key)
+        value = self.values.get(key)
         if not isinstance(value, dict):
             raise BadInput(f"{self.named(key)} must be a mapping (found {value!r})")
         return _Fields(value, self.where, f"{self.prefix}{key}.")
@@ -120,7 +130,7 @@ def _sizes(fields: _Fields, absent: dict[str, int]) -> _Sizes:
         return fields.number(key, absent=absent.get(key), null=null)
 
     hidden, heads = number("hidden_size"), number("num_attention_heads")
-    if "head_dim" not in absent and not fields.config.get("head_dim") and hidden % heads:
+    if "head_dim" not in absent and not fields.values.get("head_dim") and hidden % heads:
         raise BadInput(
             f"{fields.named('hidden_size')} {hidden} is not a multiple of num_attention_heads "
             f"{heads}, and head_dim is missing", "correct one of them",
@@ -167,7 +177,7 @@ def _plain(hidden: int, intermediate: int) -> list[Linear]:
 def _separate(fields: _Fields, s: _Sizes) -> list[Linear]:
     """Llama, Qwen3, Gemma: biases where the config asks for them (mlp_bias is Llama's alone)."""
     bias = fields.flag("attention_bias")
-    mlp_bias = fields.config.get("model_type") == "llama" and fields.flag("mlp_bias")
+    mlp_bias = fields.values.get("model_type") == "llama" and fields.flag("mlp_bias")
     return _attention(s, qkv_bias=bias, out_bias=bias) + _gated(s, bias=mlp_bias)
 
 
@@ -250,16 +260,16 @@ _FAMILIES = {
 }
 
 
-def from_config(config: dict[str, Any], name: str, where: str | None = None) -> Shape:
-    """The shape that the contents of a config.json describe.
+def from_config(values: dict[str, Any], name: str, where: str | None = None) -> Shape:
+    """The shape that ``values``, the contents of a config.json, describe.
 
     ``where`` (else ``name``) stands before the key in complaints.
 
     Raises:
         BadInput: not a dense decoder of a known family, or a key missing or absurd.
     """
-    fields = _Fields(config, where or name)
-    model_type = config.get("model_type")
+    fields = _Fields(values, where or name)
+    model_type = values.get("model_type")
     if model_type == "gemma3":
         return _multimodal(fields, name)
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
@@ -332,11 +342,11 @@ _TELLTALES = {
 
 def _unknown(fields: _Fields) -> BadInput:
     known = f"shapes known: {', '.join(sorted({*_FAMILIES, 'gemma3'}))}"
-    if "model_type" not in fields.config:
+    if "model_type" not in fields.values:
         return BadInput(f"{fields.named('model_type')} is missing", known)
-    found = f"{fields.named('model_type')} {fields.config['model_type']!r}"
+    found = f"{fields.named('model_type')} {fields.values['model_type']!r}"
     for kind, keys in _TELLTALES.items():
-        if any(fields.config.get(key) for key in keys):
+        if any(fields.values.get(key) for key in keys):
             return BadInput(f"{found} is {kind}", known)
     return BadInput(f"{found} is none of the dense decoders known here", known)
 
@@ -350,62 +360,63 @@ def load(base_model: str) -> Shape:
     Raises:
         BadInput: nothing is known of it, or its config.json is not that of a known shape.
     """
+    values, where = _find(base_model)
+    return from_config(values, base_model, where)
+
+
+def config(base_model: str) -> dict[str, Any]:
+    """The config.json of a model: the whole file, or the keys of the shipped table.
+
+    Raises:
+        BadInput: nothing is known of it.
+    """
+    return _find(base_model)[0]
+
+
+def _find(base_model: str) -> tuple[dict[str, Any], str]:
+    """A model's config.json, and what to call it in complaints."""
     directory = Path(models.local_or_hub(base_model))
     if directory.is_dir():
-        return _read(directory / "config.json", base_model)
-    cached = _cached(base_model)
-    if cached:
-        return _read(cached, base_model)
+        return _read(directory / "config.json")
+    snapshot = basemodel.snapshot(base_model, os.environ)
+    if snapshot and (snapshot / "config.json").is_file():
+        return _read(snapshot / "config.json")
     table = shipped()
-    if base_model not in table:
-        near = difflib.get_close_matches(base_model, table, n=1)
-        raise BadInput(
-            f"the shape of {base_model} is unknown: it is neither in the hub's cache nor shipped",
-            f"{f'did you mean {near[0]}? ' if near else ''}else fetch it: hf download "
-            f"{base_model} config.json",
-        )
-    return from_config(table[base_model]["config"], base_model)
+    if base_model in table:
+        return table[base_model]["config"], base_model
+    near = difflib.get_close_matches(base_model, table, n=1)
+    fetch = f"fetch it: hf download {base_model} config.json"
+    raise BadInput(
+        f"the shape of {base_model} is unknown: it is neither in the hub's cache nor shipped",
+        f"did you mean {near[0]}? else {fetch}" if near else fetch,
+    )
 
 
-def _read(path: Path, name: str) -> Shape:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        config = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BadInput(f"{path.parent} has no config.json", "give a model's directory") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"cannot read {path}: {error}", "fetch it again") from error
-    if not isinstance(config, dict):
-        raise BadInput(f"{path}: not a model's config: found {type(config).__name__}")
-    return from_config(config, name, str(path))
-
-
-def _cached(base_model: str) -> Path | None:
-    """The config.json of a hub model that was downloaded, its main revision before others."""
-    model = _hub_cache() / f"models--{base_model.replace('/', '--')}"
-    try:
-        main = (model / "refs" / "main").read_text().strip()
-    except (OSError, ValueError):
-        main = ""
-    found = [path for path in model.glob("snapshots/*/config.json") if path.is_file()]
-    return max(found, key=lambda p: (p.parent.name == main, p.stat().st_mtime), default=None)
-
-
-def _hub_cache() -> Path:
-    """Where huggingface_hub keeps models (its environment variables, in its order)."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = Path(os.environ.get("HF_HOME") or f"{home}/huggingface") / "hub"
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub
-    return Path(cache).expanduser()
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: not a model's config: found {type(values).__name__}")
+    return values, str(path)
 
 
 @functools.cache
-def shipped() -> dict[str, dict[str, Any]]:
-    """Entries of configs/shapes.yaml by every name they answer to.
+def entries() -> list[dict[str, Any]]:
+    """Entries of the shipped configs/shapes.yaml: ``names``, ``parameters``, ``config``.
 
     Read by libyaml where PyYAML has it: a seventh of the time, and no user writes this file,
     so lines for complaints are not needed.
     """
     path = shipped_directory() / "shapes.yaml"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    entries = yaml.load(path.read_bytes(), Loader=loader)["models"]  # noqa: S506 - both are safe
-    return {name: entry for entry in entries for name in entry["names"]}
+    found: list[dict[str, Any]] = yaml.load(path.read_bytes(), Loader=loader)["models"]  # noqa: S506 - both are safe
+    return found
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """Those entries by every name they answer to."""
+    return {name: entry for entry in entries() for name in entry["names"]}

@@ -3,9 +3,9 @@
 import functools
 import itertools
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -169,21 +169,23 @@ def test_what_peft_refuses_is_refused():
         adapt(CASES["llama"], 4, ("nothing",))
 
 
-def test_the_hub_cache_is_where_huggingface_hub_says(tmp_path, monkeypatch):
+def test_a_downloaded_model_is_found_where_huggingface_hub_keeps_it(tmp_path, monkeypatch):
     names = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"]
     program = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    for count in range(len(names) + 1):
-        given = {name: str(tmp_path / name) for name in names[count:]}
-        clean = {k: v for k, v in os.environ.items() if k not in names}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for layers, name in enumerate(reversed(names), 1):
+        monkeypatch.setenv(name, str(tmp_path / name))
         done = subprocess.run(
-            [sys.executable, "-c", program], env={**clean, **given}, capture_output=True, text=True
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )
-        with monkeypatch.context() as patch:
-            for name in names:
-                patch.delenv(name, raising=False)
-            for name, value in given.items():
-                patch.setenv(name, value)
-            assert str(shapes._hub_cache()) == done.stdout.strip()
+        model = Path(done.stdout.strip()) / "models--owner--model"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text("c0ffee")
+        (model / "snapshots" / "c0ffee").mkdir(parents=True)
+        config = {**CASES["llama"], "num_hidden_layers": layers}
+        (model / "snapshots" / "c0ffee" / "config.json").write_text(json.dumps(config))
+        assert shapes.load("owner/model").layers == layers, name
 
 
 def test_a_shape_is_read_from_what_transformers_saves(tmp_path):
