@@ -12,6 +12,7 @@ PADDING = 2000  # only reserves room: a child writes its own command line there
 # What leviathan.launch gives the training of a CPU profile; the server compares.
 _LAUNCHED_WITH = {
     "AXOLOTL_DO_NOT_TRACK": "1",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
