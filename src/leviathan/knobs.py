@@ -73,6 +73,12 @@ class Knobs:
     save_steps: float | None
     """Steps between saves, likewise."""
     seed: int
+    fused_norm: bool = False
+    """Liger's RMSNorm, which keeps no fp32 copy of its input for the backward pass."""
+    fused_glu: bool = False
+    """Liger's gated MLP, which keeps gate and up and recomputes their product."""
+    lora_kernels: bool = False
+    """Axolotl's LoRA kernels: adapted linears share their inputs, the MLP is fused."""
 
     @property
     def rows_per_step(self) -> int:
@@ -121,7 +127,7 @@ def read(tree: dict[str, Any], processes: int = 1) -> Knobs:
         fused_cross_entropy=any(get(key) for key in _FUSED_CROSS_ENTROPY),
         attention=str(get("attn_implementation") or "sdpa"),
         dtype=_dtype(tree),
-        double_quant=bool(get("bnb_4bit_use_double_quant", True)),
+        double_quant=bool((get("bnb_config_kwargs") or {}).get("bnb_4bit_use_double_quant", True)),
         skip_upcast=bool(get("embeddings_skip_upcast")),
         optimizer=str(get("optimizer")),
         epochs=_positive(tree, "num_epochs"),
@@ -130,6 +136,9 @@ def read(tree: dict[str, Any], processes: int = 1) -> Knobs:
         eval_steps=_interval(tree, "eval_steps"),
         save_steps=_interval(tree, "save_steps"),
         seed=int(get("seed") or 42),
+        fused_norm=bool(get("liger_rms_norm")),
+        fused_glu=bool(get("liger_glu_activation")),
+        lora_kernels=bool(get("lora_mlp_kernel") and get("lora_qkv_kernel")),
     )
 
 
