@@ -105,7 +105,7 @@ class Calibration:
 
 def shape_digest(model: str, parameters: int) -> str:
     """Identifies a model shape by the base model's name and its parameter count."""
-    return xxhash.xxh3_64_hexdigest(f"{model.rstrip('/')}\0{parameters}")
+    return xxhash.xxh3_64_hexdigest(f"{model.rstrip('/')}\0{parameters}".encode())
 
 
 def essential(knobs: Knobs) -> dict[str, Any]:
@@ -190,6 +190,12 @@ def find(
 def is_exact(calibration: Calibration, knobs: Knobs) -> bool:
     """Whether it was measured with these very knobs."""
     return calibration.knobs == essential(knobs)
+
+
+def distance(calibration: Calibration, knobs: Knobs) -> float:
+    """How far its sizes are from ``knobs``, in doublings; infinite where more differs."""
+    found = _distance(calibration.knobs, essential(knobs))
+    return math.inf if found is None else found
 
 
 def refuting(

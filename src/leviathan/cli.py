@@ -126,11 +126,13 @@ def _register() -> None:
         cli_config,
         cli_demo,
         cli_model,
+        cli_plan,
         cli_runs,
         cli_train,
     )
 
     cli_config.register(app)
+    cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)
     cli_runs.register(app)

@@ -4,11 +4,14 @@ Pure. Does not count tokens or steps (``steps``) nor judge what fits (``memory``
 Derivations and sources: docs/planning.md, "Time".
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from leviathan import calibrations
+from leviathan.calibrations import Calibration
 from leviathan.config import Hardware
+from leviathan.decoder import Shape
 from leviathan.knobs import Knobs
-from leviathan.shapes import Shape
 
 # Share of the dense peak that good training software reaches on top of the work counted
 # here: 41 % NeMo AutoModel (Llama-3-8B LoRA, H100, 4k), 44 % LLaMA-Factory with
@@ -16,6 +19,9 @@ from leviathan.shapes import Shape
 REACHED = (0.35, 0.42, 0.50)
 # 4-bit weights are unpacked to 16 bits before each use: 0.5 B read and 2 B written.
 _UNPACK_BYTES = {"qlora": 2.5, "lora_8bit": 3.0}
+# Half the width that a measured speed keeps at least, and what each doubling (or halving) of a
+# size that was not measured adds to it. Assumed: steps vary, and sizes use a card differently.
+_MEASURED_WIDTH, _DOUBLING_WIDTH = 0.05, 0.10
 # Bytes of a parameter or gradient on the wire between GPUs: bf16 weights, fp32 adapters.
 _WIRE_BYTES = {"full": 2, "lora": 4, "qlora": 4, "lora_8bit": 4}
 
@@ -95,6 +101,31 @@ def by_formula(shape: Shape, knobs: Knobs, hardware: Hardware, attended: float) 
         f"{hardware.bf16_tflops:g} TFLOPS"
     )
     return Speed(low, mid, high, evaluated, "formula", evidence)
+
+
+def by_calibration(
+    measured: Calibration, shape: Shape, knobs: Knobs, attended: float
+) -> Speed | None:
+    """Speed from a bench on such a machine; None where it measured none.
+
+    A bench of other sizes is scaled by the work of a token; its interval is wider.
+    """
+    if not measured.padded_tok_s or not measured.step_s:
+        return None
+    there = Knobs(**{**asdict(knobs), **_frozen(measured.knobs)})
+    work = train_flops_per_token(shape, knobs, attended)
+    mid = measured.padded_tok_s * train_flops_per_token(shape, there, attended) / work
+    doublings = calibrations.distance(measured, knobs)
+    width = _MEASURED_WIDTH + _DOUBLING_WIDTH * doublings
+    slow = max(1 + width, (measured.step_high_s or 0) / measured.step_s)
+    fast = min(1 - width / (1 + width), (measured.step_low_s or measured.step_s) / measured.step_s)
+    evaluated = mid * work / forward_flops_per_token(shape, attended)
+    what = "calibration" if calibrations.is_exact(measured, knobs) else "calibration of other sizes"
+    return Speed(mid / slow, mid, mid / fast, evaluated, "calibration", f"{what}: {measured.text}")
+
+
+def _frozen(knobs: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in knobs.items()}
 
 
 def ceiling_tok_s(shape: Shape, knobs: Knobs, hardware: Hardware, attended: float) -> float | None:

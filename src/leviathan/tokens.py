@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import IO, Any
 
 import xxhash
@@ -29,6 +30,7 @@ _READ_BYTES = 64 << 20
 _AT_ONCE = 256
 _STRIDE = 37  # prime to _BLOCKS: blocks in an order that is spread wherever it stops
 _CACHE_FORMAT = 1
+_ASSUMED_ROWS, _SIGMA = 2000, 0.6
 
 
 @dataclass(frozen=True)
@@ -425,3 +427,41 @@ def _kept(path: Path) -> Statistics | None:
         return Statistics(**document)
     except (OSError, ValueError, TypeError, KeyError, EOFError):
         return None
+
+
+# --- where the corpus is not -------------------------------------------------------------
+
+
+def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
+    """The statistics of a sample of a corpus that is not here, from its rows and bytes.
+
+    Four bytes a token, and lengths spread log-normally as those of instruction corpora are
+    (sigma 0.6: the longest per cent is four times the median). Both are assumptions.
+
+    Args:
+        name: of the corpus, for the evidence.
+        rows: of the whole corpus.
+        size: of the whole corpus in bytes.
+        sample: as ``corpus.parse_sample`` takes it.
+    """
+    wanted = corpus.parse_sample(sample)
+    chosen = corpus.rows_wanted(wanted, rows, Path(name))
+    mean = size / rows / tokenizer.BYTES_PER_TOKEN
+    spread = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
+    quantiles = (spread.inv_cdf((n + 0.5) / _ASSUMED_ROWS) for n in range(_ASSUMED_ROWS))
+    lengths = array("I", (max(1, round(math.exp(value))) for value in quantiles))
+    return Statistics(
+        rows=chosen,
+        rows_error=0.0,
+        tokens=lengths,
+        masked=array("I", [0] * len(lengths)),
+        mean_tokens=mean,
+        mean_error=mean * tokenizer.ASSUMPTION_ERROR,
+        trainable_share=1.0,
+        bytes_per_token=tokenizer.BYTES_PER_TOKEN,
+        splits=False,
+        source=f"{name} is not here: {rows:,} rows and {size / 1e9:.3g} GB as the recipe says, "
+        f"{tokenizer.BYTES_PER_TOKEN:g} bytes a token assumed",
+        whole=False,
+        exact=False,
+    )

@@ -1,0 +1,331 @@
+"""Owns the ``plan`` command."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leviathan.cli_config import (
+    JsonOption,
+    ProfileOption,
+    RecipeOption,
+    SampleOption,
+    SetOption,
+    announce_schema,
+)
+
+if TYPE_CHECKING:
+    from leviathan.comparison import Choice, Option
+    from leviathan.offers import Limit, Share
+    from leviathan.plan import Plan, Range
+    from leviathan.survey import Survey
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the application."""
+    app.command("plan", short_help="What it takes: memory, steps, time, money.")(plan)
+
+
+def plan(
+    profile: ProfileOption = "a4000",
+    recipe: RecipeOption = "leviathan",
+    sample: SampleOption = "10pct",
+    sets: SetOption = None,
+    fit: Annotated[bool, typer.Option("--fit", help="The largest knobs that fit.")] = False,
+    fit_hours: Annotated[
+        float | None, typer.Option("--fit-hours", help="What can be trained in so many hours.")
+    ] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option("--budget-usd", help="What can be trained for that money.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Machines side by side: a4000,a100,h100x8.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row of the sample, not some.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What a training takes in memory, steps, time, disk and money, and how that is known.
+
+    Starts nothing and needs no GPU. Exit code 3 where it does not fit the card.
+    """
+    from leviathan import layers, offers, render, schema, survey, ui
+
+    limit = offers.Limit(fit_hours, budget_usd)
+    names = compare.split(",") if compare else []
+    config = layers.build(recipe, names[0] if names else profile, sample, sets or [])
+    announce_schema()
+    render.check_keys(config, schema.load())
+    found = survey.take(config, exact=exact, progress=ui.corpus_progress() if exact else None)
+    if names:
+        _compare(found, names, limit, as_json=as_json)
+        return
+    made = found.plan()
+    extra = _Extra(found, made, limit, fit=fit)
+    if as_json:
+        ui.document(extra.document())
+    else:
+        extra.show()
+    if made.verdict == "does_not_fit":
+        raise typer.Exit(3)
+
+
+class _Extra:
+    """A plan and what was asked beside it, as a screen or as a document."""
+
+    def __init__(self, found: "Survey", made: "Plan", limit: "Limit", *, fit: bool) -> None:
+        from leviathan import fit as fitting
+        from leviathan import offers
+
+        self.found, self.made, self.limit = found, made, limit
+        card, tree = fitting.card_of(made), made.config.tree
+        misfit = made.verdict == "does_not_fit"
+        self.change = fitting.cheapest_change(card, tree) if card and misfit else None
+        self.misfit = misfit
+        self.reach = fitting.reach(card, tree) if card and fit else None
+        self.best = fitting.best(card, tree) if card and fit else None
+        self.hours: float | None = None
+        expected = made.expected_hours
+        if limit:
+            self.hours = limit.hours_on(made.profile, made.config.profile_name)
+        elif expected and made.hours and made.hours.low > expected:
+            self.hours = expected
+        self.shares = offers.shares(found, self.hours) if self.hours else []
+        self.elsewhere = offers.elsewhere(found, limit, _profiles()) if limit else []
+
+    def document(self) -> dict[str, Any]:
+        """The document of ``plan --json``."""
+        from dataclasses import asdict
+
+        from leviathan import plan
+
+        document = plan.as_document(self.made)
+        if self.misfit:
+            document["cheapest_change"] = asdict(self.change) if self.change else None
+        if self.reach:
+            document["reach"] = asdict(self.reach)
+            document["best"] = asdict(self.best) if self.best else None
+        if self.hours:
+            document["limit_hours"] = self.hours
+            document["fits_in_limit"] = [
+                {"sample": s.sample, "epochs": s.epochs, **_shortened(s.plan)} for s in self.shares
+            ]
+        if self.limit:
+            document["elsewhere"] = [
+                {"profile": p.config.profile_name, **_shortened(p)} for p in self.elsewhere
+            ]
+        return document
+
+    def show(self) -> None:
+        """The plan on the screen."""
+        from leviathan import ui
+
+        made = self.made
+        ui.title(f"{made.config.recipe_name} on {made.config.profile_name}", made.verdict,
+                 f"sample {made.config.sample}, {made.config.tree['base_model']}")  # fmt: skip
+        ui.facts([*_plan_rows(made), *self._answers()])
+        for what, line in made.evidence.items():
+            ui.notice(f"{what}: {line}")
+
+    def _answers(self) -> Iterator[tuple[str, str]]:
+        made = self.made
+        if self.misfit:
+            yield "makes it fit", _change_text(self.change)
+        if self.reach:
+            yield "reach", _reach_text(self.reach)
+            if self.best:
+                yield "best", f"{self.best.text}  ({self.best.costs})"
+        expected = made.expected_hours
+        if expected and made.hours:
+            yield "expected", _expected_text(made, expected)
+        if self.hours:
+            yield from _share_rows(self.shares, self.hours)
+        if self.limit:
+            for other in self.elsewhere:
+                yield "or all of it", f"--profile {other.config.profile_name}: {_cost_text(other)}"
+            if not self.elsewhere:
+                yield "or all of it", "on none of the other profiles within that"
+
+
+def _profiles() -> list[str]:
+    from leviathan import config
+
+    return list(config.names("profiles"))
+
+
+def _shortened(made: "Plan") -> dict[str, Any]:
+    from leviathan import plan
+
+    whole = plan.as_document(made)
+    return {key: whole[key] for key in ("verdict", "rows", "steps", "tokens", "hours", "usd")}
+
+
+def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
+    memory, knobs, steps = made.memory, made.knobs, made.steps
+    card = f" of {made.card_gib:.4g}" if made.card_gib else ""
+    yield (
+        "memory",
+        (f"{memory.total_gib:.1f} GiB ({memory.low_gib:.1f} to {memory.high_gib:.1f}){card}"),
+    )
+    parts = [f"{name} {gib:.2f}" for name, gib in memory.components_gib.items() if gib >= 0.005]
+    yield "", ", ".join(parts)
+    cards = f" x {knobs.processes} processes" if knobs.processes > 1 else ""
+    yield (
+        "batch",
+        (
+            f"{knobs.micro_batch_size} x {knobs.gradient_accumulation_steps} accumulated{cards} = "
+            f"{knobs.rows_per_step} rows of {knobs.sequence_len} = {knobs.tokens_per_step:,} tokens"
+        ),
+    )
+    about = "" if steps.exact else "about "
+    yield (
+        "data",
+        (
+            f"{about}{steps.train_rows:,} rows, {steps.eval_rows:,} held out, "
+            f"{steps.dropped_rows:,} dropped; {_count(steps.train_tokens)} tokens in "
+            f"{knobs.epochs:g} epochs, {100 * steps.packing_efficiency:.0f} % of what is computed"
+        ),
+    )
+    yield "steps", f"{about}{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"
+    if made.hours is None or made.speed is None:
+        yield "time", "unknown: run leviathan bench, which measures this machine"
+    else:
+        yield "time", f"{_time_text(made.hours)} at {_speed_text(made)}"
+        yield from _money_rows(made)
+    yield "disk", _disk_text(made)
+
+
+def _speed_text(made: "Plan") -> str:
+    pace = made.speed
+    assert pace is not None  # noqa: S101 - asked for only where there is one
+    text = f"{pace.mid_tok_s:,.0f} tok/s ({pace.low_tok_s:,.0f} to {pace.high_tok_s:,.0f})"
+    return f"{text}; limit {made.ceiling_tok_s:,.0f}" if made.ceiling_tok_s else text
+
+
+def _money_rows(made: "Plan") -> Iterator[tuple[str, str]]:
+    if made.usd:
+        as_of = f" (prices of {made.profile.prices.as_of})" if made.profile.prices else ""
+        costs = sorted(made.usd.items(), key=lambda item: item[1].mid)
+        yield "money", ", ".join(f"{name} {_usd_text(cost)}" for name, cost in costs) + as_of
+    if made.energy_usd and made.kwh:
+        yield "energy", f"{made.kwh.mid:,.0f} kWh, {_usd_text(made.energy_usd)}"
+
+
+def _disk_text(made: "Plan") -> str:
+    from leviathan import ui
+
+    one, keep = made.disk.checkpoint, made.profile.checkpoints.keep
+    if one is None:
+        return "unknown"
+    text = f"{ui.size(one)} a checkpoint, {keep + 1} kept"
+    return f"{text}; merged model {ui.size(made.disk.merged)}" if made.disk.merged else text
+
+
+def _change_text(change: Any) -> str:
+    if change is None:
+        return "no change of settings does: a smaller base model or a larger card"
+    note = "" if change.same_model else "; trains another adapter"
+    return f"{change.text}  ({change.costs}{note})"
+
+
+def _reach_text(reach: Any) -> str:
+    rank = f", lora_r {reach.lora_r}" if reach.lora_r else ""
+    return (
+        f"each alone: micro_batch_size {reach.micro_batch_size or 'none'}, "
+        f"sequence_len {reach.sequence_len or 'none'}{rank}"
+    )
+
+
+def _expected_text(made: "Plan", expected: float) -> str:
+    hours = made.hours
+    assert hours is not None  # noqa: S101 - asked for only where there is one
+    if hours.low <= expected:
+        return f"{expected:g} h, as the recipe says, can be"
+    needed = made.needed_tok_s(expected)
+    text = f"{expected:g} h, as the recipe says, would need {needed:,.0f} tok/s"
+    if made.ceiling_tok_s and needed > made.ceiling_tok_s:
+        return f"{text}: {needed / made.ceiling_tok_s:.1f} times the card's limit"
+    return f"{text}: faster than software is known to be"
+
+
+def _share_rows(shares: list["Share"], hours: float) -> Iterator[tuple[str, str]]:
+    if not shares:
+        yield f"in {hours:.3g} h", "nothing worth training"
+    for share in shares:
+        yield (
+            f"in {hours:.3g} h",
+            (
+                f"--sample {share.sample} --set epochs={share.epochs:g}: "
+                f"{share.plan.steps.train_rows:,} rows, {_cost_text(share.plan)}"
+            ),
+        )
+
+
+def _cost_text(made: "Plan") -> str:
+    from leviathan import comparison
+
+    option = comparison.option(made)
+    money = f", ${option.usd:,.0f} ({option.paid_to})" if option.usd is not None else ""
+    return f"{_time_text(made.hours)}{money}" if made.hours else "time unknown"
+
+
+def _time_text(hours: "Range") -> str:
+    """In the unit that suits the middle."""
+    if hours.mid >= 48:
+        return f"{hours.mid / 24:.1f} days ({hours.low / 24:.1f} to {hours.high / 24:.1f})"
+    if hours.mid >= 1:
+        return f"{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f})"
+    return f"{hours.mid * 60:.0f} min ({hours.low * 60:.0f} to {hours.high * 60:.0f})"
+
+
+def _usd_text(cost: "Range") -> str:
+    digits = 0 if cost.mid >= 10 else 2
+    return f"${cost.mid:,.{digits}f} (${cost.low:,.{digits}f} to {cost.high:,.{digits}f})"
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+# --- side by side -------------------------------------------------------------------
+
+
+def _compare(found: "Survey", names: list[str], limit: "Limit", *, as_json: bool) -> None:
+    from leviathan import comparison, offers, ui
+
+    options = [comparison.option(offers.on(found, name)) for name in names]
+    choice = comparison.choose(options, limit.hours)
+    if as_json:
+        ui.document(_comparison_document(options, choice))
+        return
+    rows = [_option_row(option) for option in options]
+    ui.table(["machine", "fits", "memory", "time", "money", "risks"], rows)
+    ui.say(f"take {choice.name}: {choice.reason}" if choice.name else choice.reason)
+
+
+def _option_row(option: "Option") -> list[str]:
+    made = option.plan
+    card = f"/{made.card_gib:.3g}" if made.card_gib else ""
+    money = f"${option.usd:,.0f} {option.paid_to}" if option.usd is not None else "no price"
+    return [
+        option.name, made.verdict, f"{made.memory.total_gib:.1f}{card} GiB",
+        _time_text(made.hours) if made.hours else "unknown", money, "; ".join(option.risks) or "-",
+    ]  # fmt: skip
+
+
+def _comparison_document(options: list["Option"], choice: "Choice") -> dict[str, Any]:
+    from leviathan import plan
+
+    return {
+        "options": [
+            {**plan.as_document(o.plan), "cheapest_usd": o.usd, "paid_to": o.paid_to,
+             "owned": o.owned, "risks": list(o.risks)}
+            for o in options
+        ],
+        "choice": choice.name,
+        "reason": choice.reason,
+    }  # fmt: skip

@@ -1,0 +1,182 @@
+"""Knobs that fit, the change that costs least, what is done within a limit, which machine."""
+
+from dataclasses import replace
+
+import pytest
+
+from leviathan import comparison, fit, layers, offers, shapes, survey, tokens
+from leviathan.errors import BadInput
+from test_speed import LLAMA_8B
+
+ROWS, BYTES = 5_597_680, 12_700_000_000
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return shapes.from_config(LLAMA_8B, "Llama-3.1-8B")
+
+
+def surveyed(llama, profile, *sets, sample="10pct"):
+    config = layers.build("leviathan", profile, sample, list(sets))
+    statistics = tokens.assumed("corpus.jsonl", ROWS, BYTES, sample)
+    return survey.Survey(config, llama, statistics, (), 32.0)
+
+
+def card(llama, gib, processes=1, device="cuda"):
+    return fit.Card(llama, device, gib, processes)
+
+
+def tree(profile, *sets):
+    return layers.build("leviathan", profile, "10pct", list(sets)).tree
+
+
+# --- knobs ------------------------------------------------------------------------
+
+
+def test_what_reaches_fits_and_one_more_does_not(llama):
+    here, asked = card(llama, 16), tree("a4000", "eval_batch_size=1")
+    found = fit.reach(here, asked)
+    for key, value, more in (
+        ("micro_batch_size", found.micro_batch_size, 1),
+        ("sequence_len", found.sequence_len, 256),
+        ("lora_r", found.lora_r, found.lora_r),
+    ):
+        assert here.holds({**asked, key: value}), key
+        assert not here.holds({**asked, key: value + more}), key
+
+
+def test_reach_of_a_card_that_holds_nothing(llama):
+    assert fit.reach(card(llama, 4), tree("a4000")) == fit.Reach(None, None, None)
+
+
+def test_best_keeps_the_effective_batch(llama):
+    here, asked = card(llama, 16), tree("a4000")
+    found = fit.best(here, asked)
+    assert found.same_model
+    sets = found.sets
+    assert sets["micro_batch_size"] * sets["gradient_accumulation_steps"] == 32
+    assert here.holds({**asked, **sets})
+    twice = {"micro_batch_size": 2 * sets["micro_batch_size"]}
+    assert sets["micro_batch_size"] == 32 or not here.holds({**asked, **sets, **twice})
+
+
+@pytest.mark.parametrize(
+    ("sets", "gib", "keys", "same"),
+    [
+        # Without a fused cross entropy the logits are the first to go, at no cost.
+        (["micro_batch_size=4", "eval_batch_size=1", "liger_fused_linear_cross_entropy=false"], 16,
+         {"liger_fused_linear_cross_entropy"}, True),
+        # A large micro batch: halved, the effective batch kept.
+        (["micro_batch_size=64", "eval_batch_size=1"], 16, {"micro_batch_size", "gradient_accumulation_steps"}, True),
+        # bf16 weights take 15 GiB: only four bits help, and that is another training.
+        (["adapter=lora", "load_in_4bit=null"], 16,
+         {"adapter", "load_in_4bit", "embeddings_skip_upcast"}, False),
+    ],
+)  # fmt: skip
+def test_the_change_that_costs_least(llama, sets, gib, keys, same):
+    here, asked = card(llama, gib), tree("a4000", *sets)
+    assert not here.holds(asked)
+    found = fit.cheapest_change(here, asked)
+    assert set(found.sets) == keys
+    assert found.same_model is same
+    assert here.holds({**asked, **found.sets})
+
+
+def test_every_gathered_change_is_needed(llama):
+    here = card(llama, 16)
+    asked = tree("a4000", "adapter=null", "load_in_4bit=null", "micro_batch_size=8")
+    found = fit.cheapest_change(here, asked)
+    assert here.holds({**asked, **found.sets})
+    assert found.sets["adapter"] == "qlora"
+
+
+def test_nothing_makes_eight_billion_fit_two_gib(llama):
+    assert fit.cheapest_change(card(llama, 2), tree("a4000")) is None
+
+
+def test_a_change_can_be_typed(llama):
+    sets = ["plugins=[]", "micro_batch_size=4", "eval_batch_size=1"]
+    asked = tree("a4000", "liger_fused_linear_cross_entropy=false", *sets)
+    found = fit.cheapest_change(card(llama, 16), asked)
+    assert found.text == (
+        "--set 'plugins=[\"axolotl.integrations.liger.LigerPlugin\"]' "
+        "--set liger_fused_linear_cross_entropy=true"
+    )
+    again = tree("a4000", 'plugins=["axolotl.integrations.liger.LigerPlugin"]')
+    assert again["plugins"] == found.sets["plugins"]
+
+
+# --- limits -----------------------------------------------------------------------
+
+
+def test_the_guides_ten_per_cent_takes_days(llama):
+    """36 hours were promised: three times the card's limit. What does fit is offered."""
+    made = surveyed(llama, "a4000").plan()
+    assert made.expected_hours == 36
+    assert made.hours.low > 5 * 24
+    assert made.needed_tok_s(36) > 2.5 * made.ceiling_tok_s
+    found = offers.shares(surveyed(llama, "a4000"), 36)
+    assert [share.epochs for share in found] == [2, 1]
+    for share in found:
+        assert share.plan.hours.high <= 36
+        assert 0.5 < float(share.sample.removesuffix("pct")) < 5
+
+
+def test_a_share_is_the_largest(llama):
+    found = surveyed(llama, "a4000")
+    share = offers.shares(found, 36)[0]
+    larger = replace(found.config, sample="2pct")
+    assert found.plan(larger, rows=round(ROWS * 0.02)).hours.high > 36
+    assert share.plan.hours.high > 0.8 * 36
+
+
+def test_no_share_in_a_minute(llama):
+    assert offers.shares(surveyed(llama, "a4000"), 1 / 60) == []
+
+
+def test_money_becomes_hours(llama):
+    profile = layers.build("leviathan", "a100", "10pct", ["price_usd_hour=2"]).profile
+    assert offers.Limit(usd=50).hours_on(profile, "a100") == 25
+    assert offers.Limit(hours=10, usd=50).hours_on(profile, "a100") == 10
+    cpu = layers.build("leviathan", "cpu", "10pct", []).profile
+    with pytest.raises(BadInput, match="no price is known for profile cpu"):
+        offers.Limit(usd=50).hours_on(cpu, "cpu")
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_absurd_limits(value):
+    with pytest.raises(BadInput, match="is no limit"):
+        offers.Limit(hours=value)
+    with pytest.raises(BadInput, match="is no limit"):
+        offers.Limit(usd=value)
+
+
+def test_elsewhere_keeps_the_limit_and_begins_with_the_cheapest(llama):
+    limit = offers.Limit(hours=36)
+    found = offers.elsewhere(surveyed(llama, "a4000"), limit, ["a4000", "a100", "h100-80gb", "cpu"])
+    assert [made.config.profile_name for made in found] == ["h100-80gb"]
+    assert all(made.hours.high <= 36 for made in found)
+
+
+# --- which machine ----------------------------------------------------------------
+
+
+def test_the_matrix_recommends_renting_for_the_whole_corpus(llama):
+    found = surveyed(llama, "a4000", sample="full")
+    options = [comparison.option(offers.on(found, name)) for name in ("a4000", "a100", "h100x8")]
+    choice = comparison.choose(options)
+    assert choice.name == "h100x8"
+    assert "days" in choice.reason
+    assert options[0].owned
+    assert any("days of power" in risk for risk in options[0].risks)
+
+
+def test_the_matrix_recommends_ones_own_for_a_trial(llama):
+    found = surveyed(llama, "a4000", sample="0.5pct")
+    options = [comparison.option(offers.on(found, name)) for name in ("a4000", "a100")]
+    assert comparison.choose(options).name == "a4000"
+    assert comparison.choose(options, limit_hours=6).name == "a100-80gb"
+
+
+def test_the_matrix_without_a_way():
+    assert comparison.choose([]).name is None
