@@ -5,6 +5,9 @@ python scripts/make_config_reference.py          # rewrite the file
 python scripts/make_config_reference.py --check  # exit 1 when it is out of date
 """
 
+import ast
+import inspect
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -25,17 +28,30 @@ FILES: list[tuple[str, type[BaseModel]]] = [
 
 def rows(model: type[BaseModel], prefix: str = "") -> list[str]:
     """One table row per field, nested models by their dotted keys."""
-    lines = []
+    lines, meanings = [], docstrings(model)
     for name, info in model.model_fields.items():
         nested = nested_model(info.annotation)
         default = "required" if info.is_required() else f"`{shown(info.default)}`"
         key = f"{prefix}{name}"
-        lines.append(f"| `{key}` | {default} | {' '.join((info.description or '').split())} |")
+        lines.append(f"| `{key}` | {default} | {meanings.get(name, '')} |")
         if nested:
             mark = "[]." if "list" in str(info.annotation) else "."
             mark = ".<sample>." if "dict" in str(info.annotation) else mark
             lines += rows(nested, f"{key}{mark}")
     return lines
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The string under each field. Pydantic would read them, too, but at every start."""
+    body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
 
 
 def shown(default: Any) -> str:
