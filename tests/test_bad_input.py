@@ -40,7 +40,17 @@ def rows(*lines: str):
 
 
 ROW = '{"instruction": "i", "input": "", "output": "o"}'
+PLAN = ["plan", *TINY, "-s", "full"]
+SHAPE = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 512,
+}  # fmt: skip
 PROFILE, RECIPE = "configs/profiles/tiny.yaml", "configs/recipes/tiny.yaml"
+
+
+def model(**fields):
+    """A change to the project: the base model's config.json says this."""
+    return write("base/config.json", json.dumps({**SHAPE, **fields}))
 
 
 def make_run(*steps: int):
@@ -133,6 +143,24 @@ CASES = {
     "row without the format's field": (rows(ROW, '{"prompt": "p"}'), TRAIN, ["rows.jsonl:2: no 'instruction' in this row (it has: prompt); set format:"]),
     "rows of another format": (nothing, [*TRAIN, "--set", "format=chat"], ["rows.jsonl:1: no 'messages' in this row"]),
     "sample of a corpus that is not there": (nothing, ["data", "sample", "no.jsonl"], ["corpus no.jsonl does not exist"]),
+    # --- plan
+    "plan for a model that nobody knows": (nothing, [*PLAN, "--set", "base_model=my/model"], ["the shape of my/model is unknown"]),
+    "plan for a mixture of experts": (model(model_type="mixtral"), PLAN, ["base/config.json: model_type 'mixtral' is none of the dense decoders"]),
+    "plan for a model of absurd size": (model(hidden_size=0), PLAN, ["base/config.json: hidden_size must be a whole number from 1 to"]),
+    "plan for a model without layers": (model(num_hidden_layers=None), PLAN, ["base/config.json: num_hidden_layers is missing"]),
+    "plan without a corpus": (both(model(), lambda: Path("rows.jsonl").unlink()), PLAN, ["corpus rows.jsonl does not exist"]),
+    "plan on a corpus without text": (both(model(), rows(*['{"instruction": "", "input": "", "output": ""}'] * 20)), PLAN, ["corpus rows.jsonl has no text to train on"]),
+    "plan on rows of another format": (both(model(), rows('{"text": "t"}')), PLAN, ["rows.jsonl:1: no 'instruction' in this row"]),
+    "plan on fewer rows than are held out": (model(), [*PLAN, "--set", "val_set_size=100"], ["val_set_size is 100"]),
+    "plan with an impossible share": (model(), ["plan", *TINY, "-s", "0pct"], ["--sample '0pct' is not a sample"]),
+    "plan for no hours": (model(), [*PLAN, "--fit-hours", "0"], ["--fit-hours 0 is no limit; example: --fit-hours 36"]),
+    "plan for a negative budget": (model(), [*PLAN, "--budget-usd", "-5"], ["--budget-usd -5 is no limit"]),
+    "plan for a budget that is no number": (model(), [*PLAN, "--budget-usd", "nan"], ["--budget-usd nan is no limit"]),
+    "plan for money where nothing has a price": (model(), [*PLAN, "--budget-usd", "5"], ["no price is known for profile tiny; set price_usd_hour"]),
+    "plan of an unknown key": (model(), [*PLAN, "--set", "lora_rr=4"], ["--set lora_rr=4: lora_rr is not a key Axolotl knows"]),
+    "plan with no rows left": (model(), [*PLAN, "--set", "sequence_len=4"], ["no row is left to train on"]),
+    "comparison with an unknown machine": (model(), [*PLAN, "--compare", "tiny,a400"], ["no profile called 'a400'; did you mean a4000?"]),
+    "comparison of nothing": (model(), [*PLAN, "--compare", ","], ["--compare ',' names no profiles"]),
     # --- runs and checkpoints
     "resume from a checkpoint of no run": (nothing, [*TRAIN, "--resume", "checkpoint-999"], ["work/training/tiny_full_tiny has no checkpoints"]),
     "resume from a checkpoint that is not there": (make_run(5), [*TRAIN, "--name", "r2", "--resume", "checkpoint-999"], ["work/training/r2 has no checkpoints"]),

@@ -163,7 +163,10 @@ def test_elsewhere_keeps_the_limit_and_begins_with_the_cheapest(llama):
 
 def test_the_matrix_recommends_renting_for_the_whole_corpus(llama):
     found = surveyed(llama, "a4000", sample="full")
-    options = [comparison.option(offers.on(found, name)) for name in ("a4000", "a100", "h100x8")]
+    options = [
+        comparison.option(found.plan(offers.on(found.config, name)))
+        for name in ("a4000", "a100", "h100x8")
+    ]
     choice = comparison.choose(options)
     assert choice.name == "h100x8"
     assert "days" in choice.reason
@@ -173,7 +176,9 @@ def test_the_matrix_recommends_renting_for_the_whole_corpus(llama):
 
 def test_the_matrix_recommends_ones_own_for_a_trial(llama):
     found = surveyed(llama, "a4000", sample="0.5pct")
-    options = [comparison.option(offers.on(found, name)) for name in ("a4000", "a100")]
+    options = [
+        comparison.option(found.plan(offers.on(found.config, name))) for name in ("a4000", "a100")
+    ]
     assert comparison.choose(options).name == "a4000"
     assert comparison.choose(options, limit_hours=6).name == "a100-80gb"
 

@@ -53,13 +53,16 @@ def plan(
     from leviathan import layers, offers, render, schema, survey, ui
 
     limit = offers.Limit(fit_hours, budget_usd)
-    names = compare.split(",") if compare else []
+    names = _names(compare)
     config = layers.build(recipe, names[0] if names else profile, sample, sets or [])
     announce_schema()
     render.check_keys(config, schema.load())
+    machines = [offers.on(config, name) for name in names]
+    if limit and not names:
+        limit.hours_on(config.profile, config.profile_name)
     found = survey.take(config, exact=exact, progress=ui.corpus_progress() if exact else None)
     if names:
-        _compare(found, names, limit, as_json=as_json)
+        _compare([found.plan(machine) for machine in machines], limit, as_json=as_json)
         return
     made = found.plan()
     extra = _Extra(found, made, limit, fit=fit)
@@ -69,6 +72,15 @@ def plan(
         extra.show()
     if made.verdict == "does_not_fit":
         raise typer.Exit(3)
+
+
+def _names(compare: str | None) -> list[str]:
+    from leviathan.errors import BadInput
+
+    names = [name.strip() for name in (compare or "").split(",") if name.strip()]
+    if compare is not None and not names:
+        raise BadInput(f"--compare {compare!r} names no profiles", "example: --compare a4000,a100")
+    return names
 
 
 class _Extra:
@@ -294,10 +306,10 @@ def _count(number: float) -> str:
 # --- side by side -------------------------------------------------------------------
 
 
-def _compare(found: "Survey", names: list[str], limit: "Limit", *, as_json: bool) -> None:
-    from leviathan import comparison, offers, ui
+def _compare(plans: list["Plan"], limit: "Limit", *, as_json: bool) -> None:
+    from leviathan import comparison, ui
 
-    options = [comparison.option(offers.on(found, name)) for name in names]
+    options = [comparison.option(made) for made in plans]
     choice = comparison.choose(options, limit.hours)
     if as_json:
         ui.document(_comparison_document(options, choice))

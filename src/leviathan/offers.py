@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from leviathan import corpus, layers, plan
 from leviathan.config import Profile
 from leviathan.errors import BadInput
+from leviathan.layers import Config
 from leviathan.plan import Plan
 from leviathan.survey import Survey
 
@@ -126,8 +127,11 @@ def elsewhere(found: Survey, limit: Limit, profiles: Iterable[str]) -> list[Plan
     """Plans for all that was asked for on other machine classes that keep the limit."""
     kept = []
     for name in profiles:
-        made = on(found, name)
-        if made.config.profile_name == found.config.profile_name or made.hours is None:
+        config = on(found.config, name)
+        if config.profile_name == found.config.profile_name:
+            continue
+        made = found.plan(config)
+        if made.hours is None:
             continue
         try:
             hours = limit.hours_on(made.profile, name)
@@ -138,8 +142,11 @@ def elsewhere(found: Survey, limit: Limit, profiles: Iterable[str]) -> list[Plan
     return [made for _, _, made in sorted(kept, key=lambda one: one[:2])]
 
 
-def on(found: Survey, profile: str) -> Plan:
-    """The plan for all that was asked for on the machine class ``profile``."""
-    asked = found.config
-    config = layers.build(asked.recipe_asked, profile, asked.sample, list(asked.overrides))
-    return found.plan(config)
+def on(config: Config, profile: str) -> Config:
+    """All that was asked for, on the machine class ``profile``.
+
+    Raises:
+        BadInput: no such profile.
+    """
+    overrides = list(config.overrides)
+    return layers.build(config.recipe_asked, profile, config.sample, overrides)

@@ -375,9 +375,9 @@ def config(base_model: str) -> dict[str, Any]:
 
 def _find(base_model: str) -> tuple[dict[str, Any], str]:
     """A model's config.json, and what to call it in complaints."""
-    directory = Path(models.local_or_hub(base_model))
-    if directory.is_dir():
-        return _read(directory / "config.json")
+    models.local_or_hub(base_model)  # refuses a path where nothing is
+    if Path(base_model).is_dir():
+        return _read(Path(base_model) / "config.json")
     snapshot = basemodel.snapshot(base_model, os.environ)
     if snapshot and (snapshot / "config.json").is_file():
         return _read(snapshot / "config.json")

@@ -1,0 +1,197 @@
+"""Plans: what they are made of, where their figures come from, what the command prints."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, tokens
+from leviathan.calibrations import Calibration
+from test_bad_input import SHAPE
+from test_speed import LLAMA_8B
+
+ROWS, BYTES = 5_597_680, 12_700_000_000
+TINY = ["-p", "tiny", "-r", "tiny", "-s", "full"]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return shapes.from_config(LLAMA_8B, "Llama-3.1-8B")
+
+
+def planned(llama, profile, *sets, sample="10pct", **options):
+    config = layers.build("leviathan", profile, sample, list(sets))
+    return plan.make(config, llama, tokens.assumed("c.jsonl", ROWS, BYTES, sample), **options)
+
+
+def measured(llama, profile, *sets, **changed):
+    """A bench of exactly what is planned, on the profile's card."""
+    config = layers.build("leviathan", profile, "10pct", list(sets))
+    chosen = knobs.read(config.tree, config.profile.hardware.count)
+    found = Calibration(
+        time=1.0, kind="bench", devices=("NVIDIA RTX A4000",), memory_gib=16.0,
+        model="meta-llama/Llama-3.1-8B", parameters=llama.parameters, random=True,
+        knobs=calibrations.essential(chosen), fits=True, phase="", problem="", steps=10,
+        tok_s=690.0, padded_tok_s=700.0, step_s=93.6, step_low_s=92.0, step_high_s=95.0,
+        eval_s_per_batch=1.5, save_s=3.0, load_s=60.0, peaks_gib={"train": 9.0},
+        allocated_gib={}, versions={},
+    )  # fmt: skip
+    return replace(found, **changed)
+
+
+# --- time -------------------------------------------------------------------------
+
+
+def test_hours_are_tokens_over_speed_and_the_rest(llama):
+    made = planned(llama, "a4000")
+    alone = made.steps.slots / made.speed.mid_tok_s / 3600
+    evaluations = made.evaluations * 256 * 2048 / made.speed.eval_tok_s / 3600
+    assert made.evaluations == 1 + made.steps.steps // 25
+    assert alone < made.hours.mid < alone + evaluations + made.saves * 5 / 3600 + 0.1
+    assert made.hours.low < made.hours.mid < made.hours.high
+
+
+def test_a_calibration_replaces_the_formula(llama):
+    known = [measured(llama, "a4000")]
+    made = planned(llama, "a4000", known=known, device="RTX A4000")
+    assert made.speed.source == "calibration"
+    assert made.speed.mid_tok_s == 700.0
+    assert "calibration: bench on NVIDIA RTX A4000: 690 tok/s" in made.evidence["time"]
+    assert (made.speed.high_tok_s - made.speed.low_tok_s) / 700 < 0.15
+    elsewhere = planned(llama, "a100", known=known, device="A100 80GB")
+    assert elsewhere.speed.source == "formula"
+
+
+def test_a_calibration_of_other_sizes_is_scaled_and_doubted(llama):
+    known = [measured(llama, "a4000", "sequence_len=1024")]
+    made = planned(llama, "a4000", known=known, device="RTX A4000")
+    exact = planned(llama, "a4000", known=[measured(llama, "a4000")], device="RTX A4000")
+    assert "of other sizes" in made.evidence["time"]
+    assert made.speed.mid_tok_s == pytest.approx(700, rel=0.03)
+    spread = [p.speed.high_tok_s / p.speed.low_tok_s for p in (exact, made)]
+    assert spread[0] < spread[1]
+
+
+def test_what_ran_out_of_memory_does_not_fit(llama):
+    failed = measured(llama, "a4000", fits=False, phase="eval", tok_s=None, padded_tok_s=None)
+    made = planned(llama, "a4000", known=[failed], device="RTX A4000")
+    assert made.verdict == "does_not_fit"
+    assert made.evidence["memory"] == "bench on NVIDIA RTX A4000: out of memory in phase eval"
+
+
+def test_of_a_cpu_nothing_is_known_before_a_bench(llama):
+    made = planned(llama, "cpu", ram_gib=64.0)
+    assert made.hours is None
+    assert made.usd == {}
+    assert "no bench" in made.evidence["time"]
+
+
+# --- money ------------------------------------------------------------------------
+
+
+def test_money_is_hours_times_price(llama):
+    made = planned(llama, "a100", "price_usd_hour=2")
+    assert made.usd["yours"].mid == pytest.approx(2 * made.hours.mid)
+    assert made.usd["runpod"].mid == pytest.approx(1.5 * made.hours.mid)
+    home = planned(llama, "a4000", "electricity_usd_kwh=0.5")
+    assert home.kwh.mid == pytest.approx(0.2 * home.hours.mid)  # 140 W and 60 W
+    assert home.energy_usd.mid == pytest.approx(0.1 * home.hours.mid)
+
+
+def test_eight_gpus_take_an_eighth_at_the_same_batch(llama):
+    one, eight = planned(llama, "h100-80gb"), planned(llama, "h100x8")
+    assert one.knobs.tokens_per_step == eight.knobs.tokens_per_step
+    assert one.steps.steps == pytest.approx(eight.steps.steps, rel=0.01)
+    assert 7 < one.hours.mid / eight.hours.mid < 8.5
+
+
+# --- the command ------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(project):
+    (project / "base").mkdir()
+    (project / "base/config.json").write_text(json.dumps(SHAPE))
+    return project
+
+
+def test_json_has_what_others_rely_on(run_cli, base):
+    done = run_cli("plan", *TINY, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "fits"
+    assert {"total", "weights", "adapter", "optimizer"} <= set(found["memory_gib"])
+    assert found["steps"] == 16  # 64 rows of 4
+    assert found["tokens"] > 1000
+    assert found["hours"] is None
+    assert found["usd"] == {}
+    assert {"memory", "tokens", "time"} <= set(found["evidence"])
+
+
+def test_plan_writes_no_run(run_cli, base):
+    assert run_cli("plan", *TINY).exit_code == 0
+    assert not runs.TRAINING.exists()
+
+
+def test_a_bench_of_this_machine_is_used(run_cli, base, llama):
+    config = layers.build("tiny", "tiny", "full", [])
+    parameters = shapes.load("base").parameters
+    found = measured(
+        llama, "a4000", devices=(machine.cpu_name(),), model="base", parameters=parameters,
+        knobs=calibrations.essential(knobs.read(config.tree)),
+    )  # fmt: skip
+    calibrations.append(found)
+    done = run_cli("plan", *TINY, "--json")
+    document = json.loads(done.stdout)
+    assert document["evidence"]["time"].startswith("calibration: bench on")
+    assert 0 < document["hours"]["mid"] < 1
+
+
+def test_the_guides_plan_on_the_screen(run_cli, project):
+    """Days, the limit that 36 hours would break, and what does fit in them."""
+    done = run_cli("plan", "-p", "a4000", "-s", "10pct")
+    assert done.exit_code == 0, done.output
+    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line[:1].strip())
+    assert "days" in lines["time"]
+    assert "times the card's limit" in lines["expected"]
+    assert "in 36 h      --sample" in done.stdout
+
+
+def test_what_does_not_fit_is_refused_with_a_way_out(run_cli, project):
+    done = run_cli("plan", "-p", "a4000", "--set", "adapter=lora", "--set", "load_in_4bit=null")
+    assert done.exit_code == 3, done.output
+    assert "does_not_fit" in done.stdout
+    assert "--set adapter=qlora --set load_in_4bit=true" in done.stdout
+
+
+def test_matrix(run_cli, project):
+    done = run_cli("plan", "-s", "full", "--compare", "a4000, a100,h100x8", "--json")
+    document = json.loads(done.stdout)
+    assert [o["profile"] for o in document["options"]] == ["a4000", "a100-80gb", "h100x8"]
+    assert document["choice"] == "h100x8"
+    shown = run_cli("plan", "-s", "full", "--compare", "a4000,a100,h100x8").stdout
+    assert f"take h100x8: {document['reason']}" in shown
+
+
+def test_limits_in_json(run_cli, project):
+    done = run_cli("plan", "-p", "a4000", "--fit-hours", "36", "--fit", "--json")
+    document = json.loads(done.stdout)
+    assert [share["epochs"] for share in document["fits_in_limit"]] == [2.0, 1.0]
+    assert all(share["hours"]["high"] <= 36 for share in document["fits_in_limit"])
+    assert document["reach"]["micro_batch_size"] >= document["best"]["sets"]["micro_batch_size"]
+    assert "h100-80gb" in [other["profile"] for other in document["elsewhere"]]
+
+
+def test_a_budget_is_hours_of_the_cheapest(run_cli, project):
+    done = run_cli("plan", "-p", "a100", "--budget-usd", "22", "--json")
+    document = json.loads(done.stdout)
+    assert document["limit_hours"] == pytest.approx(20)  # Lambda's 1.10 of the guide
+
+
+def test_calibrations_round_trip(base, llama):
+    found = measured(llama, "a4000")
+    calibrations.append(found)
+    with Path("work/calibrations.jsonl").open("a") as out:
+        out.write('{"schema": 1}\nnot json\n')
+    assert [asdict(c) for c in calibrations.read()] == [asdict(found)]
