@@ -1,4 +1,4 @@
-"""Forecasts of what a checkpoint and a merged model take; tests/real/test_disk.py measures them."""
+"""Forecasts of what a checkpoint and a merged model take; tests/real/test_disk_forecast.py measures them."""
 
 import dataclasses
 import json

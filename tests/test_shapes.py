@@ -1,4 +1,4 @@
-"""Shapes from names and files; tests/real/test_shapes.py compares them with the real classes."""
+"""Shapes from names and files; tests/real/test_exact_counts.py compares them with the real classes."""
 
 import json
 import subprocess

@@ -4,7 +4,7 @@ Pure. Does not know where the numbers come from (``shapes``) or what they cost (
 ``disk``, ``speed``).
 
 The counts are those of transformers' own classes (models/<type>/modeling_<type>.py, 5.16) and
-of PEFT's LoRA (0.20); tests/real/test_shapes.py builds both on the meta device and compares.
+of PEFT's LoRA (0.20); tests/real/test_exact_counts.py builds both on the meta device and compares.
 """
 
 import math

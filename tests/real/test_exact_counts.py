@@ -21,6 +21,13 @@ SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 64}  # fmt: skip
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
           "num_attention_heads": 4, "image_size": 56, "patch_size": 14, "vision_use_head": False}  # fmt: skip
+
+
+def without(*keys, **changed):
+    """SMALL with a size that any number of heads divides, less keys that have defaults."""
+    return {k: v for k, v in {**SMALL, "hidden_size": 64, **changed}.items() if k not in keys}
+
+
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi", "phi3"]
 CASES = {family: {**SMALL, "model_type": family, "pad_token_id": 0} for family in FAMILIES} | {
     "llama tied": {**SMALL, "model_type": "llama", "tie_word_embeddings": True},
@@ -28,7 +35,13 @@ CASES = {family: {**SMALL, "model_type": family, "pad_token_id": 0} for family i
     "llama head_dim": {**SMALL, "model_type": "llama", "head_dim": 20},
     "qwen2 tied": {**SMALL, "model_type": "qwen2", "tie_word_embeddings": True},
     "gemma2 untied": {**SMALL, "model_type": "gemma2", "tie_word_embeddings": False, "head_dim": 8},
-    "phi norms": {**SMALL, "model_type": "phi", "qk_layernorm": True},
+    "phi norms": {**SMALL, "model_type": "phi", "qk_layernorm": True, "head_dim": 20},
+    "qwen2 absent": without("num_key_value_heads", model_type="qwen2", num_attention_heads=32),
+    "qwen3 absent": without("num_key_value_heads", model_type="qwen3", num_attention_heads=32),
+    "mistral absent": without("num_key_value_heads", model_type="mistral", num_attention_heads=16),
+    "gemma2 absent": without(
+        "num_attention_heads", "num_key_value_heads", "vocab_size", model_type="gemma2"
+    ),
     "gemma3": {"model_type": "gemma3", "text_config": SMALL, "vision_config": VISION},
     "gemma3 untied": {"model_type": "gemma3", "text_config": SMALL, "vision_config": VISION,
                       "tie_word_embeddings": False},
