@@ -39,11 +39,10 @@ def write_rows(path: Path, count: int, seed: int = 1) -> Path:
     return path
 
 
-def write_model(directory: Path, corpus: Path) -> Path:
-    """Save a 2-layer, 64-wide random Llama and a byte-level BPE tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def write_tokenizer(directory: Path, corpus: Path, *, begins: bool = False) -> Path:
+    """A byte-level BPE tokenizer; with ``begins`` it puts a token before every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,9 +54,23 @@ def write_model(directory: Path, corpus: Path) -> Path:
         show_progress=False,
     )
     tokenizer.train([str(corpus)], trainer)
+    bos = SPECIAL[1] if begins else SPECIAL[0]
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[0], bos_token=SPECIAL[0], pad_token=SPECIAL[3]
+        tokenizer_object=tokenizer, eos_token=SPECIAL[0], bos_token=bos, pad_token=SPECIAL[3]
     )
+    wrapped.save_pretrained(directory)
+    return directory
+
+
+def write_model(directory: Path, corpus: Path) -> Path:
+    """Save a 2-layer, 64-wide random Llama and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -65,8 +78,7 @@ def write_model(directory: Path, corpus: Path) -> Path:
         bos_token_id=0, eos_token_id=0, pad_token_id=3, tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
-    wrapped.save_pretrained(directory)
-    return directory
+    return write_tokenizer(directory, corpus)
 
 
 RECIPE = """\

@@ -6,7 +6,7 @@ files. Formats it cannot follow are rendered roughly, and say so.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ _FOLLOWED = {
         "type", "field_messages", "chat_template", "chat_template_jinja", "roles_to_train",
     },
 }  # fmt: skip
+_OTHERS = ("[[another]]", "zz other zz")  # they begin and end as Axolotl's, and differently
 _ANYWHERE = {"path", "ds_type"}
 UNFOLLOWED_KEYS = ("added_tokens_overrides", "tokenizer_use_mistral_common", "processor_type",
                     "chat_template_kwargs", "dataset_exact_deduplication", "test_datasets",
@@ -144,16 +145,23 @@ def _chat_format(
 
     def render(row: dict[str, Any]) -> Text:
         turns = _turns(row, field)
+        wanted = trained | {turn["role"] for turn in turns if tree.get("train_on_inputs")}
         if compiled is None:
-            return _plain_chat(turns, trained)
-        try:
-            text = compiled.render(
-                messages=turns, tools=row.get("tools"), add_generation_prompt=False, **special
+            return _plain_chat(turns, wanted)
+
+        def put(turns: list[dict[str, Any]]) -> str:
+            return str(
+                compiled.render(
+                    messages=turns, tools=row.get("tools"), add_generation_prompt=False, **special
+                )
             )
+
+        try:
+            text = put(turns)
+            spans = tuple(_spans(text, turns, wanted, put))
         except Exception as error:  # a template is a program: it may raise anything
             raise BadInput(f"the chat template refuses it: {error}") from error
-        wanted = trained | {turn["role"] for turn in turns if tree.get("train_on_inputs")}
-        return Text("", text, tuple(_spans(text, turns, wanted)))
+        return Text("", text, spans)
 
     return Format("chat", (field,), render, tuple(unfollowed))
 
@@ -260,20 +268,40 @@ def _turn(message: Any, field: str) -> dict[str, Any]:
     return turn
 
 
-def _spans(text: str, turns: list[dict[str, Any]], trained: set[str]) -> list[tuple[int, int]]:
-    """Where the trained turns' contents stand in the rendered text."""
-    found, begin = [], 0
-    for turn in turns:
-        content = str(turn.get("content") or "")
-        # Most templates trim what they are given.
-        for candidate in (content, content.strip()):
-            place = text.find(candidate, begin) if candidate else -1
-            if place >= 0:
-                if turn["role"] in trained:
-                    found.append((place, place + len(candidate)))
-                begin = place + len(candidate)
-                break
-    return found
+def _spans(
+    text: str,
+    turns: list[dict[str, Any]],
+    trained: set[str],
+    put: Callable[[list[dict[str, Any]]], str],
+) -> Iterator[tuple[int, int]]:
+    """Where the trained turns' contents stand in the rendered ``text``.
+
+    A content is what changes when another is put in its place. Two others, that begin and
+    end differently: what one has in common with the content by chance, the other has not.
+    """
+    for index, turn in enumerate(turns):
+        if turn["role"] not in trained:
+            continue
+        begin, end = len(text), 0
+        for other in _OTHERS:
+            changed = put([*turns[:index], {**turn, "content": other}, *turns[index + 1 :]])
+            before = _shared(text, changed)
+            after = _shared(text[before:][::-1], changed[before:][::-1])
+            begin, end = min(begin, before), max(end, len(text) - after)
+        if begin < end:
+            yield begin, end
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _plain_chat(turns: list[dict[str, Any]], trained: set[str]) -> Text:
