@@ -75,14 +75,6 @@ def epoch_of(dataloader, epoch, skip=0):
     return [tuple(batch) for batch in dataloader]
 
 
-def test_the_order_follows_from_seed_and_epoch_for_good():
-    """Pinned: a run must find its batches again with another numpy, torch or Python."""
-    assert packing.order(8, 42, 0) == [5, 6, 4, 0, 3, 1, 7, 2]
-    assert packing.order(8, 42, 1) == [5, 6, 2, 3, 1, 4, 7, 0]
-    assert packing.order(8, 42 + 2**32, 0) == [7, 3, 1, 2, 0, 6, 5, 4]
-    assert sorted(packing.order(1000, 7, 3)) == list(range(1000))
-
-
 def test_the_global_random_state_neither_counts_nor_changes():
     torch.manual_seed(1)
     first, state = list(packed()), torch.get_rng_state()

@@ -9,7 +9,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import IO, Any
@@ -41,11 +41,12 @@ class Statistics:
     rows_error: float
     """Standard error of ``rows``; 0 where they were counted."""
     tokens: "array[int]"
-    """Tokens of each row that was tokenised, in the order of the file."""
+    """Of each row that was looked at; where all were, in the order of the file. Of a large corpus
+    most are told by the row's bytes, some tokenised."""
     masked: "array[int]"
     """Of each, the tokens before the first one with loss; all of them where none has."""
     mean_tokens: float
-    """Per row of the sample. Not the mean of ``tokens``: see docs/planning.md."""
+    """Per row of the sample; of a large corpus not quite the mean of ``tokens``."""
     mean_error: float
     """Standard error of ``mean_tokens``."""
     trainable_share: float
@@ -63,7 +64,7 @@ class Statistics:
 
     @property
     def row_tokens(self) -> tuple[int, ...]:
-        """Tokens of each tokenised row, ascending."""
+        """``tokens``, ascending."""
         return tuple(sorted(self.tokens))
 
     @property
@@ -186,13 +187,19 @@ class _Look:
             mean_bytes, mean_bytes_error = blocks.bytes / rows, 0.0
         every = max(1, round(sum(len(line) for _, line in blocks.lines) / _TOKENISED_BYTES))
         counted = _Counted()
-        for batch in _batches(iter(blocks.lines[::every])):
+        for batch in _batches(blocks.lines[::every]):
             counted.add(batch, self._counts(batch))
-        mean, error = counted.regressed(mean_bytes, mean_bytes_error)
+        line = counted.line()
+        error = math.hypot(line.error, line.slope * mean_bytes_error)
         if not self.drawn:
             share = self._share(rows)
             rows, rows_error = rows * share, rows_error * share
-        return self._statistics(counted, max(1, round(rows)), rows_error, mean, error, whole=False)
+        made = self._statistics(
+            counted, max(1, round(rows)), rows_error, line.at(mean_bytes), error, whole=False
+        )
+        others = (len(row) for number, (_, row) in enumerate(blocks.lines) if number % every)
+        counted.extend_by_size(others, line)
+        return made
 
     def _share(self, of_rows: float) -> float:
         """Of an estimated number of rows, what the sample takes."""
@@ -230,9 +237,8 @@ class _Look:
             )
         if self.tokenizer is None:
             mean_error = math.hypot(mean_error, mean * tokenizer.ASSUMPTION_ERROR)
-        seen = f"all {rows:,}" if whole else f"{len(counted.tokens):,} of {rows:,}"
-        if not whole and not self.drawn:
-            seen = seen.replace(" of ", " of about ")
+        about = "about " if rows_error else ""
+        seen = f"all {rows:,}" if whole else f"{len(counted.tokens):,} of {about}{rows:,}"
         return Statistics(
             rows=rows,
             rows_error=rows_error,
@@ -292,22 +298,43 @@ class _Counted:
     def mean(self) -> float:
         return sum(self.tokens) / len(self.tokens)
 
-    def regressed(self, mean_bytes: float, mean_bytes_error: float) -> tuple[float, float]:
-        """Mean tokens a row and its standard error: the regression estimator.
-
-        Tokens follow bytes closely, and bytes per row are known far better than these few
-        rows tell (Cochran, Sampling Techniques, 1977, 7.3 and 12.6).
-        """
+    def line(self) -> "_Line":
+        """Tokens by bytes, fitted by least squares."""
         number = len(self.tokens)
         mean_tokens, mean_size = self.mean, self.bytes / number
         spread = sum((size - mean_size) ** 2 for size in self.sizes)
         pairs = list(zip(self.sizes, self.tokens, strict=True))
         together = sum((size - mean_size) * (count - mean_tokens) for size, count in pairs)
         slope = together / spread if spread else 0.0
-        estimate = mean_tokens + slope * (mean_bytes - mean_size)
-        left = sum((count - mean_tokens - slope * (size - mean_size)) ** 2 for size, count in pairs)
-        own = math.sqrt(left / max(1, number - 2) / number)
-        return max(1.0, estimate), math.hypot(own, slope * mean_bytes_error)
+        fitted = _Line(mean_tokens - slope * mean_size, slope, 0.0)
+        left = sum((count - fitted.base - slope * size) ** 2 for size, count in pairs)
+        return replace(fitted, error=math.sqrt(left / max(1, number - 2) / number))
+
+    def extend_by_size(self, sizes: Iterable[int], line: "_Line") -> None:
+        """Add rows of these bytes without tokenising them, masked as those tokenised are."""
+        known = list(zip(self.tokens, self.masked, strict=True))
+        for (tokens, masked), size in zip(itertools.cycle(known), sizes, strict=False):
+            likely = round(line.at(size))
+            self.tokens.append(likely)
+            self.masked.append(round(likely * masked / tokens) if tokens else 0)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Tokens a row has by its bytes: the regression estimator.
+
+    Tokens follow bytes closely, and the bytes of a row are known far better than the few
+    tokenised rows tell (Cochran, Sampling Techniques, 1977, 7.3 and 12.6).
+    """
+
+    base: float
+    slope: float
+    error: float
+    """Standard error of the mean row's tokens, from the rows' distances to the line."""
+
+    def at(self, size: float) -> float:
+        """Tokens of a row of ``size`` bytes; never less than one."""
+        return max(1.0, self.base + self.slope * size)
 
 
 # --- evenly spread blocks ----------------------------------------------------------------
