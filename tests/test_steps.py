@@ -15,7 +15,7 @@ def statistics(lengths, masked=None, *, rows=None, splits=False, exact=True):
     return tokens.Statistics(
         rows=rows or len(lengths), rows_error=0.0,
         tokens=array("I", lengths), masked=array("I", masked or [0] * len(lengths)),
-        mean_tokens=sum(lengths) / len(lengths), mean_error=0.0, trainable_share=1.0,
+        mean_tokens=sum(lengths) / len(lengths), mean_error=0.0, total_error=0.0, trainable_share=1.0,
         bytes_per_token=4.0, splits=splits, source="made up", whole=exact, exact=exact,
     )  # fmt: skip
 

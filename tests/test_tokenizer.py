@@ -47,6 +47,7 @@ def chat_rows():
     yield [("user", "a"), ("assistant", "b")]
     yield [("system", "be brief"), ("user", " padded "), ("assistant", "\n padded \n")]
     yield [("user", "no answer")]
+    yield [("user", "[[brackets]]"), ("assistant", "[[a]]"), ("user", "zz"), ("assistant", "zz")]
     yield [("human", "other names"), ("gpt", "are mapped"), ("user", "b"), ("assistant", "")]
     yield [("user", "repeat"), ("assistant", "repeat"), ("user", "repeat"), ("assistant", "repeat")]
     for _ in range(10):
@@ -126,7 +127,7 @@ def test_chat(tokenizers, begins, name, roles):
         # Axolotl takes a first token that is also an end for the end of an empty turn.
         rows = [row for row in rows if all(turn["content"] for turn in row["messages"])]
     if name == "gemma":  # knows no system turn, and users and models must take turns
-        rows = rows[:1] + rows[4:]
+        rows = rows[:1] + rows[5:]
     tree = {"base_model": str(directory), "datasets": [entry]}
     expected = [count_of(theirs._tokenize_single_prompt(row)) for row in rows]
     assert counted(directory, tree, rows) == expected

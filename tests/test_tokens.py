@@ -1,6 +1,7 @@
 """Statistics of a corpus: whole, of a part, kept, and refused."""
 
 import json
+import math
 import random
 import sys
 from dataclasses import replace
@@ -102,6 +103,31 @@ def test_long_rows_are_found_no_more_often_than_short_ones(tmp_path):
     long = sum(len(line) > 500 for _, line in blocks.lines)
     assert long / len(blocks.lines) == pytest.approx(0.5, abs=0.01)
     assert blocks.rows == pytest.approx(40_000, rel=0.01)
+
+
+def test_the_standard_errors_are_what_estimates_are_off_by(source, monkeypatch):
+    """Over 30 corpora the errors, in units of what was said, scatter by about one."""
+    monkeypatch.setattr(tokens, "_BLOCK_BYTES", 512)
+    monkeypatch.setattr(tokens, "_TOKENISED_BYTES", 20_000)
+    monkeypatch.setattr(tokens, "WHOLE_BYTES", 1000)
+    off = {"rows": [], "mean_tokens": [], "total_tokens": []}
+    for seed in range(30):
+        chance = random.Random(seed)
+        sizes = [1 + chance.randint(0, 1) * chance.randint(0, 100) for _ in range(1500)]
+        rows = [{"text": " ".join(chance.choices(tiny.WORDS, k=size))} for size in sizes]
+        source.corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tree = {**source.tree, "datasets": [{"type": "completion"}]}
+        made = replace(source, tree=tree, directory=source.directory / str(seed))
+        estimate, truth = tokens.measure(made), tokens.measure(made, exact=True)
+        errors = (
+            estimate.rows_error,
+            estimate.mean_error,
+            estimate.total_error * truth.total_tokens,
+        )
+        for name, error in zip(off, errors, strict=True):
+            off[name].append((getattr(estimate, name) - getattr(truth, name)) / error)
+    for name, deviations in off.items():
+        assert 0.6 < math.sqrt(sum(z * z for z in deviations) / 30) < 1.5, (name, deviations)
 
 
 @pytest.mark.parametrize("size", [1, 30, 127, 128, 500, 5000])
@@ -230,7 +256,11 @@ def test_a_bad_row_in_the_middle_of_a_large_corpus_is_named_by_its_place(source,
         tokens.measure(source)
 
 
-def test_more_rows_than_there_are(source):
+@pytest.mark.parametrize("whole", [1 << 20, 1000])
+def test_more_rows_than_there_are(source, monkeypatch, whole):
+    monkeypatch.setattr(tokens, "WHOLE_BYTES", whole)
+    found = tokens.measure(replace(source, sample="199"))
+    assert (found.rows, found.rows_error) == (199, 0)
     with pytest.raises(BadInput, match="asks for more rows"):
         tokens.measure(replace(source, sample="201"))
 

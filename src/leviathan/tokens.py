@@ -49,6 +49,9 @@ class Statistics:
     """Per row of the sample; of a large corpus not quite the mean of ``tokens``."""
     mean_error: float
     """Standard error of ``mean_tokens``."""
+    total_error: float
+    """Standard error of ``total_tokens``, as a share of it. Less than rows' and mean's together:
+    where there are more rows than estimated, they are shorter."""
     trainable_share: float
     """Of all tokens, those with loss."""
     bytes_per_token: float
@@ -71,15 +74,6 @@ class Statistics:
     def total_tokens(self) -> float:
         """Of the whole sample, once through."""
         return self.rows * self.mean_tokens
-
-    @property
-    def total_error(self) -> float:
-        """Standard error of ``total_tokens``, as a share of it.
-
-        Rows and mean are taken as independent. In truth more rows mean shorter ones, so
-        this is on the safe side.
-        """
-        return math.hypot(self.rows_error / self.rows, self.mean_error / self.mean_tokens)
 
 
 @dataclass(frozen=True)
@@ -175,38 +169,32 @@ class _Look:
         counted = _Counted()
         for batch in _batches(rows):
             counted.add(batch, self._counts(batch))
-        return self._statistics(counted, len(counted.tokens), 0.0, counted.mean, 0.0, whole=True)
+        line = _Line(counted.mean, 0.0, 0.0)
+        return self._statistics(counted, _Estimate(len(counted.tokens), 0.0, 0.0, 0.0, line))
 
     def some_rows(self) -> Statistics:
         """Rows that begin in evenly spread blocks; of those a part is tokenised."""
         blocks = _read_blocks(self.path)
-        rows, rows_error = blocks.rows, blocks.rows_error
-        mean_bytes, mean_bytes_error = blocks.bytes / rows, blocks.mean_bytes_error
-        if self.drawn:
-            rows, rows_error = float(self.drawn.rows), 0.0
-            mean_bytes, mean_bytes_error = blocks.bytes / rows, 0.0
         every = max(1, round(sum(len(line) for _, line in blocks.lines) / _TOKENISED_BYTES))
         counted = _Counted()
         for batch in _batches(blocks.lines[::every]):
             counted.add(batch, self._counts(batch))
         line = counted.line()
-        error = math.hypot(line.error, line.slope * mean_bytes_error)
-        if not self.drawn:
-            share = self._share(rows)
-            rows, rows_error = rows * share, rows_error * share
-        made = self._statistics(
-            counted, max(1, round(rows)), rows_error, line.at(mean_bytes), error, whole=False
-        )
+        made = self._statistics(counted, self._estimate(blocks, line), whole=False)
         others = (len(row) for number, (_, row) in enumerate(blocks.lines) if number % every)
         counted.extend_by_size(others, line)
         return made
 
-    def _share(self, of_rows: float) -> float:
-        """Of an estimated number of rows, what the sample takes."""
+    def _estimate(self, blocks: "_Blocks", line: "_Line") -> "_Estimate":
+        if self.drawn:
+            return _Estimate(self.drawn.rows, 0.0, blocks.bytes / self.drawn.rows, 0.0, line)
         wanted = corpus.parse_sample(self.source.sample)
+        mean = (blocks.bytes / blocks.rows, blocks.mean_bytes_error)
         if isinstance(wanted, int):
-            return corpus.rows_wanted(wanted, max(wanted, round(of_rows)), self.path) / of_rows
-        return wanted or 1.0
+            most = math.ceil(blocks.rows + 4 * blocks.rows_error)
+            return _Estimate(corpus.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
+        share = wanted or 1.0
+        return _Estimate(max(1, round(blocks.rows * share)), blocks.rows_error * share, *mean, line)
 
     def _counts(self, batch: list[tuple[int | str, bytes]]) -> list[Count]:
         texts = [self._text(place, line) for place, line in batch]
@@ -222,30 +210,24 @@ class _Look:
             raise BadInput(f"{self.path}:{place}: {error.message}", error.hint) from error
 
     def _statistics(
-        self,
-        counted: "_Counted",
-        rows: int,
-        rows_error: float,
-        mean: float,
-        mean_error: float,
-        *,
-        whole: bool,
+        self, counted: "_Counted", estimate: "_Estimate", *, whole: bool = True
     ) -> Statistics:
         if not counted.trainable:
             raise BadInput(
                 f"corpus {self.source.corpus} has no text to train on", "look at its fields"
             )
-        if self.tokenizer is None:
-            mean_error = math.hypot(mean_error, mean * tokenizer.ASSUMPTION_ERROR)
-        about = "about " if rows_error else ""
+        rows, mean = estimate.rows, estimate.mean
+        assumed = 0.0 if self.tokenizer else tokenizer.ASSUMPTION_ERROR
+        about = "about " if estimate.rows_error else ""
         seen = f"all {rows:,}" if whole else f"{len(counted.tokens):,} of {about}{rows:,}"
         return Statistics(
             rows=rows,
-            rows_error=rows_error,
+            rows_error=estimate.rows_error,
             tokens=counted.tokens,
             masked=counted.masked,
             mean_tokens=mean,
-            mean_error=mean_error,
+            mean_error=math.hypot(estimate.mean_error, mean * assumed),
+            total_error=math.hypot(estimate.total_error, assumed),
             trainable_share=counted.trainable / sum(counted.tokens),
             bytes_per_token=counted.bytes / sum(counted.tokens),
             splits=self.form.kind == "completion",
@@ -335,6 +317,33 @@ class _Line:
     def at(self, size: float) -> float:
         """Tokens of a row of ``size`` bytes; never less than one."""
         return max(1.0, self.base + self.slope * size)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Rows and mean of a sample, with their standard errors; 0 for what is known."""
+
+    rows: int
+    rows_error: float
+    mean_bytes: float
+    mean_bytes_error: float
+    line: _Line
+
+    @property
+    def mean(self) -> float:
+        return self.line.at(self.mean_bytes)
+
+    @property
+    def mean_error(self) -> float:
+        return math.hypot(self.line.error, self.line.slope * self.mean_bytes_error)
+
+    @property
+    def total_error(self) -> float:
+        """Of rows x mean, as a share. It is base x rows + slope x bytes, and bytes are known."""
+        if not self.rows_error:
+            return self.mean_error / self.mean
+        own = self.line.error / self.mean
+        return math.hypot(own, self.line.base * self.rows_error / (self.rows * self.mean))
 
 
 # --- evenly spread blocks ----------------------------------------------------------------
