@@ -105,9 +105,9 @@ def _phases(
     names = ("gradients", "activations", "logits", "gathered")
     steady: dict[str, float] = {"weights": stays.weights, "adapter": stays.adapter}
     steady |= {"optimizer": stays.optimizer, **dict.fromkeys(names, 0)}
-    own = stays.weights + stays.loading
+    nothing = dict.fromkeys(steady, 0.0)
     phases = {
-        "loading": steady | {"weights": own, "adapter": 0, "optimizer": 0},
+        "loading": nothing | {"weights": stays.weights, "casts": stays.loading},
         "optimizer step": steady
         | {"gradients": stays.gradients, "optimizer": stays.optimizer + stays.step},
     }
