@@ -18,10 +18,10 @@ fp32 (softmax, its gradient, its input's) and in the compute dtype (on either si
 _SHARDED_ADAPTER_LAYER = 2
 """One layer's tensors under FSDP with an adapter against one GPU: measured on 2 and 4 A100,
 with and without NF4, as if in fp32; the cause is not established (docs/planning.md)."""
-_ADAPTER_BACKWARD = 4
-"""MLP-wide tensors in flight in the backward pass of a layer with frozen linears, and of one
-whose linears are trained (measured with a dispatch-level tracker, docs/planning.md)."""
-_FULL_BACKWARD = 2
+_IN_FLIGHT, _IN_FLIGHT_SAVED = 4, 2
+"""MLP-wide tensors beyond the saved ones at the peak of a layer's backward pass: in general,
+and where the MLP's product is among the saved or recomputed in place. Counted in real backward
+passes (tests/real/test_memory.py), the 4 on an A100, too (docs/planning.md)."""
 _EVALUATED_LOGIT_BYTES = 10
 """Per logit without gradients: 16-bit logits, their fp32 copy, the log-softmax."""
 _SHARED_INPUT = {
@@ -63,7 +63,7 @@ def activations(shape: Shape, knobs: Knobs, stack: Stack) -> Activations:
     return Activations(
         kept=round(kept + inputs * tokens),
         layer=round(layer),
-        head=round((_FP32 + compute_bytes(knobs)) * shape.hidden * tokens),
+        head=round(_head(shape, knobs, stack, tokens)),
         logits=round(_logits(shape, knobs, stack, tokens)),
         evaluated=round(_evaluated(shape, knobs)),
     )
@@ -165,12 +165,17 @@ def _distinct(linears: tuple[Linear, ...], shape: Shape, knobs: Knobs) -> int:
     return sum(inputs.values())
 
 
+def _keeps_product(shape: Shape, knobs: Knobs) -> bool:
+    if knobs.method == "full" or _fused_mlp(shape, knobs):
+        return True
+    names = {x.name for x in adapted(shape, knobs)}
+    return knobs.quantised and bool(names & {"down_proj", "fc2"})
+
+
 def _in_flight(shape: Shape, knobs: Knobs, stack: Stack, saved: float, tokens: int) -> float:
     """Beyond what it saved, at the peak of one layer's backward pass."""
     size = compute_bytes(knobs)
-    wide_tensors = _FULL_BACKWARD if knobs.method == "full" else _ADAPTER_BACKWARD
-    if knobs.lora_kernels and _fused_mlp(shape, knobs):
-        wide_tensors = _FULL_BACKWARD
+    wide_tensors = _IN_FLIGHT_SAVED if _keeps_product(shape, knobs) else _IN_FLIGHT
     mlp = size * (shape.hidden + wide_tensors * shape.intermediate) * tokens
     if knobs.quantised:  # one linear's weights in the compute dtype, while fewer tensors live
         largest = max(x.weights for x in shape.linears) * size
@@ -180,6 +185,13 @@ def _in_flight(shape: Shape, knobs: Knobs, stack: Stack, saved: float, tokens: i
     full, computed = _EAGER_BACKWARD
     scores = shape.heads * knobs.sequence_len * tokens
     return max(mlp, scores * (full * _FP32 + computed * _linear_dtype(knobs, stack)) - saved)
+
+
+def _head(shape: Shape, knobs: Knobs, stack: Stack, tokens: int) -> float:
+    """The last norm's input in fp32 and its result; an fp32 head's copy in the compute dtype."""
+    size = compute_bytes(knobs)
+    copy = size * shape.vocab * shape.hidden if wide(knobs, stack) and stack.autocast else 0
+    return (_FP32 + size) * shape.hidden * tokens + copy
 
 
 def _logits(shape: Shape, knobs: Knobs, stack: Stack, tokens: int) -> float:

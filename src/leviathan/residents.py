@@ -6,7 +6,7 @@ and verdicts are ``memory``. Derivations and sources: docs/planning.md, "Memory"
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leviathan.decoder import Linear, Part, Shape
 from leviathan.knobs import Knobs
@@ -29,6 +29,9 @@ _PAGED_FROM = 100_000
 """Tensors with fewer elements are never paged (get_state_buffer)."""
 _ZERO_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size and allgather_bucket_size, in elements."""
+_DERIVED = ("adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adamw_32bit", "lion", "ademamix",
+            "adagrad", "rmsprop")  # fmt: skip
+"""Optimizers whose states were read in torch and bitsandbytes (names of transformers 5.16)."""
 _SHARDED_WEIGHTS = {"fsdp", "zero3"}
 _ZERO = {"zero1", "zero2", "zero3"}
 
@@ -66,6 +69,8 @@ class Tensors:
     rows: int
     columns: int
     count: int
+    bytes: int
+    """Per element."""
 
     @property
     def elements(self) -> int:
@@ -76,6 +81,11 @@ class Tensors:
     def total(self) -> int:
         """Elements of all."""
         return self.elements * self.count
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all."""
+        return self.total * self.bytes
 
 
 @dataclass(frozen=True)
@@ -154,29 +164,34 @@ def weight_bytes(shape: Shape, knobs: Knobs, stack: Stack = AXOLOTL) -> float:
     return linears + unquantised * other
 
 
-def trained(shape: Shape, knobs: Knobs) -> list[Tensors]:
-    """Every trained tensor, by kind."""
-    return list(_whole(shape) if knobs.method == "full" else _adapter(shape, knobs))
+def trained(shape: Shape, knobs: Knobs, stack: Stack = AXOLOTL) -> list[Tensors]:
+    """Every trained tensor, by kind, in the dtype that the optimizer sees."""
+    found = _whole(shape, knobs, stack) if knobs.method == "full" else _adapter(shape, knobs, stack)
+    if knobs.strategy in _ZERO:  # DeepSpeed holds the model in 16 bits, masters apart
+        return [replace(x, bytes=compute_bytes(knobs)) for x in found]
+    if knobs.strategy == "fsdp":  # accelerate casts what FSDP trains to fp32
+        return [replace(x, bytes=_FP32) for x in found]
+    return list(found)
 
 
-def _adapter(shape: Shape, knobs: Knobs) -> Iterator[Tensors]:
-    rank = knobs.rank
+def _adapter(shape: Shape, knobs: Knobs, stack: Stack) -> Iterator[Tensors]:
     for linear in adapted(shape, knobs):
-        yield from _pair(linear.out, linear.into, rank, shape.layers)
+        yield from _pair(linear.out, linear.into, shape.layers, knobs, stack)
     if shape.vision and knobs.all_linear:
         for linear in shape.vision.linears:
-            yield from _pair(linear.out, linear.into, rank, shape.vision.count)
+            yield from _pair(linear.out, linear.into, shape.vision.count, knobs, stack)
     sides = shape.vocab, shape.hidden
     for path in (f"{shape.path}.embed_tokens", "lm_head"):
         part = Part(path, shape.vocab * shape.hidden)
-        if part.is_saved(knobs.modules_to_save):
-            yield Tensors(*sides, 1)
+        if part.is_saved(knobs.modules_to_save):  # a copy of the module, in its own dtype
+            yield Tensors(*sides, 1, _FP32 if wide(knobs, stack) else compute_bytes(knobs))
         elif knobs.targets and part.is_targeted(knobs.targets):
-            yield from _pair(*sides, rank, 1)
+            yield from _pair(*sides, 1, knobs, stack)
 
 
-def _pair(out: int, into: int, rank: int, count: int) -> tuple[Tensors, Tensors]:
-    return Tensors(rank, into, count), Tensors(out, rank, count)
+def _pair(out: int, into: int, count: int, knobs: Knobs, stack: Stack) -> Iterator[Tensors]:
+    yield Tensors(knobs.rank, into, count, stack.adapter_bytes)
+    yield Tensors(out, knobs.rank, count, stack.adapter_bytes)
 
 
 def adapted(shape: Shape, knobs: Knobs) -> list[Linear]:
@@ -191,21 +206,23 @@ def _hit(path: str, knobs: Knobs) -> bool:
     return bool(knobs.targets) and Part(path, 0).is_targeted(knobs.targets)
 
 
-def _whole(shape: Shape) -> Iterator[Tensors]:
+def _whole(shape: Shape, knobs: Knobs, stack: Stack) -> Iterator[Tensors]:
+    size = compute_bytes(knobs)
+    other = _FP32 if wide(knobs, stack) else size
     for linear in shape.linears:
-        yield Tensors(linear.out, linear.into, shape.layers)
+        yield Tensors(linear.out, linear.into, shape.layers, size)
         if linear.bias:
-            yield Tensors(linear.out, 1, shape.layers)
+            yield Tensors(linear.out, 1, shape.layers, size)
     for norm in shape.norms:
-        yield Tensors(norm.parameters, 1, shape.layers)
-    yield Tensors(shape.final_norm.parameters, 1, 1)
-    yield Tensors(shape.vocab, shape.hidden, 1 if shape.tied else 2)
-    yield Tensors(shape.vision_parameters, 1, 1)
+        yield Tensors(norm.parameters, 1, shape.layers, other)
+    yield Tensors(shape.final_norm.parameters, 1, 1, other)
+    yield Tensors(shape.vocab, shape.hidden, 1 if shape.tied else 2, other)
+    yield Tensors(shape.vision_parameters, 1, 1, size)
     if shape.head_bias:
-        yield Tensors(shape.vocab, 1, 1)
+        yield Tensors(shape.vocab, 1, 1, other)
 
 
-def state_bytes(tensors: Tensors, optimizer: str, parameter_bytes: int) -> float:
+def state_bytes(tensors: Tensors, optimizer: str) -> float:
     """Optimizer state of one tensor (``known`` tells whether the name is)."""
     elements = tensors.elements
     name = optimizer.removeprefix("paged_")
@@ -217,7 +234,7 @@ def state_bytes(tensors: Tensors, optimizer: str, parameter_bytes: int) -> float
     if "8bit" in name and elements >= _SMALLEST_8BIT:
         return states * (elements + _FP32 * math.ceil(elements / _OPTIMIZER_BLOCK))
     if "torch" in name or name in {"adagrad", "rmsprop", "lion_pytorch"}:
-        return states * elements * parameter_bytes  # torch.zeros_like(parameter)
+        return states * elements * tensors.bytes  # torch.zeros_like(parameter)
     return states * elements * _FP32
 
 
@@ -230,55 +247,39 @@ def _states(name: str) -> int:
 def known(optimizer: str) -> bool:
     """Whether the states of this optimizer were derived; any other counts as AdamW in fp32."""
     name = optimizer.removeprefix("paged_")
-    return name in {"sgd", "adafactor"} or name.startswith(
-        ("adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "adamw_32bit", "lion", "ademamix")
-        + ("adagrad", "rmsprop")
-    )
+    return name in {"sgd", "adafactor"} or name.startswith(_DERIVED)
 
 
 def residents(shape: Shape, knobs: Knobs, stack: Stack = AXOLOTL) -> Residents:
     """What stays on one GPU, after sharding and offload."""
-    tensors = trained(shape, knobs)
-    share = knobs.processes
-    parameter_bytes = _parameter_bytes(knobs, stack)
-    elements = sum(x.total for x in tensors)
-    weights = weight_bytes(shape, knobs, stack)
-    if knobs.method == "full" and knobs.strategy == "fsdp":
-        weights = shape.parameters * parameter_bytes
-    away = knobs.offload and knobs.strategy in _SHARDED_WEIGHTS
-    sharded = share if knobs.strategy in _SHARDED_WEIGHTS else 1
-    adapter = 0 if knobs.method == "full" else elements * parameter_bytes
-    optimizer = _optimizer(tensors, knobs, parameter_bytes)
+    tensors = trained(shape, knobs, stack)
+    size = sum(x.total_bytes for x in tensors)
+    weights, adapter = weight_bytes(shape, knobs, stack), float(size)
+    if knobs.method == "full":
+        weights, adapter = (size if knobs.strategy == "fsdp" else weights), 0
+    share = 1 / knobs.processes if knobs.strategy in _SHARDED_WEIGHTS else 1
+    if knobs.offload and knobs.strategy in _SHARDED_WEIGHTS:
+        share = 0
     return Residents(
-        weights=0 if away else round(weights / sharded),
-        adapter=0 if away else round(adapter / sharded),
-        gradients=_gradients(elements * parameter_bytes, knobs),
-        optimizer=0 if knobs.offload else round(optimizer),
-        paged=_paged(tensors, knobs, parameter_bytes),
-        step=_step(tensors, knobs, parameter_bytes),
-        gathered=_gathered(shape, knobs, elements),
+        weights=round(weights * share),
+        adapter=round(adapter * share),
+        gradients=_gradients(size, knobs),
+        optimizer=0 if knobs.offload else round(_optimizer(tensors, knobs)),
+        paged=_paged(tensors, knobs),
+        step=_step(tensors, knobs),
+        gathered=_gathered(shape, knobs, sum(x.total for x in tensors)),
         loading=_loading(shape, knobs, stack),
     )
 
 
-def _parameter_bytes(knobs: Knobs, stack: Stack) -> int:
-    """Of one trained parameter."""
-    if knobs.strategy in _ZERO:  # DeepSpeed holds the model in 16 bits, masters apart
-        return compute_bytes(knobs)
-    if knobs.method != "full":
-        return stack.adapter_bytes
-    # accelerate casts what FSDP trains to fp32 whenever it computes in 16 bits.
-    return _FP32 if knobs.strategy == "fsdp" else compute_bytes(knobs)
-
-
-def _optimizer(tensors: list[Tensors], knobs: Knobs, parameter_bytes: int) -> float:
-    if knobs.strategy in _ZERO:
-        parameter_bytes = _FP32
-    states = sum(x.count * state_bytes(x, knobs.optimizer, parameter_bytes) for x in tensors)
-    if knobs.strategy in _ZERO:
-        masters = _FP32 * sum(x.total for x in tensors) if knobs.dtype != "fp32" else 0
-        return (states + masters) / knobs.processes
-    return states / knobs.processes if knobs.strategy == "fsdp" else states
+def _optimizer(tensors: list[Tensors], knobs: Knobs) -> float:
+    if knobs.strategy not in _ZERO:
+        states = sum(x.count * state_bytes(x, knobs.optimizer) for x in tensors)
+        return states / knobs.processes if knobs.strategy == "fsdp" else states
+    masters = [replace(x, bytes=_FP32) for x in tensors]
+    states = sum(x.count * state_bytes(x, knobs.optimizer) for x in masters)
+    kept_apart = 0 if knobs.dtype == "fp32" else sum(x.total_bytes for x in masters)
+    return (states + kept_apart) / knobs.processes
 
 
 def _gradients(size: int, knobs: Knobs) -> int:
@@ -289,14 +290,13 @@ def _gradients(size: int, knobs: Knobs) -> int:
     return size
 
 
-def _paged(tensors: list[Tensors], knobs: Knobs, parameter_bytes: int) -> int:
+def _paged(tensors: list[Tensors], knobs: Knobs) -> int:
     if knobs.offload or not knobs.optimizer.startswith("paged_"):
         return 0
-    large = [x for x in tensors if x.elements >= _PAGED_FROM]
-    return round(_optimizer(large, knobs, parameter_bytes))
+    return round(_optimizer([x for x in tensors if x.elements >= _PAGED_FROM], knobs))
 
 
-def _step(tensors: list[Tensors], knobs: Knobs, parameter_bytes: int) -> int:
+def _step(tensors: list[Tensors], knobs: Knobs) -> int:
     """torch's foreach kernels make one more copy of all parameters (the denominators)."""
     if knobs.offload or knobs.strategy in _ZERO:
         return 0
@@ -305,7 +305,7 @@ def _step(tensors: list[Tensors], knobs: Knobs, parameter_bytes: int) -> int:
     if knobs.optimizer not in {"adamw_torch", "adagrad", "rmsprop"}:
         return 0
     share = knobs.processes if knobs.strategy == "fsdp" else 1
-    return round(sum(x.total for x in tensors) * parameter_bytes / share)
+    return round(sum(x.total_bytes for x in tensors) / share)
 
 
 def _gathered(shape: Shape, knobs: Knobs, trained_elements: int) -> int:
@@ -324,7 +324,7 @@ def _loading(shape: Shape, knobs: Knobs, stack: Stack) -> int:
     """Axolotl casts embeddings and head to fp32 and back before an adapter is added."""
     back_and_forth = knobs.method != "full" and not wide(knobs, stack) and knobs.dtype != "fp32"
     skipped = knobs.method == "qlora" and knobs.skip_upcast
-    if not back_and_forth or skipped or knobs.strategy == "fsdp":
+    if not back_and_forth or skipped or knobs.strategy in _SHARDED_WEIGHTS:
         return 0
     return 2 * shape.embedding_parameters + 4 * (
         shape.head_parameters or shape.embedding_parameters
