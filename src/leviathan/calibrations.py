@@ -226,14 +226,15 @@ def answers_to(calibration: Calibration, device: str) -> bool:
 def same_device(one: str, two: str) -> bool:
     """Whether two names mean the same card, as ``NVIDIA RTX A4000`` and ``RTX A4000``.
 
-    Every word of the shorter begins a word of the longer: sellers say SXM, drivers SXM4.
+    Every word of the shorter is one of the longer.
     """
     short, long = sorted((_words(one), _words(two)), key=len)
-    return bool(short) and all(any(w.startswith(s) for w in long) for s in short)
+    return bool(short) and short <= long
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+def _words(name: str) -> set[str]:
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return {"sxm" if word.startswith("sxm") else word for word in words}  # drivers say SXM4
 
 
 def as_document(calibration: Calibration) -> dict[str, Any]:

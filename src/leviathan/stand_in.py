@@ -3,6 +3,7 @@
 Does not make the weights itself (``random_weights``, in a process of its own).
 """
 
+import difflib
 import json
 import os
 import re
@@ -49,7 +50,7 @@ class StandIn:
     def record(self) -> dict[str, Any]:
         """What the random weights are made from; others are made anew."""
         parts = [self.config, str(self.tokenizer or ""), *self.special_tokens]
-        return {"digest": xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True))}
+        return {"digest": xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())}
 
 
 def find(tree: dict[str, Any]) -> StandIn:
@@ -73,7 +74,7 @@ def find(tree: dict[str, Any]) -> StandIn:
 def _config(name: str, found: Located) -> dict[str, Any]:
     path = found.directory / "config.json" if found.directory else None
     if path is None or (not path.is_file() and not found.is_local):
-        return shapes.config(name)
+        return _shipped(name)
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -83,6 +84,18 @@ def _config(name: str, found: Located) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadInput(f"{path} is not a model's config.json", "mend it")
     return values
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    known = shapes.shipped()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise BadInput(
+        f"base model {name} is not here, and no shape of that name ships",
+        f"{hint}download its config.json, or give a directory with one",
+    )
 
 
 def make(stand_in: StandIn, tell: Callable[[str], None]) -> Path:
