@@ -103,7 +103,7 @@ def _refusal(ending: Ending) -> Refused:
     found, outcome = ending.diagnosis, ending.outcome
     why = found.text if found else short(outcome.reason)
     where = f" in phase {found.phase}" if found else ""
-    gave_up = f"; {ending.gave_up}" if ending.gave_up else ""
+    gave_up = f"; {ending.gave_up}" if bench.ran_out_of_memory(ending) else ""
     return Refused(
         f"the smoke test failed{where}: {why}{gave_up}; log: {outcome.log}",
         f"{found.fix if found else 'mend it'}; or --no-smoke trains all the same",
