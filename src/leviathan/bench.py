@@ -84,7 +84,8 @@ def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
             "set corpus: in the recipe",
         )
     found = stand_in.find(config.tree)
-    paths = runs.RunPaths(DIRECTORY / run_name(config, f"{config.recipe_name}_{config.profile_name}"))
+    name = run_name(config, f"{config.recipe_name}_{config.profile_name}")
+    paths = runs.RunPaths(DIRECTORY / name)
     checks = tuple(train.checks(config, here, paths))
     decision = Decision("start", config, paths, None, None, (), checks, here, keys)
     return Bench(decision, found, warm_up, steps)
@@ -279,6 +280,7 @@ def devices(hardware: Hardware, here: machine.Machine) -> tuple[str, ...]:
         return (machine.cpu_name(),)
     name = here.gpus[0].name
     short = name.removeprefix("NVIDIA ").lower()
-    forms = [(hardware.gpu, hardware.nvml_names), *((v.gpu, v.nvml_names) for v in hardware.variants)]
-    known = [gpu for gpu, patterns in forms if gpu and any(fnmatch(short, p.lower()) for p in patterns)]
+    forms: list[tuple[str | None, list[str]]] = [(hardware.gpu, hardware.nvml_names)]
+    forms += [(variant.gpu, variant.nvml_names) for variant in hardware.variants]
+    known = [g for g, patterns in forms if g and any(fnmatch(short, p.lower()) for p in patterns)]
     return (name, *known[:1])

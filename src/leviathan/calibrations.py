@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from leviathan import files
+from leviathan import files, runs
 from leviathan.knobs import Knobs
 
 SCHEMA = 1
@@ -212,10 +212,10 @@ def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
     """How far apart in sizes; None where anything else differs."""
     if any(measured.get(name) != value for name, value in wanted.items() if name not in _SIZES):
         return None
-    sizes = [(measured.get(name), wanted[name]) for name in _SIZES]
-    if any(not isinstance(size, int) for size, _ in sizes):
+    if not all(runs.is_whole(measured.get(name)) for name in _SIZES):
         return None
-    return sum(abs(math.log2(max(one, 1) / max(two, 1))) for one, two in sizes)  # type: ignore[type-var]
+    ratios = (max(measured[name], 1) / max(wanted[name], 1) for name in _SIZES)
+    return sum(abs(math.log2(ratio)) for ratio in ratios)
 
 
 def answers_to(calibration: Calibration, device: str) -> bool:

@@ -74,8 +74,8 @@ def test_a_bench_measures_each_phase_worst_rows_first(uneven):
 
 def test_packed_steps_are_full(uneven):
     found = told(uneven, "--set", "sample_packing=true", "--set", "micro_batch_size=2",
-                 "--set", "dataset_num_proc=1")  # fmt: skip
-    assert set(step_tokens(uneven)) == {2 * 256}
+                 "--set", "dataset_num_proc=1", "--set", "sequence_len=1024")  # fmt: skip
+    assert set(step_tokens(uneven)) == {2 * 1024}
     assert found["tok_s"] > 0.9 * found["padded_tok_s"]
 
 
