@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from leviathan import (
 )
 from leviathan import render as rendering
 from leviathan.calibrations import Calibration
-from leviathan.config import OutOfMemory, Profile, Recovery
+from leviathan.config import Hardware, OutOfMemory, Recovery
 from leviathan.errors import BadInput, Refused
 from leviathan.layers import Config, dataset_entries, run_name
 from leviathan.probe import Probe
@@ -83,7 +84,8 @@ def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
             "set corpus: in the recipe",
         )
     found = stand_in.find(config.tree)
-    paths = runs.RunPaths(DIRECTORY / run_name(config, f"{config.recipe_name}_{config.profile_name}"))
+    name = run_name(config, f"{config.recipe_name}_{config.profile_name}")
+    paths = runs.RunPaths(DIRECTORY / name)
     checks = tuple(train.checks(config, here, paths))
     decision = Decision("start", config, paths, None, None, (), checks, here, keys)
     return Bench(decision, found, warm_up, steps)
@@ -181,13 +183,13 @@ def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
     decision, probing = ending.decision, ending.decision.probe
     hardware = decision.config.profile.hardware
     phases = _phases(decision.paths)
-    read = knobs.read(decision.config.tree, hardware.count)
+    read = knobs_here(decision.config, decision.machine)
     failed = ending.diagnosis if ending.outcome.kind == "failed" else None
     peaks, allocated = _memory(phases, decision)
     return Calibration(
         time=time.time(),
         kind=kind,
-        devices=devices(decision.config.profile, decision.machine),
+        devices=devices(hardware, decision.machine),
         memory_gib=_device_gib(decision),
         model=base.name,
         parameters=base.parameters,
@@ -204,6 +206,15 @@ def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
         allocated_gib=allocated,
         versions=decision.machine.versions,
     )
+
+
+def knobs_here(config: Config, here: machine.Machine) -> knobs.Knobs:
+    """The knobs as this machine can have them: without flash-attn, attention is another."""
+    tree = config.tree
+    wanted = tree.get("attn_implementation")
+    if wanted in rendering.FLASH_ATTENTION and not (here.flash_attn and here.gpus):
+        tree = {**tree, "attn_implementation": "sdpa"}
+    return knobs.read(tree, config.profile.hardware.count)
 
 
 def _phases(paths: runs.RunPaths) -> dict[str, dict[str, Any]]:
@@ -263,11 +274,13 @@ def _device_gib(decision: Decision) -> float:
     return decision.machine.gpus[0].memory_gib if on_gpu else machine.ram_gib()
 
 
-def devices(profile: Profile, here: machine.Machine) -> tuple[str, ...]:
-    """Names of what a profile trains on here: the driver's, and the profile's if it is that card."""
-    hardware = profile.hardware
+def devices(hardware: Hardware, here: machine.Machine) -> tuple[str, ...]:
+    """Names of what is trained on here: the driver's, and the profile's if it is that card."""
     if hardware.device == "cpu" or not here.gpus:
         return (machine.cpu_name(),)
-    gpu = here.gpus[0]
-    same = bool(hardware.gpu) and calibrations.same_device(str(hardware.gpu), gpu.name)
-    return (gpu.name, str(hardware.gpu)) if same else (gpu.name,)
+    name = here.gpus[0].name
+    short = name.removeprefix("NVIDIA ").lower()
+    forms: list[tuple[str | None, list[str]]] = [(hardware.gpu, hardware.nvml_names)]
+    forms += [(variant.gpu, variant.nvml_names) for variant in hardware.variants]
+    known = [g for g, patterns in forms if g and any(fnmatch(short, p.lower()) for p in patterns)]
+    return (name, *known[:1])

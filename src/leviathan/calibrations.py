@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from leviathan import files
+from leviathan import files, runs
 from leviathan.knobs import Knobs
 
 SCHEMA = 1
@@ -212,10 +212,10 @@ def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
     """How far apart in sizes; None where anything else differs."""
     if any(measured.get(name) != value for name, value in wanted.items() if name not in _SIZES):
         return None
-    sizes = [(measured.get(name), wanted[name]) for name in _SIZES]
-    if any(not isinstance(size, int) for size, _ in sizes):
+    if not all(runs.is_whole(measured.get(name)) for name in _SIZES):
         return None
-    return sum(abs(math.log2(max(one, 1) / max(two, 1))) for one, two in sizes)  # type: ignore[type-var]
+    ratios = (max(measured[name], 1) / max(wanted[name], 1) for name in _SIZES)
+    return sum(abs(math.log2(ratio)) for ratio in ratios)
 
 
 def answers_to(calibration: Calibration, device: str) -> bool:
@@ -226,14 +226,15 @@ def answers_to(calibration: Calibration, device: str) -> bool:
 def same_device(one: str, two: str) -> bool:
     """Whether two names mean the same card, as ``NVIDIA RTX A4000`` and ``RTX A4000``.
 
-    Every word of the shorter begins a word of the longer: sellers say SXM, drivers SXM4.
+    Every word of the shorter is one of the longer.
     """
     short, long = sorted((_words(one), _words(two)), key=len)
-    return bool(short) and all(any(w.startswith(s) for w in long) for s in short)
+    return bool(short) and short <= long
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+def _words(name: str) -> set[str]:
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return {"sxm" if word.startswith("sxm") else word for word in words}  # drivers say SXM4
 
 
 def as_document(calibration: Calibration) -> dict[str, Any]:

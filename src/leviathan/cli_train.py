@@ -115,7 +115,7 @@ def _smoked(decision: Any, shrink: bool, repeat: list[str], *, as_json: bool) ->
     name = decision.paths.directory.name
     ui.notice(f"smoke test: two steps of the longest rows, an evaluation and a save of {name}")
     with ui.TrainView(f"smoke test of {name}", foot="Ctrl+C ends it") as view:
-        tested = smoke.test(decision, view, ui.corpus_progress(), shrink=shrink)
+        tested = smoke.tested(decision, view, ui.corpus_progress(), shrink=shrink)
     if tested.stopped:
         finish(tested.stopped, None, repeat, as_json=as_json)
     for rung in smoke.rungs(tested):

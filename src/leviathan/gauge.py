@@ -148,7 +148,7 @@ def _beside_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
     free, total = torch.cuda.mem_get_info()
-    return (total - free - torch.cuda.memory_reserved()) / 2**30
+    return float(total - free - torch.cuda.memory_reserved()) / 2**30
 
 
 def _over_ranks(value: float, operation: str) -> float:
@@ -163,7 +163,7 @@ def _over_ranks(value: float, operation: str) -> float:
 
 
 def worst_first(lengths: list[int], worst: int) -> list[int]:
-    """Row numbers: the ``worst`` longest first, the longest of all in front; the others as before."""
+    """Row numbers: the ``worst`` longest first, longest in front; then the others as before."""
     longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))[:worst]
     chosen = set(longest)
     return [*longest, *(row for row in range(len(lengths)) if row not in chosen)]

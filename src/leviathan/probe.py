@@ -31,8 +31,8 @@ _SEEN_FOR_MEAN = 1000
 _NOT_MEASURED = ("rl", "reward_model", "process_reward_model", "pretraining_dataset", "streaming")
 _REMOVED = ("saves_per_epoch", "evals_per_epoch", "save_strategy", "eval_strategy", "eval_steps",
             "early_stopping_patience", "load_best_model_at_end", "save_first_step",
-            "group_by_length", "dataset_exact_deduplication", "hub_model_id", "loss_watchdog_threshold",
-            "test_datasets")  # fmt: skip
+            "group_by_length", "dataset_exact_deduplication", "hub_model_id",
+            "loss_watchdog_threshold", "test_datasets")  # fmt: skip
 # A probe is no experiment to be tracked.
 _TRACKERS = ("wandb_", "mlflow_", "comet_", "trackio_", "use_wandb", "use_mlflow", "use_comet",
              "use_trackio", "use_tensorboard", "use_otel_metrics")  # fmt: skip
@@ -177,7 +177,7 @@ def from_corpus(
     Raises:
         BadInput: a chosen row is bad (named by line), or there is none.
     """
-    wanted = needs(knobs, steps, accumulation, _mean_bytes(path))
+    wanted = needs(knobs, steps, accumulation, _mean_bytes(path, knobs.sequence_len))
     longest = max(wanted.worst, wanted.eval_worst)
     others = max(wanted.ordinary, wanted.eval_ordinary)
     scan = _scan(path, longest, others, knobs.seed, limit_bytes)
@@ -194,13 +194,14 @@ def generated(row_format: str, knobs: Knobs, steps: int, accumulation: int) -> R
     text = _shipped_text()
     size = knobs.sequence_len * _TOKEN_BYTES * 2
     wanted = needs(knobs, steps, accumulation, size)
-    count = max(wanted.worst, wanted.ordinary, wanted.eval_worst, wanted.eval_ordinary)
+    first = max(wanted.worst, wanted.eval_worst)
+    count = first + max(wanted.ordinary, wanted.eval_ordinary)
     text *= math.ceil((size + count) / len(text)) + 1
     rows = [
         json.dumps(_row(row_format, text[at : at + size])).encode() + b"\n" for at in range(count)
     ]
     source = f"generated rows of sequence_len {knobs.sequence_len}: there is no corpus here"
-    return _rows(rows, rows, wanted, source)
+    return _rows(rows[:first], rows[first:], wanted, source)
 
 
 def _rows(worst: list[bytes], ordinary: list[bytes], wanted: Needs, source: str) -> Rows:
@@ -249,10 +250,11 @@ class _Scan:
     whole: bool
 
 
-def _mean_bytes(path: Path) -> float:
+def _mean_bytes(path: Path, sequence_len: int) -> float:
+    """Of the first rows, of each no more than training can take."""
     total, count = 0, 0
     for _, line in corpus.read_rows(path):
-        total, count = total + len(line), count + 1
+        total, count = total + min(len(line), sequence_len * _TOKEN_BYTES), count + 1
         if count == _SEEN_FOR_MEAN:
             break
     return total / max(count, 1)
@@ -309,5 +311,5 @@ def _row(row_format: str, text: str) -> dict[str, Any]:
 
 def _shipped_text() -> str:
     lines = (config.directories("demo")[-1] / "stdlib.jsonl").read_bytes().splitlines()
-    return "\n".join(text for line in lines if isinstance(text := json.loads(line).get("text"), str))
-
+    texts = (json.loads(line).get("text") for line in lines)
+    return "\n".join(text for text in texts if isinstance(text, str))

@@ -21,6 +21,7 @@ _WORDS = 8192
 """Tokens that are really learned; the corpus is too small for many more."""
 _BYTES = 256
 _SEED = 42
+_BLOCK = 4_194_301  # prime, so that no two rows of a matrix are alike
 _STD = 0.02  # initializer_range of the common families
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
                     "merges.txt", "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
@@ -99,12 +100,14 @@ def _write(parameters: list[tuple[str, Any]], directory: Path, std: float) -> No
     import torch
     from safetensors.torch import save_file
 
+    # 8 billion normal numbers take minutes; copies of some millions take the disk's time.
     torch.manual_seed(_SEED)
+    block = torch.empty(_BLOCK).normal_(0.0, std).to(torch.bfloat16)
     shards = list(_shards(parameters))
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {key: _drawn(key, parameter.shape, std) for key, parameter in shard}
+        tensors = {key: _filled(key, parameter.shape, block) for key, parameter in shard}
         save_file(tensors, directory / name, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, name)
     size = 2 * sum(parameter.numel() for _, parameter in parameters)
@@ -124,13 +127,18 @@ def _shards(parameters: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]
     yield shard
 
 
-def _drawn(name: str, shape: Any, std: float) -> Any:
+def _filled(name: str, shape: Any, block: Any) -> Any:
     import torch
 
     tensor = torch.empty(shape, dtype=torch.bfloat16)
-    if len(shape) > 1:
-        return tensor.normal_(0.0, std)
-    return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+    if len(shape) < 2:
+        return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+    flat, done = tensor.view(-1), 0
+    while done < flat.numel():
+        part = flat[done : done + len(block)]
+        part.copy_(block[: len(part)])
+        done += len(part)
+    return tensor
 
 
 def _copy_tokenizer(source: Path, directory: Path) -> None:

@@ -160,9 +160,7 @@ def _place(
         _make_probe(tree, origins, target.probe)
 
 
-def _make_probe(
-    tree: dict[str, Any], origins: dict[KeyPath, Origin], probe: probing.Probe
-) -> None:
+def _make_probe(tree: dict[str, Any], origins: dict[KeyPath, Origin], probe: probing.Probe) -> None:
     wanted, gone = probing.overlay(tree, probe)
     for name in gone:
         del tree[name]

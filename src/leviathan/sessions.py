@@ -172,12 +172,23 @@ class _Attempts:
         profile = decision.config.profile
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
         runs.write(self.paths, record)
+        self._take_over_rungs()
         _announce(decision, session, rendered, self.listener)
         outcome = supervise(
             self.paths, profile, session.number, self.listener, self.requests, left_s
         )
         self._close(outcome)
         return outcome
+
+    def _take_over_rungs(self) -> None:
+        """Tell of the rungs that a smoke test took, once; the record has them now."""
+        for rung in self.decision.adjustments:
+            kind = "rung_refused" if rung.get("refused") else "ladder"
+            runs.event(
+                self.paths, kind, step=0, session=None, why=rung["why"], changes=rung["after"],
+                reason="smoke test",
+            )  # fmt: skip
+        self.decision = replace(self.decision, adjustments=())
 
     def _close(self, outcome: Outcome) -> None:
         """Write how the session ended; where a full disk refuses, the record says running,

@@ -6,12 +6,13 @@ not choose rows (``probe``) nor launch (``sessions``).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from leviathan import bench, calibrations, corpus, knobs, probe, runs, sessions, stand_in, train
 from leviathan.calibrations import Calibration
 from leviathan.config import Recovery
 from leviathan.diagnosis import short
-from leviathan.errors import Refused
+from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
 from leviathan.probe import Probe
 from leviathan.sessions import Ending
@@ -33,12 +34,8 @@ class Smoke:
     """The run's ending, where somebody stopped the test."""
 
 
-def test(
-    decision: Decision,
-    listener: Listener,
-    progress: corpus.Progress | None = None,
-    *,
-    shrink: bool = False,
+def tested(
+    decision: Decision, listener: Listener, progress: corpus.Progress | None, *, shrink: bool
 ) -> Smoke:
     """Train two steps on the run's longest rows, evaluate, save; walk the ladder if need be.
 
@@ -69,12 +66,21 @@ def test(
         return Smoke(decision, None, replace(ending, decision=decision, outcome=outcome))
     calibration = None
     if ending.outcome.kind == "done" or bench.ran_out_of_memory(ending):
-        calibration = bench.calibrate(ending, stand_in.find(decision.config.tree), "smoke")
-        calibrations.append(calibration)
+        calibration = _kept(ending, decision.config.tree)
     if ending.outcome.kind == "failed" and not (shrink and bench.ran_out_of_memory(ending)):
         raise _refusal(ending)
     bench.drop_weights(made.paths)
     return Smoke(on_rung, calibration)
+
+
+def _kept(ending: Ending, tree: dict[str, Any]) -> Calibration | None:
+    try:
+        base = stand_in.find(tree)
+    except BadInput:  # trained all the same, but what is its shape called?
+        return None
+    calibration = bench.calibrate(ending, base, "smoke")
+    calibrations.append(calibration)
+    return calibration
 
 
 def _probe(decision: Decision, corpus_path: Path) -> Decision:
@@ -87,9 +93,7 @@ def _probe(decision: Decision, corpus_path: Path) -> Decision:
     rows = probe.from_corpus(
         corpus_path, read, probe.WORST_STEPS, ACCUMULATION, train.required_fields(config), None
     )
-    sample, held_out = probe.write(
-        rows, paths.directory, evaluation=probe.evaluates(config.tree)
-    )
+    sample, held_out = probe.write(rows, paths.directory, evaluation=probe.evaluates(config.tree))
     # The last of its steps is the measured one: the first pays for what is made once.
     made = Probe(sample, held_out, probe.WORST_STEPS - 1, 1, rows.worst, ACCUMULATION)
     once = config.profile.model_copy(update={"recovery": Recovery(restarts=0)})
@@ -103,7 +107,7 @@ def _refusal(ending: Ending) -> Refused:
     found, outcome = ending.diagnosis, ending.outcome
     why = found.text if found else short(outcome.reason)
     where = f" in phase {found.phase}" if found else ""
-    gave_up = f"; {ending.gave_up}" if ending.gave_up else ""
+    gave_up = f"; {ending.gave_up}" if bench.ran_out_of_memory(ending) else ""
     return Refused(
         f"the smoke test failed{where}: {why}{gave_up}; log: {outcome.log}",
         f"{found.fix if found else 'mend it'}; or --no-smoke trains all the same",

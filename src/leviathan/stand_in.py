@@ -4,6 +4,7 @@ Does not make the weights itself (``random_weights``, in a process of its own).
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,8 +17,7 @@ from typing import Any
 
 import xxhash
 
-from leviathan import basemodel, config, files, models, random_weights, shapes
-from leviathan.basemodel import Located
+from leviathan import basemodel, config, files, random_weights, shapes
 from leviathan.errors import BadInput, LeviathanError, Refused
 
 DIRECTORY = Path("work/bench/models")
@@ -33,6 +33,8 @@ class StandIn:
     name: str
     """The recipe's base model."""
     parameters: int
+    """Of the shape, a tied matrix counted once; of a real model of no known shape, as its files
+    have them."""
     real: bool
     config: dict[str, Any]
     """Its config.json."""
@@ -49,7 +51,7 @@ class StandIn:
     def record(self) -> dict[str, Any]:
         """What the random weights are made from; others are made anew."""
         parts = [self.config, str(self.tokenizer or ""), *self.special_tokens]
-        return {"digest": xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True))}
+        return {"digest": xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())}
 
 
 def find(tree: dict[str, Any]) -> StandIn:
@@ -58,31 +60,27 @@ def find(tree: dict[str, Any]) -> StandIn:
     Raises:
         BadInput: neither model nor config.json is here, and no shape of that name ships.
     """
-    name = models.local_or_hub(str(tree["base_model"]))
+    name = str(tree["base_model"])
     found = basemodel.locate(tree, os.environ)
     lacking = set(found.missing)
     real = found.directory is not None and not lacking
     tokenizer = found.directory if _TOKENIZER not in lacking else None
-    values = _config(name, found)
-    shape = shapes.from_config(values, str(tree["base_model"]))
+    values = shapes.config(name)
+    try:
+        parameters = shapes.from_config(values, name).parameters
+    except BadInput:
+        if not real or found.directory is None:
+            raise
+        parameters = _counted(found.directory)
     named = [*(tree.get("special_tokens") or {}).values(), *(tree.get("tokens") or [])]
     texts = tuple(token for token in named if isinstance(token, str))
-    return StandIn(str(tree["base_model"]), shape.parameters, real, values, tokenizer, texts)
+    return StandIn(name, parameters, real, values, tokenizer, texts)
 
 
-def _config(name: str, found: Located) -> dict[str, Any]:
-    path = found.directory / "config.json" if found.directory else None
-    if path is None or (not path.is_file() and not found.is_local):
-        return shapes.config(name)
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadInput(f"{path} does not exist", "a base model has a config.json") from error
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}", "mend it") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"{path} is not a model's config.json", "mend it")
-    return values
+def _counted(directory: Path) -> int:
+    headers = map(basemodel.safetensors_header, directory.glob("*.safetensors"))
+    tensors = [entry for header in headers if header for entry in header[1].values()]
+    return sum(math.prod(entry["shape"]) for entry in tensors)
 
 
 def make(stand_in: StandIn, tell: Callable[[str], None]) -> Path:

@@ -354,5 +354,7 @@ def resume_command(decision: Decision, extra: Sequence[str] = ()) -> str:
 
 def latest_saved(paths: runs.RunPaths) -> str | None:
     """Name of the newest sound checkpoint, if there is one."""
+    if not paths.directory.is_dir():  # stopped in the smoke test
+        return None
     newest, _ = checkpoints.newest_sound(paths.directory)
     return newest.path.name if newest else None

@@ -85,6 +85,8 @@ class Worker:
         self.session, self.keep = keys["session"], keys["keep"]
         self.fingerprint = keys["fingerprint"]
         self.save_steps = self.config["save_steps"]
+        self.is_probe = "probe" in keys
+        self.steps = self.config["max_steps"] if self.is_probe else STEPS
         resume = self.config.get("resume_from_checkpoint")
         self.step = checkpoints.step_of(Path(resume)) if resume else 0
         self.signalled = self.stopped = False
@@ -107,10 +109,26 @@ class Worker:
             return
         self.enter("load")
         self.spawn_and_listen()
-        self.event("train_begin", max_steps=STEPS)
-        while self.step < STEPS and not self.stopped:
+        self.event("train_begin", max_steps=self.steps)
+        self.measured("load", seconds=0.5)
+        while self.step < self.steps and not self.stopped:
             self.one_step()
-        self.event("train_end", max_steps=STEPS, stopped=self.stopped and self.step < STEPS)
+        stopped = self.stopped and self.step < self.steps
+        self.event("train_end", max_steps=self.steps, stopped=stopped)
+
+    def measured(self, phase: str, **facts) -> None:
+        """As gauge.Gauge in a probe: every micro batch 0.1 s, the step's update 0.2."""
+        if self.is_probe:
+            gib = {"load": 1.0, "train": 3.0, "eval": 2.0, "save": 1.5}[phase]
+            self.event("measured", phase=phase, resident_gib=gib, **facts)
+
+    def measured_steps(self) -> dict:
+        """Of as many micro batches as the configuration says, with 90 of 100 tokens real."""
+        micro = self.config["gradient_accumulation_steps"]
+        count = self.steps - self.config["leviathan"]["probe"]["warm_up"]
+        step = {"seconds": 0.1 * micro + 0.2, "micro_batches": micro,
+                "tokens": 90 * micro, "padded": 100 * micro}  # fmt: skip
+        return {"steps": [step] * count, "micro_s": [0.1] * (micro - 1) * count}
 
     def spawn_and_listen(self) -> None:
         if self.mode in {"grandchild", "leave-child", "stall"}:
@@ -140,16 +158,21 @@ class Worker:
         self.enter("train")
         time.sleep(STEP_S)
         self.step += 1
-        line = {"time": time.time(), "session": self.session, "step": self.step, "max_steps": STEPS}
+        line = {"time": time.time(), "session": self.session, "step": self.step,
+                "max_steps": self.steps}  # fmt: skip
         files.append_json(self.paths.metrics, {**line, "loss": 2.0 / self.step, "pid": os.getpid()})
         if self.step == self.crash_at:
             self.misbehave()
         if self.mode not in {"deaf", "grandchild"}:
             self.look_outside()
-        if self.stopped or self.step % self.save_steps == 0 or self.step == STEPS:
+        if self.stopped or self.step % self.save_steps == 0 or self.step == self.steps:
+            if self.is_probe and not self.stopped:
+                self.measured("train", **self.measured_steps())
             self.enter("eval")
+            self.measured("eval", seconds_per_batch=0.05)
             self.enter("save")
             self.save()
+            self.measured("save", seconds=0.3)
 
     def misbehave(self) -> None:
         if self.mode in {"crash", "leave-child", "leave-rank"}:

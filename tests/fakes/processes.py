@@ -59,9 +59,9 @@ class Trainings:
             **{f"FAKE_{name.upper()}": str(value) for name, value in fake.items()},
         }  # fmt: skip
 
-    def command(self, *arguments, popen=None) -> "Training":
+    def command(self, *arguments, popen=None, **fake) -> "Training":
         """Another ``leviathan`` command in the project, as from another shell."""
-        other = Training([LEVIATHAN, *arguments], self, self.environment({}), popen or {})
+        other = Training([LEVIATHAN, *arguments], self, self.environment(fake), popen or {})
         self.started.append(other)
         return other
 

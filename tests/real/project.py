@@ -48,8 +48,9 @@ class Project:
 
     def spawn(self, *arguments: str, env: dict | None = None, **popen) -> subprocess.Popen:
         """The command as a process of its own."""
-        # Only train launches anything; merge and test import the real accelerate.
-        launch = self.server.environment() if self.server and arguments[0] == "train" else {}
+        # Only these launch anything; merge and test import the real accelerate.
+        launches = self.server and arguments[0] in {"train", "bench"}
+        launch = self.server.environment() if launches else {}
         return subprocess.Popen(
             [*self.prefix, LEVIATHAN, *arguments],
             cwd="/" if self.prefix else self.directory,

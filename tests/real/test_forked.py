@@ -26,7 +26,8 @@ def launch(reference, fork_server, tmp_path):
     def start(**env: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                    str(run / "accelerate.yaml"), "-m", "axolotl.cli.train", str(config)]  # fmt: skip
-        as_launched = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1",
+        as_launched = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                       "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1",
                        "PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # fmt: skip
         return subprocess.Popen(
             command, cwd=project.directory, text=True,
