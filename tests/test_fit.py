@@ -19,7 +19,7 @@ def llama():
 def surveyed(llama, profile, *sets, sample="10pct"):
     config = layers.build("leviathan", profile, sample, list(sets))
     statistics = tokens.assumed("corpus.jsonl", ROWS, BYTES, sample)
-    return survey.Survey(config, llama, statistics, (), 32.0)
+    return survey.Survey(config, llama, statistics, (), 32.0, None)
 
 
 def card(llama, gib, processes=1, device="cuda"):

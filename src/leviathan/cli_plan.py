@@ -65,6 +65,7 @@ def plan(
         _compare([found.plan(machine) for machine in machines], limit, as_json=as_json)
         return
     made = found.plan()
+    found.keep()
     extra = _Extra(found, made, limit, fit=fit)
     if as_json:
         ui.document(extra.document())

@@ -12,7 +12,7 @@ from leviathan.corpus import Progress
 from leviathan.decoder import Shape
 from leviathan.layers import Config
 from leviathan.plan import Plan
-from leviathan.tokens import Statistics
+from leviathan.tokens import Source, Statistics
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,13 @@ class Survey:
     statistics: Statistics
     calibrations: tuple[Calibration, ...]
     ram_gib: float
+    source: Source | None
+    """Where the statistics were measured; None where they are assumed."""
+
+    def keep(self) -> None:
+        """Keep the statistics for the next plan: called when nothing was refused."""
+        if self.source:
+            tokens.keep(self.source, self.statistics)
 
     def plan(self, config: Config | None = None, *, rows: int | None = None) -> Plan:
         """The plan for ``config`` (default: the one asked for) on ``rows`` of its rows.
@@ -58,20 +65,16 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
         BadInput: an unknown model shape, or a corpus that cannot be trained on; where it
             is not at hand and the recipe does not say how large it is, that.
     """
-    return Survey(
-        config,
-        shapes.load(str(config.tree["base_model"])),
-        _statistics(config, exact, progress),
-        tuple(calibrations.read()),
-        machine.ram_gib(),
-    )
-
-
-def _statistics(config: Config, exact: bool, progress: Progress | None) -> Statistics:
     recipe = config.recipe
     path = Path(recipe.corpus)
+    source = tokens.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
+    shape = shapes.load(str(config.tree["base_model"]))
     if not path.exists() and recipe.corpus_size and not exact:
         size = recipe.corpus_size
-        return tokens.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
-    source = tokens.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
-    return tokens.measure(source, exact=exact, progress=progress)
+        statistics = tokens.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
+        measured_at = None
+    else:
+        statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
+        measured_at = source
+    known = tuple(calibrations.read())
+    return Survey(config, shape, statistics, known, machine.ram_gib(), measured_at)

@@ -91,13 +91,16 @@ class Source:
     """Merged Axolotl configuration."""
 
 
-def measure(source: Source, *, exact: bool = False, progress: Progress | None = None) -> Statistics:
+def measure(
+    source: Source, *, exact: bool = False, progress: Progress | None = None, kept: bool = True
+) -> Statistics:
     """The statistics of a sample, from the cache if nothing they depend on has changed.
 
     Args:
         source: what to measure.
         exact: tokenise every row of the sample, however long that takes.
         progress: called as bytes are read, where every row is.
+        kept: keep what was measured at once; a caller who may yet refuse calls ``keep`` later.
 
     Raises:
         BadInput: no corpus, no such rows in it, rows without the format's fields or
@@ -107,15 +110,15 @@ def measure(source: Source, *, exact: bool = False, progress: Progress | None = 
     corpus.refuse_unreadable(source.corpus)
     file = tokenizer.find(source.tree)
     drawn = corpus.already_drawn(source.corpus, source.sample, source.seed, source.directory)
-    cache = _cache_path(source, file, drawn)
-    kept = _kept(cache)
-    if kept and (kept.whole or not exact):
-        return kept
+    known = _kept(_cache_path(source, file, drawn))
+    if known and (known.whole or not exact):
+        return known
     look = _Look.begin(source, drawn, file)
     corpus.check_head(source.corpus, look.required)
     small = look.path.stat().st_size <= WHOLE_BYTES
     found = look.every_row(progress) if exact or small else look.some_rows()
-    _keep(cache, found)
+    if kept:
+        keep(source, found)
     return found
 
 
@@ -442,7 +445,12 @@ def _cache_path(source: Source, file: Path | None, drawn: corpus.Sample | None) 
     return source.directory / f"{source.corpus.stem}-{name}.tokens"
 
 
-def _keep(path: Path, found: Statistics) -> None:
+def keep(source: Source, found: Statistics) -> None:
+    """Keep what ``measure`` found, for the next time."""
+    drawn = corpus.already_drawn(source.corpus, source.sample, source.seed, source.directory)
+    path = _cache_path(source, tokenizer.find(source.tree), drawn)
+    if _kept(path) == found:
+        return
     document = asdict(found) | {"tokens": len(found.tokens), "masked": len(found.masked)}
     try:
         with files.replaced(path) as out:
@@ -493,6 +501,7 @@ def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
         masked=array("I", [0] * len(lengths)),
         mean_tokens=mean,
         mean_error=mean * tokenizer.ASSUMPTION_ERROR,
+        total_error=tokenizer.ASSUMPTION_ERROR,
         trainable_share=1.0,
         bytes_per_token=tokenizer.BYTES_PER_TOKEN,
         splits=False,
