@@ -62,7 +62,7 @@ class Knobs:
     double_quant: bool
     """4-bit only: the quantisation constants are quantised, too (bitsandbytes)."""
     skip_upcast: bool
-    """Quantised only: embeddings and head stay in ``dtype`` instead of fp32."""
+    """4-bit only: embeddings and head are not cast to fp32 and back while the model is loaded."""
     optimizer: str
     epochs: float
     max_steps: int | None
