@@ -140,8 +140,9 @@ class History:
         session, step = self._of(line), _count(line.get("step"))
         if session is None or step is None:
             return
-        if line.get("event") == "train_begin":
+        if line.get("event") in {"start", "resume", "train_begin"}:
             session.begin = step
+        if line.get("event") == "train_begin":
             for kind in session.every:
                 session.every[kind] = _count(line.get(f"{kind}_every"))
         elif (save_s := _seconds(line.get("save_s"))) is not None:
