@@ -140,7 +140,7 @@ class History:
         session, step = self._of(line), _count(line.get("step"))
         if session is None or step is None:
             return
-        if line.get("event") in {"start", "resume", "train_begin"}:
+        if line.get("event") in ("start", "resume", "train_begin"):
             session.begin = step
         if line.get("event") == "train_begin":
             for kind in session.every:
