@@ -498,7 +498,9 @@ def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypa
 def test_a_checkpoint_that_cannot_be_removed_ends_nothing(paths, journal, args):
     fake_files.refuse_removal(fake_files.write_checkpoint(paths.directory, 3))
     fake_files.write_checkpoint(paths.directory, 7)
-    callbacks.CommitCallback(journal, 1, "", callbacks.Stopwatch()).on_save(args, state(), control())
+    callbacks.CommitCallback(journal, 1, "", callbacks.Stopwatch()).on_save(
+        args, state(), control()
+    )
     assert (paths.directory / "checkpoint-7" / checkpoints.COMMIT).is_file()
     assert kinds(paths) == [("save", None), ("warning", "retention")]
 
