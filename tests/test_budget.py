@@ -4,6 +4,7 @@ import pytest
 
 from leviathan.budget import Budget, to_finish
 from leviathan.errors import BadInput
+from leviathan.eta import Eta
 
 
 @pytest.mark.parametrize(
@@ -44,10 +45,13 @@ def test_a_budget_without_a_price_or_number_is_refused(given):
     ("arguments", "text"),
     [
         ((7, None, None), "7 steps to go"),
-        ((100, 36.0, None), "100 steps to go, about 1.0 h at 36 s a step"),
-        ((100, 36.0, 2.5), "100 steps to go, about 1.0 h, $2.50 at 36 s a step"),
-        ((10, 30.0, 0.0), "10 steps to go, about 5 min at 30 s a step"),
+        ((100, 3600.0, None), "100 steps to go, about 1.0 h, by session 2's 9 steps"),
+        ((100, 3600.0, 2.5), "100 steps to go, about 1.0 h, $2.50, by session 2's 9 steps"),
+        ((10, 300.0, 0.0), "10 steps to go, about 5 min, by session 2's 9 steps"),
+        ((10, 3.0, None), "10 steps to go, about 1 min, by session 2's 9 steps"),
     ],
 )
 def test_what_the_rest_takes(arguments, text):
-    assert to_finish(*arguments) == text
+    steps, seconds, usd_hour = arguments
+    left = Eta(None, seconds, None, "session 2's 9 steps")
+    assert to_finish(steps, left, usd_hour) == text

@@ -59,7 +59,9 @@ def ended(thread):
 
 @pytest.fixture
 def args(tmp_path):
-    return SimpleNamespace(fp16=False, eval_on_start=False)
+    return SimpleNamespace(
+        fp16=False, eval_on_start=False, eval_strategy="steps", save_strategy="steps"
+    )
 
 
 def state(step=7, *, main=True, history=()):
@@ -317,6 +319,7 @@ def test_a_short_disk_pauses_and_goes_on_when_there_is_room(paths, journal, args
     disk[0] = ROOM
     assert ended(waiting)
     assert kinds(paths) == [("pause", "disk"), ("unpause", "disk")]
+    assert runs.events(paths)[1]["wait_s"] > 0
     assert asked.should_save
 
 
@@ -415,6 +418,8 @@ def test_a_pause_is_waited_out_and_a_stop_ends_it(paths, journal, args, monkeypa
     paths.stop.touch()
     assert ended(waiting)
     assert (asked.should_save, asked.should_training_stop) == (True, True)
+    (waited,) = [e for e in runs.events(paths) if e["event"] == "waited"]
+    assert waited["wait_s"] >= 0.3
 
 
 def test_a_dead_supervisor_stops_the_training(journal, args, monkeypatch):
@@ -453,7 +458,7 @@ def test_callbacks_come_in_an_order_that_matters(tmp_path):
     assert order == [
         "MetricsCallback", "FiniteCallback", "LossCallback", "CommitCallback", "StopCallback",
         "LearningRateCallback", "TokensCallback", "EpochCallback", "DiskCallback",
-        "PhaseCallback",
+        "PhaseCallback", "Stopwatch",
     ]  # fmt: skip
     assert order.index("StopCallback") < order.index("DiskCallback") < order.index("PhaseCallback")
     assert order.index("MetricsCallback") < order.index("FiniteCallback")
@@ -493,7 +498,9 @@ def test_signals_in_the_training_process_only_set_a_flag(journal, args, monkeypa
 def test_a_checkpoint_that_cannot_be_removed_ends_nothing(paths, journal, args):
     fake_files.refuse_removal(fake_files.write_checkpoint(paths.directory, 3))
     fake_files.write_checkpoint(paths.directory, 7)
-    callbacks.CommitCallback(journal, 1, "").on_save(args, state(), control())
+    callbacks.CommitCallback(journal, 1, "", callbacks.Stopwatch()).on_save(
+        args, state(), control()
+    )
     assert (paths.directory / "checkpoint-7" / checkpoints.COMMIT).is_file()
     assert kinds(paths) == [("save", None), ("warning", "retention")]
 
@@ -520,3 +527,40 @@ def test_a_save_at_an_epochs_end_is_judged_by_the_disk_too(paths, journal, args,
     wait_for(lambda: ("pause", "disk") in kinds(paths))
     disk[0] = ROOM
     assert ended(waiting)
+
+
+# --- durations --------------------------------------------------------------------
+
+
+def test_an_evaluation_and_a_save_are_timed_apart_and_without_what_was_waited_for(
+    paths, journal, args, monkeypatch
+):
+    now = [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    fake_files.write_checkpoint(paths.directory, 7)
+    stopwatch = callbacks.Stopwatch()
+    metrics = callbacks.MetricsCallback(journal, stopwatch)
+    commit = callbacks.CommitCallback(journal, 1, "", stopwatch)
+    now[0] += 50  # the step, and waiting
+    stopwatch.on_step_end(args, state(), control())
+    metrics.on_log(args, state(), control(), logs={"loss": 1.0})
+    now[0] += 4
+    metrics.on_log(args, state(), control(), logs={"eval_loss": 1.0})
+    now[0] += 3
+    commit.on_save(args, state(), control())
+    loss, evaluation = runs.metrics(paths)
+    assert ("eval_s" in loss, evaluation["eval_s"]) == (False, 4.0)
+    assert [e["save_s"] for e in runs.events(paths) if e["event"] == "save"] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps", "every"),
+    [("steps", 25, 25), ("epoch", 500, 6), ("no", 500, 0), ("best", 500, 0), ("steps", None, 0)],
+)
+def test_how_often_is_as_the_trainer_resolved_it(paths, journal, args, strategy, steps, every):
+    found = state(0)
+    found.num_train_epochs, found.eval_steps, found.save_steps = 2, steps, steps
+    args.eval_strategy = args.save_strategy = transformers.trainer_utils.SaveStrategy(strategy)
+    callbacks.StopCallback(journal).on_train_begin(args, found, control())
+    (begin,) = runs.events(paths)
+    assert (begin["eval_every"], begin["save_every"]) == (every, every)

@@ -57,8 +57,7 @@ def test_summary_of_a_running_run(tmp_path):
     runs.event(paths, "resume", session=2, step=10)
     log(paths, 2, 11, 12, 13, 14, each=3.0, epoch=0.35, learning_rate=1e-4,
         **{"tokens/train_per_sec_per_gpu": 512.5})  # fmt: skip
-    # A standby of 1,000 s is not the speed of anything.
-    log(paths, 2, 15, began=6009.0, eval_loss=1.25, epoch=0.375)
+    log(paths, 2, 15, began=5012.0, eval_loss=1.25, epoch=0.375)
     for step, eval_loss in ((5, 1.5), (10, 1.2), (15, 1.25)):
         commit(paths, step, eval_loss)
     (paths.directory / "checkpoint-15/optimizer.pt").write_bytes(b"half")
@@ -68,23 +67,31 @@ def test_summary_of_a_running_run(tmp_path):
     assert (found.step, found.max_steps, found.percent, found.epoch) == (15, 40, 37.5, 0.375)
     assert (found.loss, found.eval_loss) == (2.0 / 15, 1.25)
     assert (found.learning_rate, found.tok_s) == (1e-4, 512.5)
-    assert found.eta_s == 25 * 3.0
+    assert (found.eta_s, found.eta_low_s) == (pytest.approx(25 * 2.0), pytest.approx(25 * 2.0))
+    assert found.eta_high_s == found.eta_low_s
+    assert found.eta_from == "session 1's 5 steps, this one has too few yet"
     assert (found.last_checkpoint, found.best_checkpoint) == ("checkpoint-10", "checkpoint-10")
     assert found.sessions == 2
     assert found.hours == pytest.approx(1 + (time.time() - 5000) / 3600, rel=1e-3)
     assert found.next == f"leviathan watch {paths.directory}"
-    promised = {"state", "step", "max_steps", "loss", "eval_loss", "eta_s", "last_checkpoint",
-                "best_checkpoint", "sessions"}  # fmt: skip
+    promised = {"state", "step", "max_steps", "loss", "eval_loss", "eta_s", "eta_low_s", "eta_high_s",
+                "eta_from", "last_checkpoint", "best_checkpoint", "sessions"}  # fmt: skip
     assert promised <= found.to_json().keys()
 
 
 def test_what_is_left_counts_the_saves_between_the_steps(tmp_path):
     paths = make_run(tmp_path / "r", state="running", supervisor=machine.process_identity())
     moment = 5000.0
-    for step in range(1, 31):  # 1 s a step, and 10 s more at each fifth
-        moment += 1.0 + 10.0 * (step % 5 == 0)
+    runs.event(paths, "train_begin", session=2, step=0, save_every=5, eval_every=0)
+    for step in range(1, 31):  # 1 s a step, and 10 s more after each fifth
+        moment += 1.0
         log(paths, 2, step, began=moment)
-    assert status.summarize(paths).eta_s == pytest.approx(10 * 3.0)
+        if step % 5 == 0:
+            moment += 10.0
+            runs.event(paths, "save", session=2, step=step, save_s=10.0)
+    found = status.summarize(paths)
+    assert found.eta_s == pytest.approx(10 * 1.0 + 2 * 10.0)
+    assert found.eta_from == "this session's 25 steps"
 
 
 def test_a_resumed_session_stands_where_it_began_not_where_the_last_one_died(tmp_path):
@@ -96,7 +103,7 @@ def test_a_resumed_session_stands_where_it_began_not_where_the_last_one_died(tmp
     runs.event(paths, "resume", session=2, step=10)
     found = status.summarize(paths)
     assert (found.step, found.loss) == (10, 2.0 / 10)
-    assert found.eta_s is None
+    assert (found.eta_s, found.eta_from[:9]) == (pytest.approx(30 * 2.0), "session 1")
 
 
 def test_hours_of_a_session_without_an_end_reach_to_its_last_line(tmp_path):

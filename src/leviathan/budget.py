@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from leviathan.errors import BadInput
+from leviathan.eta import Eta
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Budget:
         return ", ".join(parts)
 
 
-def to_finish(steps_left: int, step_s: float | None, usd_hour: float | None) -> str:
-    """What the rest of a run takes, at the pace measured so far."""
-    if not step_s:
+def to_finish(steps_left: int, left: Eta, usd_hour: float | None) -> str:
+    """What the rest of a run takes, as its own history tells."""
+    if left.mid_s is None:
         return f"{steps_left} steps to go"
-    hours = steps_left * step_s / 3600
+    hours = left.mid_s / 3600
     money = f", ${hours * usd_hour:.2f}" if usd_hour else ""
-    shown = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
-    return f"{steps_left} steps to go, about {shown}{money} at {step_s:.3g} s a step"
+    shown = f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(hours * 60)} min"
+    return f"{steps_left} steps to go, about {shown}{money}, by {left.source}"

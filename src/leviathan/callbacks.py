@@ -85,11 +85,33 @@ class TokensCallback(TrainerCallback):
             state.tokens = {"trainable": zero, "total": zero.clone()}
 
 
-class MetricsCallback(TrainerCallback):
-    """Every log line of the Trainer, as one JSON line."""
+class Stopwatch(TrainerCallback):
+    """Times what the Trainer does between two steps: evaluations and saves.
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    Registered last: what the others wait for at the end of a step is no part of either.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def lap_s(self) -> float:
+        """Seconds since the last lap, or since the step ended."""
+        since, self._since = self._since, time.monotonic()
+        return round(self._since - since, 3)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.lap_s()
+
+    on_step_end = on_epoch_end = on_train_begin
+
+
+class MetricsCallback(TrainerCallback):
+    """Every log line of the Trainer, as one JSON line; an evaluation's says how long it took."""
+
+    def __init__(self, journal: Journal, stopwatch: Stopwatch) -> None:
+        self.journal, self.stopwatch = journal, stopwatch
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -99,6 +121,8 @@ class MetricsCallback(TrainerCallback):
             return
         line = {"step": state.global_step, "epoch": state.epoch, "max_steps": state.max_steps}
         line |= {name: _plain(value) for name, value in logs.items() if name != "epoch"}
+        if any(name.startswith("eval_") for name in logs):
+            line["eval_s"] = self.stopwatch.lap_s()
         self.journal.metrics(line)
 
 
@@ -114,16 +138,9 @@ def _plain(value: Any) -> Any:
 class CommitCallback(TrainerCallback):
     """Commits each checkpoint once it is whole, then lets retention run."""
 
-    def __init__(self, journal: Journal, keep: int, fingerprint: str) -> None:
+    def __init__(self, journal: Journal, keep: int, fingerprint: str, stopwatch: Stopwatch) -> None:
         self.journal, self.keep, self.fingerprint = journal, keep, fingerprint
-        self._began = time.monotonic()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._began = time.monotonic()
-
-    on_epoch_end = on_step_end  # with save_strategy: epoch a save begins there
+        self.stopwatch = stopwatch
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -142,8 +159,7 @@ class CommitCallback(TrainerCallback):
         saved = json.loads((directory / "trainer_state.json").read_bytes())
         facts = checkpoints.facts_from_history(saved)
         checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
-        seconds = round(time.monotonic() - self._began, 3)
-        self.journal.event("save", step=state.global_step, seconds=seconds)
+        self.journal.event("save", step=state.global_step, save_s=self.stopwatch.lap_s())
         let_go(self.journal, self.keep, state.global_step, reason="keep")
 
 
@@ -179,13 +195,20 @@ class StopCallback(TrainerCallback):
             self.journal.event(
                 "train_begin", step=state.global_step, max_steps=state.max_steps,
                 epochs=state.num_train_epochs,
+                eval_every=_every(args.eval_strategy, state.eval_steps, state),
+                save_every=_every(args.save_strategy, state.save_steps, state),
             )  # fmt: skip
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        began, waited = time.monotonic(), False
         while any_rank(self.paths.pause.exists()) and not any_rank(self.asked()):
+            waited = True
             wait(self.paths)
+        if waited and state.is_world_process_zero:
+            wait_s = round(time.monotonic() - began, 3)
+            self.journal.event("waited", step=state.global_step, wait_s=wait_s)
         return self._stop_if_asked(control)
 
     def on_evaluate(
@@ -218,6 +241,15 @@ class StopCallback(TrainerCallback):
     def asked(self) -> bool:
         """Whether anybody wants training to end."""
         return bool(self.signalled) or self.paths.stop.exists() or self._supervisor.died()
+
+
+def _every(strategy: str, steps: float | None, state: TrainerState) -> int:
+    """How many steps lie between two saves or evaluations; 0 where there are none."""
+    if strategy == "steps":
+        return int(steps or 0)
+    if strategy == "epoch":
+        return -(-int(state.max_steps) // max(int(state.num_train_epochs), 1))
+    return 0
 
 
 class _Supervisor:

@@ -84,7 +84,8 @@ def show(found: Any) -> None:
     ui.title(found.name, found.state, found.why)
     if found.percent is not None:
         ui.progress(found.percent / 100)
-    rows = [("step", _progress(found)), ("loss", _losses(found)), ("saved", _saved(found))]
+    left = [("left", _left(found))] if found.eta_s is not None else []
+    rows = [("step", _progress(found)), *left, ("loss", _losses(found)), ("saved", _saved(found))]
     age = ui.age(time.time() - found.active)
     count = f"{found.sessions} session{'s' * (found.sessions != 1)}"
     rows.append(("trained", f"{ui.duration(found.hours * 3600)} in {count}; heard of {age}"))
@@ -95,16 +96,22 @@ def show(found: Any) -> None:
 
 
 def _progress(found: Any) -> str:
-    from leviathan import ui
 
     parts = [f"{found.step} of {found.max_steps or '?'}"]
     if found.percent is not None:
         parts.append(f"{found.percent:.1f} %")
     if found.epoch is not None:
         parts.append(f"epoch {found.epoch:.2f}")
-    if found.eta_s is not None:
-        parts.append(f"{ui.duration(found.eta_s)} left")
     return ", ".join(parts)
+
+
+def _left(found: Any) -> str:
+    from leviathan import ui
+
+    shown = ui.duration(found.eta_s)
+    if found.eta_low_s is not None:
+        shown += f" ({ui.duration(found.eta_low_s)} to {ui.duration(found.eta_high_s)})"
+    return f"{shown}, by {found.eta_from}"
 
 
 def _losses(found: Any) -> str:
@@ -131,7 +138,8 @@ def watch(run: RunArgument = None) -> None:
     found = statuses.summarize(paths)
     if watching.lives(paths):
         foot = "Ctrl+C leaves, the run goes on"
-        view = ui.TrainView(found.name, foot, age_s=time.time() - found.began)
+        age_s = time.time() - found.began
+        view = ui.TrainView(found.name, statuses.history(paths), foot, age_s)
         try:
             with view:
                 _recall(view, paths, found)
@@ -152,7 +160,7 @@ def _recall(view: Any, paths: Any, found: Any) -> None:
     lines = [m for m in runs.metrics(paths) if m["session"] == session if watching.is_of_a_step(m)]
     trained = [line for line in lines if "loss" in line] or lines
     if trained:
-        view.recall(trained[0], trained[-1], found.eval_loss, found.last_checkpoint)
+        view.recall(trained[-1], found.eval_loss, found.last_checkpoint)
 
 
 def logs(

@@ -95,9 +95,10 @@ def train(
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
-    from leviathan import sessions, ui
+    from leviathan import sessions, status, ui
 
-    with ui.TrainView(decision.paths.directory.name) as view:
+    told = status.history(decision.paths)
+    with ui.TrainView(decision.paths.directory.name, told) as view:
         return sessions.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
@@ -272,18 +273,19 @@ def finish(ending: Any, usd_hour: float | None, extra: list[str], *, as_json: bo
     if outcome.kind == "done":
         ui.notice(f"next: leviathan merge {run.name}")
         return
-    _show_rest(outcome, usd_hour)
+    _show_rest(decision.paths, outcome, usd_hour)
     raise typer.Exit(4 if outcome.kind == "stopped" else 130)
 
 
-def _show_rest(outcome: Any, usd_hour: float | None) -> None:
-    """What it takes to finish, at the pace of this session."""
-    from leviathan import ui
+def _show_rest(paths: Any, outcome: Any, usd_hour: float | None) -> None:
+    """What it takes to finish, as the run's history tells."""
+    from leviathan import status, ui
     from leviathan.budget import to_finish
 
     if outcome.max_steps:
-        left = outcome.max_steps - outcome.step
-        ui.notice(f"to finish: {to_finish(left, outcome.pace_s, usd_hour)}")
+        left = status.history(paths).eta(outcome.step, outcome.max_steps)
+        steps = outcome.max_steps - outcome.step
+        ui.notice(f"to finish: {to_finish(steps, left, usd_hour)}")
 
 
 def _failure(ending: Any, saved: str, again: str) -> Exception:

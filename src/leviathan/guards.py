@@ -14,7 +14,6 @@ from leviathan.config import Guards
 
 _FEW = 5
 _SMOOTH = 20
-_PACE_WINDOW = 200
 
 
 class LossWatch:
@@ -119,21 +118,5 @@ def usual_step_s(marks: Iterable[tuple[float, int]]) -> float | None:
         (later[0] - earlier[0]) / (later[1] - earlier[1])
         for earlier, later in pairwise(pairs)
         if later[1] > earlier[1]
-    ]
-    return median(each) if each else None
-
-
-def pace_s(marks: Iterable[tuple[float, int]]) -> float | None:
-    """Seconds a step takes with the saves and evaluations that come along with it.
-
-    The median over windows long enough to hold some of them (up to 200 log lines), so
-    that an hour of standby is not the speed of anything.
-    """
-    pairs = list(marks)
-    width = min(max(len(pairs) // 2, 1), _PACE_WINDOW)
-    each = [
-        (later - earlier) / (n - m)
-        for (earlier, m), (later, n) in zip(pairs, pairs[width:], strict=False)
-        if n > m and later >= earlier
     ]
     return median(each) if each else None

@@ -22,11 +22,11 @@ class Journal:
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        self._append(self.paths.metrics, {"time": time.time(), "session": self.session, **line})
+        self._append(self.paths.metrics, {**_now(), "session": self.session, **line})
 
     def event(self, kind: str, /, **facts: Any) -> None:
         """Append one event of this session."""
-        line = {"time": time.time(), "event": kind, "session": self.session, **facts}
+        line = {**_now(), "event": kind, "session": self.session, **facts}
         self._append(self.paths.events, line)
 
     def _append(self, path: Path, line: dict[str, Any]) -> None:
@@ -38,3 +38,8 @@ class Journal:
         except OSError as error:
             if error.errno not in files.FULL:
                 raise
+
+
+def _now() -> dict[str, float]:
+    """The wall clock, and seconds since boot, which nobody can set: what durations are made of."""
+    return {"time": time.time(), "monotonic_s": round(time.monotonic(), 3)}

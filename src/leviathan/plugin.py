@@ -25,6 +25,7 @@ from leviathan.callbacks import (
     LearningRateCallback,
     MetricsCallback,
     StopCallback,
+    Stopwatch,
     TokensCallback,
 )
 from leviathan.config import Guards
@@ -143,25 +144,27 @@ class LeviathanPlugin(BasePlugin):
         """One callback per concern, in an order that matters.
 
         Log lines are written before a guard may end training over them; a stop asks for a
-        save before the disk is judged; the phase tells what all of them decided.
+        save before the disk is judged; the phase tells what all of them decided, and what all
+        of them waited for is over when a step's time ends.
         """
         keys = _keys(cfg)
         journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
-        stop = StopCallback(journal)
+        stop, stopwatch = StopCallback(journal), Stopwatch()
         if keys.probe:
             self._gauge = gauge.Gauge(journal, keys.probe.warm_up)
             self._gauge.load_s = self._load_ended - self._load_began
         return [
-            MetricsCallback(journal),
+            MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
-            CommitCallback(journal, keys.keep, keys.fingerprint),
+            CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
             stop,
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),
             *([EpochCallback()] if _shuffles_packed(cfg) else []),
             DiskCallback(journal, int(keys.guards.disk_reserve_gib * 2**30), stop),
             PhaseCallback(journal.paths),
+            stopwatch,
             *([self._gauge] if self._gauge else []),
         ]
 

@@ -6,6 +6,7 @@ on losses ``guards``'s; what a finding leads to is decided here.
 
 import json
 import math
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -43,7 +44,7 @@ class DiskCallback(TrainerCallback):
             return
         if state.is_world_process_zero:
             let_go(self.journal, 1, state.global_step, reason="disk")
-        told, patience = False, _STOP_PATIENCE
+        told, patience, began = False, _STOP_PATIENCE, time.monotonic()
         while any_rank(self._short(state, needed)):
             if not told and state.is_world_process_zero:
                 told = True
@@ -54,8 +55,9 @@ class DiskCallback(TrainerCallback):
                 return
             wait(self.journal.paths)
         if told:
-            text = "there is room again: training goes on"
-            self.journal.event("unpause", kind="disk", step=state.global_step, text=text)
+            text, wait_s = "there is room again: training goes on", time.monotonic() - began
+            self.journal.event("unpause", kind="disk", step=state.global_step, text=text,
+                               wait_s=round(wait_s, 3))  # fmt: skip
 
     on_epoch_end = on_step_end  # with save_strategy: epoch a save begins there
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from leviathan import checkpoints, files, guards, machine, runs
+from leviathan import checkpoints, eta, files, machine, runs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class RunSummary:
     learning_rate: float | None
     tok_s: float | None
     eta_s: float | None
-    """Seconds of training left, by the usual pace of this session; None unless running."""
+    """Seconds of training left (``eta``); None unless running, and without evidence."""
+    eta_low_s: float | None
+    """With ``eta_high_s`` the interval it lies in, nine times of ten."""
+    eta_high_s: float | None
+    eta_from: str
+    """What it was made of; empty unless running."""
     last_checkpoint: str | None
     """The newest sound one."""
     best_checkpoint: str | None
@@ -60,12 +65,12 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     record = runs.read(paths)
     state = runs.true_state(record)
     events, metrics = runs.events(paths), runs.metrics(paths)
-    session = record.sessions[-1].number if record.sessions else 0
     trained = [*metrics, *(e for e in events if e["event"] in _OF_TRAINING)]
     step, max_steps = _progress(record, trained)
     # A session that has logged nothing yet stands where it began: not at what was lost.
     metrics = [line for line in metrics if line["step"] <= step]
     running = state == "running"
+    left = eta.History(events, metrics).eta(step, max_steps) if running else _OVER
     last, best = _checkpoints(paths)
     now = time.time()
     heard = runs.last_heard(record, [*events, *metrics])
@@ -82,7 +87,10 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         eval_loss=_last(metrics, "eval_loss"),
         learning_rate=_last(metrics, "learning_rate"),
         tok_s=_last(metrics, "tokens/train_per_sec_per_gpu"),
-        eta_s=_eta(session, metrics, step, max_steps) if running else None,
+        eta_s=left.mid_s,
+        eta_low_s=left.low_s,
+        eta_high_s=left.high_s,
+        eta_from=left.source,
         last_checkpoint=last,
         best_checkpoint=best,
         sessions=len(record.sessions),
@@ -94,6 +102,12 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     )
 
 
+def history(paths: runs.RunPaths) -> eta.History:
+    """What the run has told of its pace."""
+    return eta.History(runs.events(paths), runs.metrics(paths))
+
+
+_OVER = eta.Eta(None, None, None, "")
 # Other events name the step of a checkpoint, not of the training.
 _OF_TRAINING = {"train_begin", "save", "train_end"}
 
@@ -112,18 +126,6 @@ def _progress(record: runs.RunRecord, lines: list[dict[str, Any]]) -> tuple[int,
 def _last(lines: list[dict[str, Any]], name: str) -> float | None:
     values = (files.number(line.get(name)) for line in reversed(lines) if name in line)
     return next((value for value in values if value is not None), None)
-
-
-def _eta(
-    session: int, metrics: list[dict[str, Any]], step: int, max_steps: int | None
-) -> float | None:
-    marks = [
-        (moment, line["step"])
-        for line in metrics
-        if line["session"] == session and (moment := files.number(line.get("time"))) is not None
-    ]
-    each = guards.pace_s(marks)
-    return each * max(max_steps - step, 0) if each and max_steps else None
 
 
 def _checkpoints(paths: runs.RunPaths) -> tuple[str | None, str | None]:

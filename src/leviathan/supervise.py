@@ -44,8 +44,6 @@ class Outcome:
     log: Path | None = None
     evidence: Evidence | None = None
     """What a failed session left, for its diagnosis."""
-    pace_s: float | None = None
-    """Seconds a step took, saves and evaluations included; None before two were logged."""
 
 
 class Requests:
@@ -242,8 +240,7 @@ class _Watcher:
         return self._failed(f"{reason}: {line}")
 
     def _outcome(self, kind: str, reason: str = "", evidence: Evidence | None = None) -> Outcome:
-        return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence,
-                       self.watchdog.pace_s)  # fmt: skip
+        return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence)
 
     def _failed(self, reason: str) -> Outcome:
         evidence = Evidence(

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leviathan.errors import LeviathanError
+from leviathan.eta import History
 
 
 class _Console(Console):
@@ -232,22 +233,25 @@ _WARNINGS = {"warning", "guard", "pause", "unpause", "kill"}
 class TrainView:
     """The view of a running training: one live block on a terminal, plain lines elsewhere."""
 
-    def __init__(self, name: str, foot: str = "Ctrl+C saves and stops", age_s: float = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        history: History | None = None,
+        foot: str = "Ctrl+C saves and stops",
+        age_s: float = 0,
+    ) -> None:
         self.name = name
+        self._history = history or History()
         self._foot = foot
         self._started = time.monotonic() - age_s
         self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
-        self._first: tuple[float, int] | None = None
         self._line: dict[str, Any] = {}
         self._eval_loss: Any = None
         self._checkpoint = "none yet"
         self._gone = False
 
-    def recall(
-        self, first: dict[str, Any], now: dict[str, Any], eval_loss: Any, checkpoint: str | None
-    ) -> None:
-        """What a training said before this view was opened: its first line, and how it stands."""
-        self._first = (first["time"], first["step"])
+    def recall(self, now: dict[str, Any], eval_loss: Any, checkpoint: str | None) -> None:
+        """What a training said before this view was opened: its newest line."""
         self._line = now
         self._eval_loss = eval_loss
         self._checkpoint = checkpoint or self._checkpoint
@@ -274,11 +278,15 @@ class TrainView:
             self._gone = True
 
     def _take(self, kind: str, facts: dict[str, Any]) -> None:
+        if kind == "event":
+            self._history.event(facts)
         if kind == "notice":
             notice(facts["text"])
         elif kind in {"start", "resume"}:
             if self._line.get("session") != facts["session"]:
-                self._first, self._line = None, {}  # the pace of the session before is another
+                self._line = {}
+            if kind == "start":  # be it of a smaller run
+                self._history = History()
             notice(f"{self.name}: {_beginning(kind, facts)}")
         elif kind == "event" and facts["event"] == "save":
             self._checkpoint = f"checkpoint-{facts['step']}"
@@ -291,7 +299,7 @@ class TrainView:
             self._live.update(self._block())
 
     def _metrics(self, line: dict[str, Any]) -> None:
-        self._first = self._first or (line["time"], line["step"])
+        self._history.metrics(line)
         self._line = {**self._line, **line}
         if "eval_loss" in line:
             self._eval_loss = line["eval_loss"]
@@ -317,14 +325,8 @@ class TrainView:
         return "  ".join(parts)
 
     def _eta(self) -> str:
-        if not self._first or not self._line.get("max_steps"):
-            return "?"
-        began, first = self._first
-        done = self._line["step"] - first
-        if done <= 0:
-            return "?"
-        each = (self._line["time"] - began) / done
-        return duration(each * (self._line["max_steps"] - self._line["step"]))
+        left = self._history.eta(self._line.get("step", 0), self._line.get("max_steps"))
+        return "?" if left.mid_s is None else duration(left.mid_s)
 
     def _block(self) -> Group | Text:
         elapsed = duration(time.monotonic() - self._started)

@@ -55,11 +55,6 @@ class Watchdog:
         """Seconds of a usual step of this session, without saves and evaluations."""
         return guards.usual_step_s(list(self._marks)[-40:])
 
-    @property
-    def pace_s(self) -> float | None:
-        """Seconds a step of this session takes, all included."""
-        return guards.pace_s(self._marks)
-
     def metrics(self, line: dict[str, Any]) -> None:
         """Take one log line: it tells the pace, and its arrival how long one thing takes."""
         self._note_gap()

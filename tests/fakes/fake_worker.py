@@ -209,7 +209,7 @@ class Worker:
         state = json.loads((path / "trainer_state.json").read_text())
         facts = checkpoints.facts_from_history(state)
         checkpoints.commit(path, {**facts, "fingerprint": self.fingerprint})
-        self.event("save", seconds=0.01)
+        self.event("save", save_s=0.01)
         checkpoints.retain(self.paths.directory, self.keep)
 
     def event(self, kind: str, /, **facts) -> None:
