@@ -464,7 +464,7 @@ def test_a_run_sees_as_many_gpus_as_its_profile_has(monkeypatch, tmp_path, count
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     profile = Profile.model_validate({"hardware": {"count": count}})
-    found = launch.environment(runs.RunPaths(tmp_path), profile, 1)
+    found = launch.environment(runs.RunPaths(tmp_path), profile)
     assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == (visible, "PCI_BUS_ID")
 
 

@@ -39,7 +39,7 @@ def test_work_of_a_token(llama, length, checkpointing, gflop):
 
 
 def test_full_fine_tuning_is_6n_and_8n(llama):
-    chosen, _ = of("a100", "adapter=null")
+    chosen, _ = of("a100", "adapter=null", "lora_r=null", "lora_target_modules=null")
     matrices = llama.linear_parameters + llama.head_parameters
     plain = replace(chosen, gradient_checkpointing=False)
     assert speed.train_flops_per_token(llama, plain, 0) == 6 * matrices

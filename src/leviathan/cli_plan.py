@@ -238,7 +238,7 @@ def _disk_text(made: "Plan") -> str:
 def _change_text(change: Any) -> str:
     if change is None:
         return "no change of settings does: a smaller base model or a larger card"
-    note = "" if change.same_model else "; trains another adapter"
+    note = "" if change.same_model else "; another training"
     return f"{change.text}  ({change.costs}{note})"
 
 

@@ -53,10 +53,10 @@ def train_flops_per_token(shape: Shape, knobs: Knobs, attended: float) -> float:
     """
     layers, head = shape.linear_parameters, shape.hidden * shape.vocab
     attention = _attention(shape, attended)
-    adapter = shape.lora_parameters(knobs.rank, knobs.targets, all_linear=knobs.all_linear)
     if knobs.method == "full":
         total, again = 6.0 * (layers + head) + 3 * attention, 2.0 * layers + attention
     else:
+        adapter = shape.lora_parameters(knobs.rank, knobs.targets, all_linear=knobs.all_linear)
         total = 4.0 * (layers + head) + 6.0 * adapter + 3 * attention
         again = 2.0 * (layers + adapter) + attention
     return total + again if knobs.gradient_checkpointing else total
