@@ -1,4 +1,4 @@
-"""Steps without Axolotl; tests/real/test_steps.py compares them with its own."""
+"""Steps without Axolotl; tests/real/test_step_counts.py compares them with its own."""
 
 from array import array
 from dataclasses import replace

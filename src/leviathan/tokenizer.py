@@ -14,6 +14,7 @@ from typing import Any
 
 import xxhash
 
+from leviathan import basemodel
 from leviathan.errors import BadInput
 from leviathan.templates import Text
 
@@ -129,23 +130,13 @@ def find(tree: dict[str, Any]) -> Path | None:
     name = str(tree.get("tokenizer_config") or tree["base_model"])
     folder = Path(name)
     if not folder.is_dir():
-        cached = _cached(name, str(tree.get("revision_of_model") or "main"))
+        revision = str(tree.get("revision_of_model") or "main")
+        cached = basemodel.snapshot(name, os.environ, revision)
         if cached is None:
             return None
         folder = cached
     file = folder / "tokenizer.json"
     return file if file.is_file() else None
-
-
-def _cached(name: str, revision: str) -> Path | None:
-    """A model's snapshot in the hub's cache, laid out as huggingface_hub documents it."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    model = cache / f"models--{name.replace('/', '--')}"
-    reference = model / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = model / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
 
 
 def digest(file: Path) -> str:
