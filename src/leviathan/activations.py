@@ -21,7 +21,7 @@ with and without NF4, as if in fp32; the cause is not established (docs/planning
 _IN_FLIGHT, _IN_FLIGHT_SAVED = 4, 2
 """MLP-wide tensors beyond the saved ones at the peak of a layer's backward pass: in general,
 and where the MLP's product is among the saved or recomputed in place. Counted in real backward
-passes (tests/real/test_memory.py), the 4 on an A100, too (docs/planning.md)."""
+passes (tests/real/test_tensor_bytes.py), the 4 on an A100, too (docs/planning.md)."""
 _EVALUATED_LOGIT_BYTES = 10
 """Per logit without gradients: 16-bit logits, their fp32 copy, the log-softmax."""
 _SHARED_INPUT = {
