@@ -218,7 +218,7 @@ def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
         return None
     ratios = (max(measured[name], 1) / max(wanted[name], 1) for name in _SIZES)
     other = measured.get("attention") != wanted["attention"]
-    return sum(abs(math.log2(ratio)) for ratio in ratios) + other
+    return sum((abs(math.log2(ratio)) for ratio in ratios), float(other))
 
 
 def answers_to(calibration: Calibration, device: str) -> bool:
