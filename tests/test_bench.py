@@ -122,7 +122,7 @@ def test_another_failure_is_no_measurement(benches):
 
 
 def test_ctrl_c_ends_it_at_once_and_it_can_be_run_again(benches):
-    started = benches.command("bench", *TINY, step_s=1)
+    started = benches.command("bench", *TINY, step_s=60)
     wait_for(lambda: "train_begin" in _events(benches))
     started.signal(signal.SIGINT).end()
     assert started.code == 130, started
@@ -330,7 +330,7 @@ def test_shrink_goes_on_from_the_end_of_the_ladder(benches):
 
 
 def test_stopping_the_smoke_test_begins_nothing(benches):
-    started = benches.start("--smoke", step_s=1)
+    started = benches.start("--smoke", step_s=60)
     smoke = benches.project / "work/bench/smoke_tiny_full_tiny/events.jsonl"
     wait_for(lambda: smoke.exists() and "train_begin" in smoke.read_text())
     started.signal(signal.SIGTERM).end()
