@@ -8,7 +8,8 @@ import pytest
 
 from fakes import fake_files
 from fakes.processes import listing, wait_for
-from leviathan import bench, calibrations
+from leviathan import bench, calibrations, stand_in
+from leviathan.errors import BadInput
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -121,7 +122,7 @@ def test_another_failure_is_no_measurement(benches):
 
 
 def test_ctrl_c_ends_it_at_once_and_it_can_be_run_again(benches):
-    started = benches.command("bench", *TINY, step_s=1)
+    started = benches.command("bench", *TINY, step_s=60)
     wait_for(lambda: "train_begin" in _events(benches))
     started.signal(signal.SIGINT).end()
     assert started.code == 130, started
@@ -183,6 +184,37 @@ def test_a_mistake_is_one_line_and_nothing_is_written(run_cli, project, argument
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert listing(project) == before
+
+
+@pytest.mark.parametrize(
+    ("lacking", "real", "has_tokenizer"),
+    [
+        (None, True, True),
+        ("model.safetensors", False, True),
+        ("tokenizer.json", False, False),
+    ],
+)
+def test_only_a_whole_base_model_is_taken_for_the_real_one(benches, lacking, real, has_tokenizer):
+    if lacking:
+        (benches.project / "base" / lacking).unlink()
+    found = stand_in.find({"base_model": "base", "special_tokens": {"pad_token": "<pad>"}})
+    assert (found.real, found.tokenizer is not None) == (real, has_tokenizer)
+    assert found.special_tokens == ("<pad>",)
+    assert found.directory == Path("work/bench/models/base")
+
+
+def test_a_model_that_is_not_here_is_made_from_the_shipped_shape(project):
+    found = stand_in.find({"base_model": "meta-llama/Llama-3.1-8B"})
+    assert (found.real, found.parameters) == (False, 8_030_261_248)
+    assert found.directory == Path("work/bench/models/meta-llama_Llama-3.1-8B")
+
+
+def test_a_whole_model_of_no_known_shape_is_measured_all_the_same(benches):
+    (benches.project / "base/config.json").write_text('{"model_type": "strange"}')
+    assert stand_in.find({"base_model": "base"}).parameters == 64  # as its one tensor has
+    (benches.project / "base/model.safetensors").unlink()
+    with pytest.raises(BadInput, match="strange"):
+        stand_in.find({"base_model": "base"})
 
 
 # --- arithmetic ---------------------------------------------------------------------
@@ -258,6 +290,17 @@ def test_the_profile_decides_unless_told(benches, in_profile, option, tested):
     assert (benches.project / "work/bench").exists() is tested
 
 
+def test_a_training_that_cannot_be_tested_is_trained(benches):
+    profile = benches.project / "configs/profiles/tiny.yaml"
+    profile.write_text(profile.read_text() + "smoke_test: true\n")
+    done = benches.run("--set", "rl=kto")
+    assert done.code == 0, done
+    assert "no smoke test: rl is set" in done.stderr
+    refused = benches.run("--set", "rl=kto", "--name", "other", "--smoke")
+    assert refused.code == 2, refused
+    assert not (benches.project / "work/training/other").exists()
+
+
 def test_what_memory_cannot_hold_is_refused_before_the_run_exists(benches):
     done = benches.run("--smoke", mode="oom", fits=0)
     assert done.code == 3, done
@@ -287,7 +330,7 @@ def test_shrink_goes_on_from_the_end_of_the_ladder(benches):
 
 
 def test_stopping_the_smoke_test_begins_nothing(benches):
-    started = benches.start("--smoke", step_s=1)
+    started = benches.start("--smoke", step_s=60)
     smoke = benches.project / "work/bench/smoke_tiny_full_tiny/events.jsonl"
     wait_for(lambda: smoke.exists() and "train_begin" in smoke.read_text())
     started.signal(signal.SIGTERM).end()

@@ -87,6 +87,7 @@ def test_length_and_rows_do_not_matter(key):
     [
         ("micro_batch_size", 4), ("sequence_len", 1024), ("lora_r", 16),
         ("gradient_accumulation_steps", 2), ("eval_batch_size", 8),
+        ("attn_implementation", "flash_attention_2"),
     ],
 )  # fmt: skip
 def test_a_neighbour_may_have_another_size(key, value):
@@ -100,7 +101,7 @@ def test_a_neighbour_may_have_another_size(key, value):
     [
         ("adapter", "lora"), ("gradient_checkpointing", True), ("sample_packing", True),
         ("optimizer", "paged_adamw_8bit"), ("bf16", False), ("lora_target_modules", ["k_proj"]),
-        ("chunked_cross_entropy", True), ("attn_implementation", "flash_attention_2"),
+        ("chunked_cross_entropy", True),
     ],
 )  # fmt: skip
 def test_anything_else_makes_it_another_training(key, value):

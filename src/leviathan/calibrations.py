@@ -169,8 +169,9 @@ def find(
     """The measurement to go by; None when there is none.
 
     That of the very knobs, a bench of several steps before a smoke test and the newest of
-    equals; else the nearest whose knobs differ only in micro batches, sequence length, rank
-    and accumulation, by the sum of the ratios' logarithms.
+    equals; else the nearest whose knobs differ only in micro batches, sequence length, rank,
+    accumulation and attention, by the sum of the ratios' logarithms. Attention may differ
+    because a profile names the fastest, and training takes another where that is not installed.
 
     Args:
         records: as ``read`` gives them; those that did not fit are passed over.
@@ -210,12 +211,14 @@ def refuting(
 
 def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
     """How far apart in sizes; None where anything else differs."""
-    if any(measured.get(name) != value for name, value in wanted.items() if name not in _SIZES):
+    soft = (*_SIZES, "attention")
+    if any(measured.get(name) != value for name, value in wanted.items() if name not in soft):
         return None
     if not all(runs.is_whole(measured.get(name)) for name in _SIZES):
         return None
     ratios = (max(measured[name], 1) / max(wanted[name], 1) for name in _SIZES)
-    return sum(abs(math.log2(ratio)) for ratio in ratios)
+    other = measured.get("attention") != wanted["attention"]
+    return sum((abs(math.log2(ratio)) for ratio in ratios), float(other))
 
 
 def answers_to(calibration: Calibration, device: str) -> bool:

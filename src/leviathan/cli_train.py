@@ -88,7 +88,7 @@ def train(
     if training.wait_for_orphan(decision, ui.notice):
         decision = _decide(merged, name, resume, shrink)
     repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink) + _switch(smoke)
-    if decision.action == "start" and (merged.profile.smoke_test if smoke is None else smoke):
+    if decision.action == "start" and _smoke_is_wanted(merged, smoke):
         decision = _smoked(decision, shrink, repeat, as_json=as_json)
     ending = _carry_out(decision, budget, repeat, shrink=shrink)
     finish(ending, budget.usd_hour, repeat, as_json=as_json)
@@ -107,6 +107,18 @@ def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -
 
 def _switch(smoke: bool | None) -> list[str]:
     return [] if smoke is None else ["--smoke" if smoke else "--no-smoke"]
+
+
+def _smoke_is_wanted(config: Any, asked: bool | None) -> bool:
+    """As asked; else as the profile has it, for trainings that can be tested."""
+    from leviathan import probe, ui
+
+    if asked is not None:
+        return asked
+    why = probe.unmeasurable(config.tree) if config.profile.smoke_test else ""
+    if why:
+        ui.notice(f"no smoke test: {why}")
+    return bool(config.profile.smoke_test and not why)
 
 
 def _smoked(decision: Any, shrink: bool, repeat: list[str], *, as_json: bool) -> Any:

@@ -64,14 +64,18 @@ class Probe:
         return self.warm_up + self.steps
 
 
+def unmeasurable(tree: dict[str, Any]) -> str:
+    """Why a probe cannot choose the rows of such a training; empty where it can."""
+    found = next((key for key in _NOT_MEASURED if tree.get(key)), None)
+    why = "is set: only supervised fine-tuning of a JSONL corpus can be measured"
+    return f"{found} {why}" if found else ""
+
+
 def refuse_unmeasurable(tree: dict[str, Any]) -> None:
     """Raise BadInput for trainings whose rows a probe cannot choose."""
-    found = next((key for key in _NOT_MEASURED if tree.get(key)), None)
-    if found:
-        raise BadInput(
-            f"{found} is set: only supervised fine-tuning of a JSONL corpus can be measured",
-            "take it out, or train without --smoke",
-        )
+    why = unmeasurable(tree)
+    if why:
+        raise BadInput(why, "take it out, or train with --no-smoke")
 
 
 def evaluates(tree: dict[str, Any]) -> bool:

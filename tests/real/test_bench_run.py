@@ -7,10 +7,16 @@ import pytest
 from project import RUN, TINY, Project
 
 from leviathan import calibrations, stand_in
+from leviathan.errors import BadInput, Refused
 
 pytestmark = pytest.mark.real
 
 BENCH = ("bench", "-p", "tiny", "-r", "tiny", "--steps", "4", "--warm-up", "2", "--json")
+SHAPE = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512,
+    "max_position_embeddings": 512,
+}  # fmt: skip
 # As torch words it, for batches of more rows than the made-up card holds.
 SHORT_OF_MEMORY = """
 import torch, transformers
@@ -72,6 +78,17 @@ def test_a_bench_measures_each_phase_worst_rows_first(uneven):
     assert not (uneven.directory / "work/training").exists()
 
 
+def test_tokens_not_bytes_say_which_row_is_the_longest(forked_project):
+    """Five of the eight longest by bytes: four of few tokens before one of many."""
+    outputs = [*["alpha " * 40] * 4, "0123456789" * 22, *["beta " * 25] * 40]
+    rows = [{"instruction": "Repeat.", "input": "", "output": output} for output in outputs]
+    path = forked_project.directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told(forked_project)
+    steps = step_tokens(forked_project)
+    assert steps[0] > steps[1]
+
+
 def test_packed_steps_are_full(uneven):
     found = told(uneven, "--set", "sample_packing=true", "--set", "micro_batch_size=2",
                  "--set", "dataset_num_proc=1", "--set", "sequence_len=1024")  # fmt: skip
@@ -117,6 +134,39 @@ def test_random_weights_of_the_real_architecture_stand_in_for_the_base(random_ba
     with safe_open(directory / next(iter(index["weight_map"].values())), "pt") as shard:
         assert shard.get_tensor("lm_head.weight").dtype.itemsize == 2
     assert index["metadata"]["total_size"] == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_random_weights_are_made_anew_only_for_another_architecture(random_base, monkeypatch):
+    monkeypatch.chdir(random_base.directory)
+    tree = {"base_model": "base", "special_tokens": {"pad_token": "<|filler|>"}}
+    told = []
+    stand_in.make(stand_in.find(tree), told.append)
+    assert not told
+    config = random_base.directory / "base/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 1}))
+    directory = stand_in.make(stand_in.find(tree), told.append)
+    assert "making random weights" in told[0]
+    assert json.loads((directory / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "complaint"),
+    [
+        ({"vocab_size": 1_000_000_000, "hidden_size": 8192}, Refused, "random weights take"),
+        ({"vocab_size": 100}, BadInput, "has no room for 256 bytes"),
+        ({"hidden_act": "unheard-of"}, BadInput, "transformers cannot make this architecture"),
+    ],
+)
+def test_random_weights_that_cannot_be_are_one_line_and_leave_nothing(
+    tmp_path, monkeypatch, change, kind, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text(json.dumps({**SHAPE, **change}))
+    with pytest.raises(kind, match=complaint) as told:
+        stand_in.make(stand_in.find({"base_model": "base"}), lambda _: None)
+    assert "\n" not in told.value.line
+    assert not list((tmp_path / "work/bench/models").iterdir())
 
 
 def test_a_4_bit_bench_on_random_weights(random_base):
