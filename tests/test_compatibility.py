@@ -93,18 +93,27 @@ def test_nothing_differs_from_itself(tree):
     assert differences(tree, dict(tree)) == []
 
 
+DROPOUT, MEANS, PACKED = "dropout draws anew", "other micro batches", "rows are packed anew"
+
+
 @pytest.mark.parametrize(
-    ("change", "tree", "what"),
+    ("sizes", "packing", "what"),
     [
-        ({"processes": 2, "gradient_accumulation_steps": 1}, {}, "dropout draws anew"),
-        ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, {}, "other micro batches"),
-        ({"micro_batch_size": 2, "gradient_accumulation_steps": 4}, {"sample_packing": True},
-         "rows are packed anew"),
+        ((4, 1, 2), False, {DROPOUT}),
+        ((4, 1, 2), True, {DROPOUT}),
+        ((2, 4, 1), False, {MEANS}),
+        ((2, 4, 1), True, {PACKED}),
+        ((2, 2, 2), False, {MEANS, DROPOUT}),
+        ((2, 2, 2), True, {PACKED, DROPOUT}),
     ],
-)  # fmt: skip
-def test_what_is_not_exact_at_the_same_batch_is_said(change, tree, what):
-    found = differences({**TREE, **tree}, {**TREE, **tree, **change})
-    assert all(what in d.reason and "stays 8 rows" in d.reason for d in found)
+)
+def test_what_is_not_exact_at_the_same_batch_is_said(sizes, packing, what):
+    tree = {**TREE, "sample_packing": packing}
+    found = differences(tree, {**tree, **dict(zip(compatibility.BATCH_KEYS, sizes, strict=True))})
+    assert found
+    for difference in found:
+        assert "stays 8 rows; " in difference.reason
+        assert {text for text in (DROPOUT, MEANS, PACKED) if text in difference.reason} == what
 
 
 def test_versions_that_reach_the_loss():

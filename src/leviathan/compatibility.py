@@ -26,7 +26,8 @@ FREE_PREFIXES = ("eval_", "gradient_checkpointing", "liger_", "tiled_mlp", "wand
                  "chunked_cross_entropy")  # fmt: skip
 
 _ACCUMULATION = "gradient_accumulation_steps"
-BATCH_KEYS = ("micro_batch_size", _ACCUMULATION, "processes")
+_MICRO_BATCH = "micro_batch_size"
+BATCH_KEYS = (_MICRO_BATCH, _ACCUMULATION, "processes")
 """Their product is the effective batch: rows behind one optimizer step."""
 
 _REASONS = {
@@ -93,16 +94,18 @@ def _judge_batch(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:
         wanted, rest = divmod(before, effective_batch({**new, _ACCUMULATION: 1}))
         hint = "" if rest else f"; {_ACCUMULATION}={wanted} keeps it"
         return "refused", f"the effective batch would be {after} rows instead of {before}{hint}"
-    return "arithmetic", f"the effective batch stays {after} rows; {_inexact(old, new)}"
+    return "arithmetic", "; ".join([f"the effective batch stays {after} rows", *_inexact(old, new)])
 
 
-def _inexact(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _inexact(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What is not bit for bit the same although the effective batch is."""
+    if old.get(_MICRO_BATCH) != new.get(_MICRO_BATCH):
+        if new.get("sample_packing"):
+            yield "rows are packed anew, so some of this epoch come twice and others not"
+        else:
+            yield "its mean is taken over other micro batches, so losses differ a little"
     if old.get("processes") != new.get("processes"):
-        return "dropout draws anew on another number of processes"
-    if new.get("sample_packing"):
-        return "rows are packed anew, so some of this epoch come twice and others not"
-    return "its mean is taken over other micro batches, so losses differ a little"
+        yield "its gradients are summed in another order, and dropout draws anew"
 
 
 def effective_batch(tree: dict[str, Any]) -> int:

@@ -107,6 +107,37 @@ def test_unpacked_resumes_in_both_epochs_are_exact(whole, tmp_path):
     assert project.adapter(RUN) == whole.adapter(RUN)
 
 
+ONE = ("--set", "hardware.count=1", "--set")
+
+
+@pytest.mark.parametrize(
+    ("command", "accumulation"), [(COMMAND, "2"), (COMMAND_PACKED, "4")], ids=["rows", "packed"]
+)
+def test_one_process_takes_over_from_two_and_two_from_one(
+    whole, whole_packed, tmp_path, command, accumulation
+):
+    """The same tokens make every step; only the order in which gradients are summed differs."""
+    before = whole if command is COMMAND else whole_packed
+    shutil.copytree(before.directory, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    alone = (*command, *ONE, f"gradient_accumulation_steps={accumulation}")
+    process = start(project, (*alone, "--resume", "checkpoint-10"), 10)
+    while not any(m["session"] == 2 and m["step"] >= 30 for m in project.metrics(RUN)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    lines = [psutil.Process(pid).cmdline() for pid in project.processes()]
+    assert not any("torch.distributed.run" in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    code, _, err = end(project, process)
+    assert code == 4, err
+    assert "processes: 2 -> 1: the effective batch stays" in err
+    done = project.run(*command)
+    assert done.code == 0, done.err
+    for (old, old_tokens), (new, tokens) in zip(before.exact(RUN), project.exact(RUN), strict=True):
+        assert tokens == old_tokens
+        assert new == pytest.approx(old, rel=1e-3)
+
+
 def test_packed_stopped_signalled_and_killed_it_still_ends_exactly(whole_packed, make_project):
     project = make_project("two-stopped")
 
