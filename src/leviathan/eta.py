@@ -185,7 +185,7 @@ class History:
         if max_steps is None or not stretches:
             return NO_EVIDENCE
         each = sum(s.steps for s in stretches) / len(stretches)
-        parts = [_sum([s.step_s * each for s in stretches], left / each)]
+        parts = [_sum([s.step_s * each for s in stretches], left / each, lasting=True)]
         unmeasured = []
         for kind, name in (("eval", "evaluation"), ("save", "save")):
             count = _to_come(now, kind, step, left)
@@ -243,12 +243,18 @@ def _to_come(session: _Session, kind: str, step: int, left: int) -> int:
     return max(math.ceil(last / every) - since // every, 0) if since < last else 0
 
 
-def _sum(samples: Sequence[float], count: float) -> tuple[float, float]:
+def _sum(samples: Sequence[float], count: float, *, lasting: bool = False) -> tuple[float, float]:
     """The sum of ``count`` more like these: its expectation, and half its 90 % interval.
 
     Hahn and Meeker, Statistical Intervals (1991), chapter 4: the mean of m more draws lies
     within t s sqrt(1/k + 1/m) of the mean of k, for draws from a normal distribution.
     One sample tells no spread: then the half is 0.
+
+    Args:
+        samples: seconds that each took, oldest first.
+        count: how many are to come; need not be whole.
+        lasting: what makes them differ (other processes, heat) comes in spells, so that all
+            that is to come may lie in one: m is 1, unless less than one comes.
     """
     if not samples or not count:
         return 0.0, 0.0
@@ -256,7 +262,8 @@ def _sum(samples: Sequence[float], count: float) -> tuple[float, float]:
     if len(samples) < 2:
         return mid, 0.0
     student = _STUDENT[min(len(samples) - 1, len(_STUDENT)) - 1]
-    return mid, student * stdev(samples) * count * math.sqrt(1 / len(samples) + 1 / count)
+    draws = min(count, 1.0) if lasting else count
+    return mid, student * stdev(samples) * count * math.sqrt(1 / len(samples) + 1 / draws)
 
 
 def _usual(stretches: list[_Stretch]) -> list[_Stretch]:
