@@ -24,7 +24,10 @@ def keys_cache(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         patch.setenv("COLUMNS", "200")
-        patch.delenv("FORCE_COLOR", raising=False)
+        # What the checks before a launch look at, as of this shell.
+        for name in ("FORCE_COLOR", "SSH_CONNECTION", "SSH_TTY", "HF_HOME", "HF_HUB_CACHE"):
+            patch.delenv(name, raising=False)
+        tiny.write_hub_cache(cache)
         yield cache
 
 

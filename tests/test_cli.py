@@ -59,7 +59,8 @@ def test_no_reading_command_loads_the_training_stack(project):
         " 'datasets'} & set(sys.modules)))"
     )
     lines = ["profiles list", "recipes show tiny", "data sample rows.jsonl -s 5", "checkpoints list x",
-             "render -p tiny -r tiny", "train -p tiny -r tiny --dry-run"]  # fmt: skip
+             "render -p tiny -r tiny", "train -p tiny -r tiny --dry-run", "doctor",
+             "doctor -p tiny -r tiny"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", program, *lines], capture_output=True, text=True, check=False
     )

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+import tiny
 from fakes.processes import FAKES, listing, wait_for
 from leviathan import checkpoints, diagnosis, launch, layers, runs, sessions, train
 from leviathan.config import Profile
@@ -570,8 +571,7 @@ def test_a_first_launch_that_failed_does_not_lock_the_run_name(trainings):
 
 
 def test_a_base_model_that_changed_is_not_resumed_on(crashed):
-    (crashed.project / "base").mkdir(exist_ok=True)
-    (crashed.project / "base/config.json").write_text("{}")
+    tiny.write_hollow_model(crashed.project / "base")
     refused = crashed.run()
     assert refused.code == 3
     assert "the base model base has changed since tiny_full_tiny was begun" in refused.stderr

@@ -136,6 +136,26 @@ def write_project(directory: Path, rows: int = 72) -> Path:
     return directory
 
 
+def write_hub_cache(cache: Path) -> None:
+    """A base model ``base`` in the hub's cache under XDG_CACHE_HOME=``cache``.
+
+    What is launched here is fake and loads nothing; the checks before it want a whole model.
+    """
+    model = cache / "huggingface/hub/models--base"
+    write_hollow_model(model / "snapshots/abc")
+    (model / "refs").mkdir(exist_ok=True)
+    (model / "refs/main").write_text("abc")
+
+
+def write_hollow_model(directory: Path) -> Path:
+    """Every file of a model, without a weight in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        (directory / name).write_text("{}")
+    (directory / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return directory
+
+
 def write_more(directory: Path) -> None:
     """A recipe of two epochs without evaluation; profiles that keep all, and of two processes."""
     recipe = RECIPE.replace("epochs: 1", "epochs: 2").replace("val_set_size: 8", "val_set_size: 0")

@@ -126,7 +126,7 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, Any]] | None:
             length = struct.unpack("<Q", stream.read(8))[0]
             header = json.loads(stream.read(min(length, 1 << 26)))
         header.pop("__metadata__", None)
-        all(entry["shape"] for entry in header.values())
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        whole = all("shape" in entry for entry in header.values())
+    except (OSError, ValueError, struct.error, TypeError, AttributeError):
         return None
-    return 8 + length, header
+    return (8 + length, header) if whole else None

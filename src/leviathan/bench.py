@@ -18,18 +18,18 @@ from leviathan import (
     knobs,
     ladder,
     machine,
+    preflight,
     probe,
     runs,
     schema,
     sessions,
     stand_in,
-    train,
 )
 from leviathan import render as rendering
 from leviathan.calibrations import Calibration
 from leviathan.config import Hardware, OutOfMemory, Recovery
 from leviathan.errors import BadInput, Refused
-from leviathan.layers import Config, dataset_entries, run_name
+from leviathan.layers import Config, dataset_entries, row_fields, run_name
 from leviathan.probe import Probe
 from leviathan.sessions import Ending
 from leviathan.stand_in import StandIn
@@ -77,7 +77,7 @@ def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
     knobs.read(config.tree)
     path = Path(config.recipe.corpus)
     if path.exists():
-        corpus.check_head(path, train.required_fields(config))
+        corpus.check_head(path, row_fields(config))
     elif config.tree["datasets"] != dataset_entries(config.recipe.format):
         raise BadInput(
             f"corpus {path} does not exist, and rows for axolotl.datasets cannot be made up",
@@ -86,7 +86,8 @@ def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
     found = stand_in.find(config.tree)
     name = run_name(config, f"{config.recipe_name}_{config.profile_name}")
     paths = runs.RunPaths(DIRECTORY / name)
-    checks = tuple(train.checks(config, here, paths))
+    subject = preflight.of_bench(config, here, paths, keys_read=keys is not None)
+    checks = tuple(preflight.checks(subject))
     decision = Decision("start", config, paths, None, None, (), checks, here, keys)
     return Bench(decision, found, warm_up, steps)
 
@@ -108,7 +109,7 @@ def run(bench: Bench, listener: Listener) -> Result:
     total = bench.warm_up + bench.steps
     path = Path(config.recipe.corpus)
     if path.exists():
-        required = train.required_fields(config)
+        required = row_fields(config)
         rows = probe.from_corpus(path, read, total, ACCUMULATION, required)
     else:
         rows = probe.generated(config.recipe.format, read, total, ACCUMULATION)

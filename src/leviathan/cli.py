@@ -125,12 +125,14 @@ def _register() -> None:
         cli_checkpoints,
         cli_config,
         cli_demo,
+        cli_doctor,
         cli_model,
         cli_plan,
         cli_runs,
         cli_train,
     )
 
+    cli_doctor.register(app)
     cli_config.register(app)
     cli_plan.register(app)
     cli_bench.register(app)

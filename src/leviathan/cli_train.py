@@ -78,7 +78,8 @@ def train(
     budget = Budget(max_hours, budget_usd, price)
     announce_schema()
     decision = _decide(merged, name, resume, shrink)
-    show_checks(decision, force=force or dry_run)
+    if dry_run or decision.action != "nothing":
+        show_checks(decision, force=force or dry_run, detach=detach)
     if dry_run or decision.action == "nothing":
         _show_instead(decision, dry_run=dry_run, as_json=as_json)
         return
@@ -214,18 +215,19 @@ def _announcing(listener: Any) -> Any:
     return tell
 
 
-def show_checks(decision: Any, *, force: bool) -> None:
+def show_checks(decision: Any, *, force: bool, detach: bool = False) -> None:
     from leviathan import ui
     from leviathan.errors import Refused
 
     for check in decision.checks:
-        if check.state == "warn":
-            ui.warn(f"{check.name}: {check.evidence}")
+        # In the background no terminal matters.
+        if check.state == "warn" and not (detach and check.name == "terminal"):
+            ui.warn(f"{check.name}: {check.evidence}; {check.fix}")
     failed = decision.failed_checks
     for check in failed if force else []:
         ui.warn(f"{check.name}: {check.evidence} (going on: --force)")
     if failed and not force:
-        raise Refused("; ".join(check.evidence for check in failed), failed[0].fix)
+        raise Refused("\n".join(f"{c.name}: {c.evidence}; {c.fix}" for c in failed))
 
 
 def _show_instead(decision: Any, *, dry_run: bool, as_json: bool) -> None:

@@ -131,6 +131,22 @@ def sample_path(corpus: Path, sample: str, seed: int, directory: Path) -> Path:
     return directory / f"{corpus.stem}-{place}_{sample}_seed{seed}.jsonl"
 
 
+def expected_bytes(corpus: Path, sample: str) -> int:
+    """How large a sample will be about, judged by the corpus's size and its first rows."""
+    size = corpus.stat().st_size
+    wanted = parse_sample(sample)
+    if wanted is None:
+        return size
+    if isinstance(wanted, float):
+        return int(size * wanted)
+    rows, seen = 0, 0
+    for _, line in read_rows(corpus):
+        rows, seen = rows + 1, seen + len(line)
+        if rows == min(wanted, _CHECKED_ROWS):
+            break
+    return min(size, int(seen / max(rows, 1) * wanted))
+
+
 def refuse_unreadable(corpus: Path) -> None:
     """Raise BadInput unless ``corpus`` is a file that can be opened."""
     if not corpus.exists():
@@ -185,8 +201,10 @@ def rows_wanted(wanted: float | int | None, of_rows: int, corpus: Path) -> int:
     return max(1, round(of_rows * wanted))
 
 
-def check_head(corpus: Path, required: tuple[str, ...]) -> None:
+def check_head(corpus: Path, required: tuple[str, ...]) -> int:
     """Look at the first rows, so that a wrong format shows before anything is begun.
+
+    Returns how many rows were looked at.
 
     Raises:
         BadInput: see ``parse_row``; also an unreadable or empty corpus.
@@ -197,8 +215,8 @@ def check_head(corpus: Path, required: tuple[str, ...]) -> None:
         parse_row(line, corpus, number, required)
         rows += 1
         if rows == _CHECKED_ROWS:
-            return
-    rows_wanted(None, rows, corpus)
+            break
+    return rows_wanted(None, rows, corpus)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,7 @@ from leviathan.config import (
     load_recipe,
     validated,
 )
-from leviathan.corpus import parse_sample
+from leviathan.corpus import REQUIRED_FIELDS, parse_sample
 from leviathan.errors import BadInput
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
@@ -94,6 +94,12 @@ _AXOLOTL_TOO = {"epochs", "seed", "base_model"}
 def dataset_entries(row_format: str) -> list[dict[str, Any]]:
     """Axolotl's ``datasets`` for a recipe's ``format``, without the path."""
     return [{"ds_type": "json", **DATASET_FORMATS[row_format]}]
+
+
+def row_fields(config: Config) -> tuple[str, ...]:
+    """Keys a row must have, where ``format``, not ``axolotl.datasets``, says what it holds."""
+    standard = config.tree["datasets"] == dataset_entries(config.recipe.format)
+    return REQUIRED_FIELDS[config.recipe.format] if standard else ()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -3,11 +3,15 @@
 The only module that asks the hardware. Does not judge what it finds; ``preflight`` does.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
+import resource
 import shutil
+import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +73,31 @@ class Driver:
 
 
 @dataclass(frozen=True)
+class TorchBuild:
+    """The installed torch, as its own ``version.py`` says it."""
+
+    version: str
+    cuda: str | None
+    """CUDA it was built with, as ``13.0``; None for a CPU build."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine apart from its GPUs, and what it grants this process; None is unknown."""
+
+    ram_gib: float | None = None
+    ram_available_gib: float | None = None
+    shm_gib: float | None = None
+    """Free shared memory (/dev/shm), through which data loader workers hand rows over."""
+    open_files: int | None = None
+    """How many files this process may open."""
+    clock_synchronised: bool | None = None
+    """Whether the kernel's clock is steered by a time server."""
+    terminal: bool = False
+    """Whether this process belongs to a terminal that can hang up on it."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """What this machine has."""
 
@@ -78,17 +107,20 @@ class Machine:
     driver: Driver | None = None
     driver_problem: str = ""
     """Why no GPU could be asked, in NVML's words."""
+    torch: TorchBuild | None = None
+    host: Host = Host()
 
 
 _PACKAGES = ("leviathan-train", "axolotl", "torch", "transformers", "peft", "accelerate",
-             "bitsandbytes", "datasets", "trl")  # fmt: skip
+             "bitsandbytes", "datasets", "trl", "liger-kernel", "flash-attn",
+             "deepspeed")  # fmt: skip
 
 
 def probe() -> Machine:
     """Look at this machine. Imports nothing of the training stack."""
     gpus, driver, problem = _nvidia()
     flash_attn = importlib.util.find_spec("flash_attn") is not None
-    return Machine(gpus, flash_attn, versions(), driver, problem)
+    return Machine(gpus, flash_attn, versions(), driver, problem, _torch_build(), _host())
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +132,66 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _torch_build() -> TorchBuild | None:
+    """Read from torch's text: importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    for place in (spec.submodule_search_locations if spec else None) or []:
+        with suppress(OSError):
+            text = (Path(place) / "version.py").read_text()
+            found = dict(re.findall(r"^(\w+)\b[^=\n]*= '([^']*)'", text, re.MULTILINE))
+            return TorchBuild(found.get("__version__", "of unknown version"), found.get("cuda"))
+    return None
+
+
+def _host() -> Host:
+    memory = psutil.virtual_memory()
+    shm = Path("/dev/shm")  # noqa: S108 - asked how large it is, nothing is put there
+    return Host(
+        memory.total / 2**30,
+        memory.available / 2**30,
+        free_gib(shm) if shm.is_dir() else None,
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        _clock_synchronised(),
+        _has_terminal(),
+    )
+
+
+_STA_UNSYNC = 0x40  # linux/timex.h
+
+
+class _Timex(ctypes.Structure):
+    """The head of the kernel's ``struct timex``; ``modes`` 0 only reads."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("before_status", ctypes.c_long * 4),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_byte * 256),
+    )
+
+
+def _clock_synchronised() -> bool | None:
+    if Path("/run/systemd/timesync/synchronized").exists():
+        return True
+    answer = _Timex()
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.byref(answer))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else not answer.status & _STA_UNSYNC
+
+
+def _has_terminal() -> bool:
+    """nohup's child ignores the hang-up, and a process without a terminal never hears it."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _nvidia() -> tuple[tuple[Gpu, ...], Driver | None, str]:
@@ -258,6 +350,13 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def file_system(path: Path) -> int:
+    """Identifies the file system that ``path`` is or will be on."""
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
 
 
 def free_gib(path: Path) -> float:

@@ -1,89 +1,159 @@
-"""Owns the checks before a launch: can this machine run this profile at all.
+"""Owns the checks before a launch: what is looked at, and the order it is told in.
 
-Does not ask the hardware itself (``machine``) nor predict memory or time.
+Does not ask the hardware itself (``machine``), nor judge (``check_*``), nor predict memory.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from leviathan import (
+    basemodel,
+    check_gpu,
+    check_inputs,
+    check_shell,
+    check_software,
+    checkpoints,
+    corpus,
+    disk,
+    machine,
+)
+from leviathan.checkup import Check, Inputs, Subject
 from leviathan.config import Profile
-from leviathan.disk import Forecast
-from leviathan.machine import Machine
+from leviathan.disk import Need, Volume
+from leviathan.layers import Config, row_fields
+from leviathan.machine import Gpu, Machine
+from leviathan.runs import RunPaths
+
+CHECKS: tuple[Callable[[Subject], Check | None], ...] = (
+    check_software.packages,
+    check_software.axolotl,
+    check_gpu.driver,
+    check_gpu.gpu,
+    check_gpu.memory,
+    check_gpu.health,
+    check_software.precision,
+    check_software.attention,
+    check_inputs.base_model,
+    check_inputs.rows,
+    check_inputs.disk,
+    check_inputs.ram,
+    check_shell.terminal,
+    check_shell.accelerate,
+    check_shell.environment,
+    check_shell.clock,
+    check_shell.limits,
+)
+"""Every check, in the order it is told; one that has nothing to look at says nothing."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One verdict with its evidence and, unless it passed, what to do."""
-
-    name: str
-    state: str
-    evidence: str
-    fix: str = ""
+def checks(subject: Subject) -> list[Check]:
+    """Every verdict on ``subject`` that can be given."""
+    return [found for check in CHECKS if (found := check(subject))]
 
 
-_FEW_GIB = 10.0
-_NEEDED = ("axolotl", "torch", "transformers", "peft", "accelerate")
+def of_machine(
+    here: Machine, profile: Profile | None = None, *, keys_read: bool | None = None
+) -> Subject:
+    """The machine alone, against a profile where one is given."""
+    tree = profile.axolotl if profile else {}
+    return Subject(here, dict(os.environ), profile, tree, keys_read=keys_read)
 
 
-def checks(
-    profile: Profile, machine: Machine, run_dir: Path, free_gib: float, forecast: Forecast
-) -> list[Check]:
-    """Packages, GPU against profile, and disk against forecast, each pass, warn or fail."""
-    return [_packages(machine), _gpu(profile, machine), _disk(profile, run_dir, free_gib, forecast)]
+def of_training(
+    config: Config, here: Machine, paths: RunPaths, data: Path, *,
+    keys_read: bool | None, needed_gib: float | None = None,
+) -> Subject:  # fmt: skip
+    """A training as it is configured, with what it will read and write.
+
+    Args:
+        config: merged layers.
+        here: the machine.
+        paths: the run's directory, existing or not.
+        data: where samples are drawn to.
+        keys_read: whether Axolotl told its keys; None where it was not asked.
+        needed_gib: GPU memory the training will take, where it was predicted.
+    """
+    environment = dict(os.environ)
+    existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
+    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
+    kept = sum(c.sound for c in existing)
+    needs = _needs(config, paths, data, forecast, kept, environment)
+    inputs = Inputs(
+        Path(config.recipe.corpus), row_fields(config), basemodel.locate(config.tree, environment),
+        _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
+    )  # fmt: skip
+    return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed_gib)
 
 
-def _packages(machine: Machine) -> Check:
-    missing = [package for package in _NEEDED if package not in machine.versions]
-    if missing:
-        return Check(
-            "packages", "fail", f"not installed: {', '.join(missing)}",
-            "pip install 'leviathan-train[train]'",
-        )  # fmt: skip
-    return Check("packages", "pass", f"axolotl {machine.versions['axolotl']}")
+def of_bench(config: Config, here: Machine, paths: RunPaths, *, keys_read: bool) -> Subject:
+    """A short trial of this configuration: rows and base model are made up where they lack."""
+    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), [])
+    volumes = _volumes([_one_checkpoint(paths, forecast)])
+    inputs = Inputs(None, (), None, volumes, forecast, "arithmetic", paths.directory)
+    return Subject(here, dict(os.environ), config.profile, config.tree, inputs, keys_read)
 
 
-def _gpu(profile: Profile, machine: Machine) -> Check:
-    hardware = profile.hardware
-    if hardware.device == "cpu":
-        return Check("gpu", "pass", "the profile trains on the CPU")
-    wanted = f"{hardware.count} x {hardware.gpu or 'CUDA GPU'}"
-    if len(machine.gpus) < hardware.count:
-        return Check(
-            "gpu", "fail", f"the profile wants {wanted}, this machine has {len(machine.gpus)}",
-            "use --profile cpu for a trial, or --force",
-        )  # fmt: skip
-    smallest = min(gpu.memory_gib for gpu in machine.gpus[: hardware.count])
-    # NVML reports a few per cent less than the nominal size (ECC, reserved pages).
-    if hardware.memory_gib and smallest < 0.9 * hardware.memory_gib:
-        return Check(
-            "gpu", "fail",
-            f"the profile wants {hardware.memory_gib:g} GiB, {machine.gpus[0].name} has "
-            f"{smallest:.1f}",
-            "choose a profile for this card, or --force",
-        )  # fmt: skip
-    return Check("gpu", "pass", f"{machine.gpus[0].name}, {smallest:.1f} GiB")
+def _one_checkpoint(paths: RunPaths, forecast: disk.Forecast) -> Need:
+    one = forecast.checkpoint or 0
+    return Need("one checkpoint", paths.directory, one + one // 10, soon=True)
 
 
-def _disk(profile: Profile, run_dir: Path, free_gib: float, forecast: Forecast) -> Check:
-    """Fail when not even one save fits, warn when what the run will write does not."""
-    reserve, keep = profile.guards.disk_reserve_gib, profile.checkpoints.keep
-    one = (forecast.checkpoint or 0) / 2**30
-    # The newest few, the best, and the one being written.
-    whole = one * (keep + 2) + (forecast.merged or 0) / 2**30 + reserve
-    evidence = f"{free_gib:.3g} GiB free for {run_dir}; a checkpoint takes {_gib(forecast)}"
-    if free_gib < 1.1 * one + reserve:
-        return Check("disk", "fail", evidence, "free some space: a save must never be cut short")
-    if free_gib < whole:
-        return Check(
-            "disk", "warn", f"{evidence}, all that is kept and the merged model {whole:.3g} GiB",
-            "free some space, or lower checkpoints.keep",
-        )  # fmt: skip
-    if forecast.checkpoint is None and free_gib < _FEW_GIB:
-        return Check("disk", "warn", evidence, "free some space: the base model is not here yet")
-    return Check("disk", "pass", evidence)
+def _needs(
+    config: Config, paths: RunPaths, data: Path, forecast: disk.Forecast, kept: int,
+    environment: Mapping[str, str],
+) -> list[Need]:  # fmt: skip
+    """What this run has yet to write."""
+    one, merged = forecast.checkpoint or 0, forecast.merged or 0
+    # The newest few and the best are kept; another is written before one is let go.
+    more = max(config.profile.checkpoints.keep + 1 - kept, 0)
+    source = Path(config.recipe.corpus)
+    size = corpus.expected_bytes(source, config.sample) if source.is_file() else 0
+    drawn = corpus.sample_path(source, config.sample, config.recipe.seed, data)
+    copied = 0 if config.sample == "full" or drawn.exists() else size
+    tokenised = 0 if paths.prepared_mark.exists() else size
+    packed = bool(config.tree.get("sample_packing"))
+    return [
+        Need("sample", data, copied, soon=True),
+        Need("the rows' cache", basemodel.datasets_cache(environment),
+             disk.cached_bytes(tokenised), soon=True),
+        Need("prepared data", paths.prepared, disk.prepared_bytes(tokenised, packed=packed),
+             soon=True),
+        _one_checkpoint(paths, forecast),
+        Need(f"{more} more checkpoints", paths.directory, more * one, soon=False),
+        Need("merged model", Path("models"), merged, soon=False),
+    ]  # fmt: skip
 
 
-def _gib(forecast: Forecast) -> str:
-    if forecast.checkpoint is None:
-        return "an unknown size"
-    return f"{forecast.checkpoint / 2**30:.2g} GiB"
+def _volumes(needs: list[Need]) -> tuple[Volume, ...]:
+    """The needs by file system, the run's own first."""
+    found: dict[int, list[Need]] = {}
+    for need in sorted(needs, key=lambda need: "checkpoint" not in need.what):
+        found.setdefault(machine.file_system(need.path), []).append(need)
+    return tuple(
+        Volume(group[0].path, machine.free_bytes(group[0].path), tuple(group))
+        for group in found.values()
+    )
+
+
+def suited(gpus: tuple[Gpu, ...], profiles: Mapping[str, Profile]) -> str | None:
+    """The profile that makes most of these GPUs; the first for the CPU where there is none.
+
+    None where no profile is small enough.
+    """
+    best: tuple[tuple[float, ...], str] | None = None
+    for name, profile in profiles.items():
+        wanted = profile.hardware
+        if not gpus and wanted.device == "cpu":
+            return name
+        used = gpus[: wanted.count]
+        if wanted.device == "cpu" or len(used) < wanted.count:
+            continue
+        smallest = min(gpu.memory_gib for gpu in used)
+        if smallest < check_gpu.OF_NOMINAL * (wanted.memory_gib or 0):
+            continue
+        alike = used[0].compute_capability == wanted.compute_capability
+        rank = (wanted.count, wanted.memory_gib or 0, float(alike))
+        if best is None or rank > best[0]:
+            best = rank, name
+    return best[1] if best else None

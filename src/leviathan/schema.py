@@ -22,6 +22,8 @@ from typing import Any
 from leviathan import files
 from leviathan.yamlfile import KeyPath, dotted
 
+SUPPORTED = ("0.19", "0.22")
+"""Axolotl's versions that Leviathan knows, the second excluded; as pyproject.toml has them."""
 _CACHE_FORMAT = 3
 Shape = dict[str, Any]
 

@@ -14,6 +14,7 @@ from leviathan.config import Recovery
 from leviathan.diagnosis import short
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
+from leviathan.layers import row_fields
 from leviathan.probe import Probe
 from leviathan.sessions import Ending
 from leviathan.supervise import Listener
@@ -91,7 +92,7 @@ def _probe(decision: Decision, corpus_path: Path) -> Decision:
     bench.replace_directory(paths)
     read = knobs.read(config.tree, config.profile.hardware.count)
     rows = probe.from_corpus(
-        corpus_path, read, probe.WORST_STEPS, ACCUMULATION, train.required_fields(config), None
+        corpus_path, read, probe.WORST_STEPS, ACCUMULATION, row_fields(config), None
     )
     sample, held_out = probe.write(rows, paths.directory, evaluation=probe.evaluates(config.tree))
     # The last of its steps is the measured one: the first pays for what is made once.

@@ -15,7 +15,6 @@ from leviathan import (
     checkpoints,
     compatibility,
     corpus,
-    disk,
     launch,
     layers,
     machine,
@@ -26,10 +25,11 @@ from leviathan import (
 )
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
-from leviathan.corpus import REQUIRED_FIELDS, Sample
+from leviathan.checkup import Check
+from leviathan.corpus import Sample
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
-from leviathan.layers import Config, dataset_entries, run_name
+from leviathan.layers import Config, run_name
 from leviathan.probe import Probe
 
 DATA = Path("work/data")
@@ -47,7 +47,7 @@ class Decision:
     resume_from: Checkpoint | None
     aside: tuple[Checkpoint, ...]
     """Checkpoints to move out of the line first: damaged, or newer than the chosen one."""
-    checks: tuple[preflight.Check, ...]
+    checks: tuple[Check, ...]
     machine: machine.Machine
     schema: schema.AxolotlSchema | None
     notes: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Decision:
     """Makes it a run to be measured, on rows of its own."""
 
     @property
-    def failed_checks(self) -> list[preflight.Check]:
+    def failed_checks(self) -> list[Check]:
         return [check for check in self.checks if check.state == "fail"]
 
 
@@ -75,7 +75,7 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
     models.local_or_hub(config.tree["base_model"])
-    corpus.check_head(Path(config.recipe.corpus), required_fields(config))
+    corpus.check_head(Path(config.recipe.corpus), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
     config = adjusted(config, record.adjustments if record else ())
@@ -89,21 +89,14 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
         )  # fmt: skip
     if chosen and record:
         _refuse_foreign(chosen, record, config)
-    found = tuple(checks(config, here, paths))
+    subject = preflight.of_training(config, here, paths, DATA, keys_read=keys is not None)
+    found = tuple(preflight.checks(subject))
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
     action = "resume" if chosen else "start"
     return Decision(
         action, config, paths, record, chosen, tuple(aside), found, here, keys, tuple(notes)
     )
-
-
-def checks(config: Config, here: machine.Machine, paths: runs.RunPaths) -> list[preflight.Check]:
-    """Whether this machine can train this in that directory."""
-    existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
-    free_gib = machine.free_gib(paths.directory)
-    return preflight.checks(config.profile, here, paths.directory, free_gib, forecast)
 
 
 def adjusted(config: Config, adjustments: Sequence[dict[str, Any]]) -> Config:
@@ -233,7 +226,7 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     recipe = decision.config.recipe
     sample = corpus.draw(
         Path(recipe.corpus), decision.config.sample, recipe.seed, DATA,
-        required_fields(decision.config), progress,
+        layers.row_fields(decision.config), progress,
     )  # fmt: skip
     record = decision.record if decision.resume_from else None
     if record and record.corpus.get("digest") != sample.digest:
@@ -243,12 +236,6 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
             "restore it, or start a new run with --name",
         )
     return sample
-
-
-def required_fields(config: Config) -> tuple[str, ...]:
-    """Keys a row must have, where ``format``, not ``axolotl.datasets``, says what it holds."""
-    standard = config.tree["datasets"] == dataset_entries(config.recipe.format)
-    return REQUIRED_FIELDS[config.recipe.format] if standard else ()
 
 
 def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendered:

@@ -97,11 +97,12 @@ def _cell(value: Any) -> str:
 
 
 _STATES = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red",
-           "crashed": "bold red", "damaged": "bold red"}  # fmt: skip
+           "crashed": "bold red", "damaged": "bold red",
+           "pass": "green", "warn": "yellow", "fail": "bold red"}  # fmt: skip
 
 
 def state(word: str) -> Text:
-    """A run's state in its colour."""
+    """A run's state, or a check's, in its colour."""
     return Text(word, _STATES.get(word, ""))
 
 
