@@ -435,3 +435,19 @@ def test_each_file_system_is_counted_once_and_by_itself(project, monkeypatch):
     assert [n.what for n in cache.needs] == ["the rows' cache"]
     assert {n.what for n in run.needs} > {"one checkpoint", "prepared data", "merged model"}
     assert run.total() == sum(n.bytes for n in run.needs) > run.total(soon=True) - 1
+
+
+@pytest.mark.parametrize(("free_gib", "state"), [(15.5, "pass"), (8.0, "fail")])
+def test_free_memory_against_the_formula(project, free_gib, state):
+    """What the A4000's YAML takes is known before anything is downloaded."""
+    from leviathan import layers, runs, train
+
+    config = layers.build("leviathan", "a4000", "10pct", [])
+    here = machine([Gpu("NVIDIA RTX A4000", 16.0, free_gib, "sm_86")])
+    paths = runs.RunPaths(runs.TRAINING / "r")
+    found = preflight.of_training(config, here, paths, train.DATA, keys_read=True)
+    assert check_gpu.memory(found).state == state
+    unknown = layers.build("tiny", "tiny", "full", ["base_model=my/model"])
+    assert (
+        preflight.of_training(unknown, here, paths, train.DATA, keys_read=True).needed_gib is None
+    )

@@ -145,7 +145,7 @@ def _more_memory(gpu: Gpu, needed: float | None, lost: float) -> str:
     if needed is not None and needed > gpu.memory_gib:
         if needed <= gpu.memory_gib + lost:
             return "turn ECC off (sudo nvidia-smi -e 0, then reboot), or lower sequence_len"
-        return "lower sequence_len or micro_batch_size, or choose a larger card"
+        return "leviathan plan, with the same options, names the change that costs least"
     if gpu.holders:
         pids = " ".join(str(holder.pid) for holder in gpu.holders)
         return f"end what holds it: kill {pids}"

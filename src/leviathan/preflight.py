@@ -1,6 +1,6 @@
 """Owns the checks before a launch: what is looked at, and the order it is told in.
 
-Does not ask the hardware itself (``machine``), nor judge (``check_*``), nor predict memory.
+Does not ask the hardware itself (``machine``), nor judge (``check_*``).
 """
 
 import os
@@ -16,11 +16,15 @@ from leviathan import (
     checkpoints,
     corpus,
     disk,
+    knobs,
     machine,
+    memory,
+    shapes,
 )
 from leviathan.checkup import Check, Inputs, Subject
 from leviathan.config import Profile
 from leviathan.disk import Need, Volume
+from leviathan.errors import BadInput
 from leviathan.layers import Config, row_fields
 from leviathan.machine import Gpu, Machine
 from leviathan.runs import RunPaths
@@ -61,9 +65,8 @@ def of_machine(
 
 
 def of_training(
-    config: Config, here: Machine, paths: RunPaths, data: Path, *,
-    keys_read: bool | None, needed_gib: float | None = None,
-) -> Subject:  # fmt: skip
+    config: Config, here: Machine, paths: RunPaths, data: Path, *, keys_read: bool | None
+) -> Subject:
     """A training as it is configured, with what it will read and write.
 
     Args:
@@ -72,7 +75,6 @@ def of_training(
         paths: the run's directory, existing or not.
         data: where samples are drawn to.
         keys_read: whether Axolotl told its keys; None where it was not asked.
-        needed_gib: GPU memory the training will take, where it was predicted.
     """
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
@@ -83,7 +85,18 @@ def of_training(
         Path(config.recipe.corpus), row_fields(config), basemodel.locate(config.tree, environment),
         _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
     )  # fmt: skip
-    return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed_gib)
+    needed = _needed_gib(config)
+    return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed)
+
+
+def _needed_gib(config: Config) -> float | None:
+    """What one GPU will hold, by formula; None for a model of unknown shape, which may train."""
+    try:
+        shape = shapes.load(str(config.tree["base_model"]))
+        chosen = knobs.read(config.tree, config.profile.hardware.count)
+        return memory.estimate(shape, chosen, device=config.profile.hardware.device).total_gib
+    except BadInput:
+        return None
 
 
 def of_bench(config: Config, here: Machine, paths: RunPaths, *, keys_read: bool) -> Subject:
