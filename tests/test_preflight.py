@@ -145,9 +145,9 @@ ECC = Gpu("A4000", 15.0, 14.8, "sm_86", ecc=True, memory_bus_bits=256)
     [
         (A4000, 15.0, "pass", ""),
         (A4000, 15.3, "fail", "end what holds it"),
-        (A4000, 17.0, "fail", "lower sequence_len"),
+        (A4000, 17.0, "fail", "leviathan plan"),
         (ECC, 15.5, "fail", "turn ECC off"),
-        (ECC, 17.0, "fail", "lower sequence_len"),
+        (ECC, 17.0, "fail", "leviathan plan"),
         (Gpu("x", 24, 12, "sm_86"), 11.0, "pass", ""),
         (Gpu("x", 24, 12, "sm_86"), None, "warn", "end what holds it"),
     ],
