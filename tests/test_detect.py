@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def test_a_whole_file():
 def nvml(*gpus: Gpu) -> list[dict]:
     return [
         {
-            "Name": gpu.name, "MemoryInfo": int(gpu.memory_gib * 2**30),
+            "Name": gpu.name, "MemoryInfo": dict.fromkeys(("total", "free"), int(gpu.memory_gib * 2**30)),
             "CudaComputeCapability": [int(gpu.compute_capability[3:-1]), int(gpu.compute_capability[-1])],
             "EnforcedPowerLimit": int((gpu.power_limit_w or 0) * 1000), "NumGpuCores": gpu.cores,
             "MaxClockInfo": [gpu.max_sm_clock_mhz, gpu.max_memory_clock_mhz],
@@ -256,11 +257,15 @@ def nvml(*gpus: Gpu) -> list[dict]:
 
 
 def leviathan(*arguments: str, gpus=(fake.L40S,)):
-    path = os.pathsep.join([str(FAKES / "nvml"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "FAKE_GPUS": json.dumps(nvml(*gpus))}
-    return subprocess.run(
-        [LEVIATHAN, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    path = os.pathsep.join([str(FAKES / "driver"), os.environ.get("PYTHONPATH", "")])
+    state = {"driver": "580.95", "cuda": 13000, "gpus": nvml(*gpus)}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(json.dumps(state))
+        file.flush()
+        environment = {**os.environ, "PYTHONPATH": path, "FAKE_NVML": file.name}
+        return subprocess.run(
+            [LEVIATHAN, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
 
 
 def test_detect_shows_writes_and_never_overwrites(project):

@@ -21,10 +21,12 @@ def _init():
         raise NVMLError(STATE["error"])
 
 
-def _ask(gpu, query):
+def _ask(gpu, query, *rest):
     if query not in gpu:
         raise NVMLError("Not Supported")
     answer = gpu[query]
+    if query == "MaxClockInfo":  # 1: streaming multiprocessors, 2: memory
+        return answer[rest[0] - 1]
     if isinstance(answer, dict):
         return SimpleNamespace(**answer)
     return [SimpleNamespace(**a) for a in answer] if query.endswith("Processes") else answer
@@ -44,4 +46,6 @@ def __getattr__(name):
     if not name.startswith("nvml"):
         raise AttributeError(name)
     query = name.removeprefix("nvml")
-    return _CALLS.get(query) or (lambda gpu, *_: _ask(gpu, query.removeprefix("DeviceGet")))
+    return _CALLS.get(query) or (
+        lambda gpu, *rest: _ask(gpu, query.removeprefix("DeviceGet"), *rest)
+    )
