@@ -195,3 +195,31 @@ def test_calibrations_round_trip(base, llama):
     with Path("work/calibrations.jsonl").open("a") as out:
         out.write('{"schema": 1}\nnot json\n')
     assert [asdict(c) for c in calibrations.read()] == [asdict(found)]
+
+
+def test_a_run_knows_its_own_pace_best(run_cli, base, llama):
+    """Sixteen steps of 2 s with evaluations of 3 s and saves of 1 s at each fifth."""
+    paths = runs.RunPaths(runs.TRAINING / "tiny_full_tiny")
+    config = layers.build("tiny", "tiny", "full", [])
+    paths.directory.mkdir(parents=True)
+    record = runs.RunRecord(
+        "tiny_full_tiny", "tiny", "tiny", "full", [], {}, config.tree, 1, {}, None, {}, 0.0, "stopped",
+    )  # fmt: skip
+    runs.write(paths, record)
+    events = [{"event": "start", "session": 1, "step": 0},
+              {"event": "train_begin", "session": 1, "step": 0, "eval_every": 5, "save_every": 5}]  # fmt: skip
+    metrics, now = [], 0.0
+    for step in range(1, 11):
+        now += 2.0
+        metrics.append({"session": 1, "step": step, "loss": 1.0, "monotonic_s": now})
+        if step % 5 == 0:
+            metrics.append({"session": 1, "step": step, "eval_loss": 1.0, "eval_s": 3.0})
+            events.append({"event": "save", "session": 1, "step": step, "save_s": 1.0})
+            now += 4.0
+    for path, lines in ((paths.events, events), (paths.metrics, metrics)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    document = json.loads(run_cli("plan", *TINY, "--json").stdout)
+    assert document["evidence"]["time"].startswith("history: this session's")
+    assert document["hours"]["mid"] * 3600 == pytest.approx(16 * 2 + 4 * 3 + 4 * 1, abs=1)
+    other = json.loads(run_cli("plan", *TINY, "--set", "lora_r=4", "--json").stdout)
+    assert other["hours"] is None

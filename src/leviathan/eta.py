@@ -200,6 +200,12 @@ class History:
         half = math.hypot(*(half for _, half in parts))
         return Eta(max(mid - half, 0.0), mid, mid + half, source)
 
+    def whole(self, steps: int) -> Eta:
+        """What all of such a run would take at this pace, from its first step to its last."""
+        newest = self._sessions.get(max(self._sessions, default=0), _Session())
+        here = newest.marks[-1].step if newest.marks else 0
+        return self.eta(here, here + steps)
+
     def _evidence(self) -> tuple[int, list[_Stretch]]:
         """The stretches that tell the pace, and the session they are of."""
         for enough, warm_up in ((_ENOUGH, True), (1, False)):

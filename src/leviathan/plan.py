@@ -13,6 +13,7 @@ from leviathan import calibrations, disk, knobs, memory, speed, steps
 from leviathan.calibrations import Calibration
 from leviathan.config import Profile
 from leviathan.decoder import Shape
+from leviathan.eta import History
 from leviathan.knobs import Knobs
 from leviathan.layers import Config
 from leviathan.memory import Memory
@@ -131,6 +132,7 @@ def make(
     known: Sequence[Calibration] = (),
     device: str = "",
     ram_gib: float | None = None,
+    history: History | None = None,
 ) -> Plan:
     """The plan for a merged configuration.
 
@@ -141,6 +143,7 @@ def make(
         known: calibrations measured by ``bench``, of any machine.
         device: what calibrations of this machine class are called.
         ram_gib: this machine's memory, the limit of a CPU profile.
+        history: of a run with these very settings on this machine.
 
     Raises:
         BadInput: see ``knobs.read`` and ``steps.predict``.
@@ -151,7 +154,8 @@ def make(
     attended = _attended(statistics, chosen)
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
-    pace = (
+    pace = speed.by_history(history.whole(counted.steps), counted.slots) if history else None
+    pace = pace or (
         speed.by_calibration(measured, shape, chosen, attended)
         if measured
         else speed.by_formula(shape, chosen, hardware, attended)
@@ -210,6 +214,8 @@ def _hours(
         save = measured.save_s
     if measured and measured.load_s is not None:
         start = (measured.load_s, measured.load_s + _START_S[0], measured.load_s + _START_S[1])
+    if pace.source == "history":  # that has its evaluations and saves, and has started
+        evaluations, saves, start = 0, 0, (0.0, 0.0, 0.0)
     low, mid, high = (
         (counted.slots * factor / tok_s + evaluations * evaluation + saves * save + begin) / 3600
         for factor, tok_s, begin in zip(

@@ -4,6 +4,7 @@ Pure. Does not count tokens or steps (``steps``) nor judge what fits (``memory``
 Derivations and sources: docs/planning.md, "Time".
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from leviathan import calibrations
 from leviathan.calibrations import Calibration
 from leviathan.config import Hardware
 from leviathan.decoder import Shape
+from leviathan.eta import Eta
 from leviathan.knobs import Knobs
 
 # Share of the dense peak that good training software reaches on top of the work counted
@@ -34,7 +36,7 @@ class Speed:
     mid_tok_s: float
     high_tok_s: float
     eval_tok_s: float
-    """In evaluation: the forward pass only."""
+    """In evaluation: the forward pass only; infinite where evaluations are in the others."""
     source: str
     """formula, calibration, or history."""
     evidence: str
@@ -101,6 +103,21 @@ def by_formula(shape: Shape, knobs: Knobs, hardware: Hardware, attended: float) 
         f"{hardware.bf16_tflops:g} TFLOPS"
     )
     return Speed(low, mid, high, evaluated, "formula", evidence)
+
+
+def by_history(told: Eta, slots: int) -> Speed | None:
+    """Speed from what a run itself has shown; None without evidence.
+
+    Args:
+        told: seconds for all its steps, evaluations and saves, which are in this speed.
+        slots: token positions computed meanwhile.
+    """
+    if not told.mid_s:
+        return None
+    mid = slots / told.mid_s
+    low = slots / told.high_s if told.high_s else mid / (1 + _MEASURED_WIDTH)
+    high = slots / told.low_s if told.low_s else mid * (1 + _MEASURED_WIDTH)
+    return Speed(low, mid, high, math.inf, "history", f"history: {told.source}")
 
 
 def by_calibration(

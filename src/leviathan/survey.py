@@ -5,11 +5,25 @@ Reads files and asks the machine. Does not predict (``plan``).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from leviathan import calibrations, machine, plan, shapes, tokens, train
+from leviathan import (
+    calibrations,
+    knobs,
+    layers,
+    machine,
+    plan,
+    runs,
+    shapes,
+    status,
+    tokens,
+    train,
+)
 from leviathan.calibrations import Calibration
 from leviathan.corpus import Progress
 from leviathan.decoder import Shape
+from leviathan.errors import LeviathanError
+from leviathan.eta import History
 from leviathan.layers import Config
 from leviathan.plan import Plan
 from leviathan.tokens import Source, Statistics
@@ -26,6 +40,8 @@ class Survey:
     ram_gib: float
     source: Source | None
     """Where the statistics were measured; None where they are assumed."""
+    history: tuple[dict[str, Any], History] | None = None
+    """What the run of this name has shown here, and the knobs it was begun with."""
 
     def keep(self) -> None:
         """Keep the statistics for the next plan: called when nothing was refused."""
@@ -50,7 +66,16 @@ class Survey:
             known=self.calibrations,
             device=machine.cpu_name() if hardware.device == "cpu" else hardware.gpu or "",
             ram_gib=self.ram_gib,
+            history=self._history(config),
         )
+
+    def _history(self, config: Config) -> History | None:
+        """The run's own, where it trains what is planned on the machine that is planned for."""
+        if self.history is None or config.profile_name != self.config.profile_name:
+            return None
+        begun_with, history = self.history
+        asked = knobs.read(config.tree, config.profile.hardware.count)
+        return history if calibrations.essential(asked) == begun_with else None
 
 
 def take(config: Config, *, exact: bool = False, progress: Progress | None = None) -> Survey:
@@ -77,4 +102,18 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
         statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
         measured_at = source
     known = tuple(calibrations.read())
-    return Survey(config, shape, statistics, known, machine.ram_gib(), measured_at)
+    ram_gib = machine.ram_gib()
+    return Survey(config, shape, statistics, known, ram_gib, measured_at, _begun(config))
+
+
+def _begun(config: Config) -> tuple[dict[str, Any], History] | None:
+    """The knobs and the history of the run that ``config`` names, if it was begun."""
+    paths = runs.RunPaths(runs.TRAINING / layers.run_name(config, None))
+    if not paths.record.exists():
+        return None
+    try:
+        record = runs.read(paths)
+        begun_with = calibrations.essential(knobs.read(record.tree, record.processes))
+    except LeviathanError:
+        return None  # a damaged record is told by who needs it
+    return (begun_with, status.history(paths)) if not record.adjustments else None
