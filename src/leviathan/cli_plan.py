@@ -138,8 +138,8 @@ class _Extra:
         ui.title(f"{made.config.recipe_name} on {made.config.profile_name}", made.verdict,
                  f"sample {made.config.sample}, {made.config.tree['base_model']}")  # fmt: skip
         ui.facts([*_plan_rows(made), *self._answers()])
-        for what, line in made.evidence.items():
-            ui.notice(f"{what}: {line}")
+        lines = (f"{what}: {line}" for what, line in made.evidence.items())
+        ui.facts(("evidence" if n == 0 else "", line) for n, line in enumerate(lines))
 
     def _answers(self) -> Iterator[tuple[str, str]]:
         made = self.made

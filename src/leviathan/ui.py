@@ -6,6 +6,7 @@ Imported by the command modules only. Does not compute anything it shows.
 import json
 import math
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ class _Console(Console):
 # A pipe has no width: one row one line there, for grep and friends.
 _PIPE_WIDTH = 1000
 _BAR_WIDTH = 60
+_LABEL = 13
 _out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 _err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -118,9 +120,12 @@ def progress(share: float) -> None:
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
-    """Labels and values in two columns, on stdout."""
+    """Labels and values in two columns, on stdout; long values go on under themselves."""
     for label, value in rows:
-        _out.print(Text.assemble((f"{label:<13}", "dim"), value))
+        lines = textwrap.wrap(value, max(_out.width - _LABEL, 20), break_long_words=False)
+        for place, line in enumerate(lines or [""]):
+            shown = label if place == 0 else ""
+            _out.print(Text.assemble((f"{shown:<{_LABEL}}", "dim"), line))
 
 
 def raw(text: str) -> None:
