@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from leviathan import comparison, fit, layers, offers, shapes, survey, tokens
+from leviathan import comparison, fit, layers, offers, plan, shapes, survey, tokens
 from leviathan.errors import BadInput
 from test_speed import LLAMA_8B
 
@@ -82,12 +82,32 @@ def test_the_change_that_costs_least(llama, sets, gib, keys, same):
     assert here.holds({**asked, **found.sets})
 
 
+def test_a_smaller_micro_batch_keeps_the_effective_one(llama):
+    found = fit.cheapest_change(
+        card(llama, 16), tree("a4000", "micro_batch_size=64", "eval_batch_size=1")
+    )
+    assert found.sets["micro_batch_size"] * found.sets["gradient_accumulation_steps"] == 64 * 32
+
+
+def test_tight_is_not_enough(llama):
+    """With margin: the high end of the estimate fits, too."""
+    asked = tree("a4000", "eval_batch_size=1")
+    needs = card(llama, 16).needs(asked)
+    tight = card(llama, (needs.total_gib + needs.high_gib) / 2 / 0.97)
+    assert needs.verdict_for(tight.memory_gib) == "tight"
+    assert not tight.holds(asked)
+
+
 def test_every_gathered_change_is_needed(llama):
     here = card(llama, 16)
     asked = tree("a4000", "adapter=null", "load_in_4bit=null", "micro_batch_size=8")
     found = fit.cheapest_change(here, asked)
     assert here.holds({**asked, **found.sets})
     assert found.sets["adapter"] == "qlora"
+    for key in ("micro_batch_size", "gradient_checkpointing", "eval_batch_size", "optimizer"):
+        fewer = {name: value for name, value in found.sets.items() if name != key}
+        if fewer != found.sets and key not in ("micro_batch_size", "eval_batch_size"):
+            assert not here.holds({**asked, **fewer}), key
 
 
 def test_nothing_makes_eight_billion_fit_two_gib(llama):
@@ -181,6 +201,37 @@ def test_the_matrix_recommends_ones_own_for_a_trial(llama):
     ]
     assert comparison.choose(options).name == "a4000"
     assert comparison.choose(options, limit_hours=6).name == "a100-80gb"
+
+
+def made_up(llama, name, hours, usd, owned=False):
+    found = surveyed(llama, "a100").plan()
+    found = replace(found, hours=plan.Range(hours, hours, hours))
+    return comparison.Option(name, found, usd, "someone", owned, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        # A little dearer and faster; much dearer and faster.
+        ([("slow", 40, 100, False), ("fast", 20, 120, False)], "fast"),
+        ([("slow", 40, 100, False), ("fast", 20, 130, False)], "slow"),
+        # One's own first, whatever it costs, while it is quick enough.
+        ([("own", 60, None, True), ("rented", 10, 5, False)], "own"),
+        ([("own", 90, 1, True), ("rented", 10, 5, False)], "rented"),
+        # Nothing is quick enough: the fastest.
+        ([("own", 900, 1, True), ("rented", 100, 5, False)], "rented"),
+        ([("unpriced", 50, None, False), ("too", 60, None, False)], "unpriced"),
+    ],
+)
+def test_choices(llama, options, chosen):
+    assert comparison.choose([made_up(llama, *option) for option in options]).name == chosen
+
+
+@pytest.mark.parametrize("guess", [0, 1, 5, 99, 1e9])
+def test_the_largest_part_is_found_from_any_guess(guess):
+    parts = [1, 2, 5, 10, 50, 100]
+    assert offers._largest(lambda part: part <= 10, parts, guess) == 10
+    assert offers._largest(lambda _: False, parts, guess) is None
 
 
 def test_the_matrix_without_a_way():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, tokens
+from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, speed, tokens
 from leviathan.calibrations import Calibration
 from test_bad_input import SHAPE
 from test_speed import LLAMA_8B
@@ -63,6 +63,30 @@ def test_a_calibration_replaces_the_formula(llama):
     assert elsewhere.speed.source == "formula"
 
 
+def test_hours_of_a_calibration_to_the_second(llama):
+    """700 tokens a second, 1.5 s an evaluation batch, 3 s a save, a minute to load and one more."""
+    made = planned(llama, "a4000", known=[measured(llama, "a4000")], device="RTX A4000")
+    evaluation = made.steps.eval_batches * 1.5
+    seconds = made.steps.slots / 700 + made.evaluations * evaluation + made.saves * 3 + 120
+    assert made.hours.mid * 3600 == pytest.approx(seconds, abs=1)
+    assert made.saves == 1 + made.steps.steps // 25
+    doubt = made.statistics.total_error
+    assert made.hours.high * 3600 > made.steps.slots * (1 + doubt) / made.speed.low_tok_s
+    assert made.hours.low * 3600 > made.steps.slots * (1 - doubt) / made.speed.high_tok_s
+    assert made.hours.low / made.hours.mid < (1 - doubt) / 0.97
+
+
+def test_a_calibration_of_a_larger_rank_is_scaled_by_the_work(llama):
+    known = [measured(llama, "a100", "lora_r=512", devices=("A100 80GB",))]
+    made = planned(llama, "a100", known=known, device="A100 80GB")
+    chosen = made.knobs
+    there, here = (
+        speed.train_flops_per_token(llama, replace(chosen, rank=rank), 1000) for rank in (512, 64)
+    )
+    assert made.speed.mid_tok_s == pytest.approx(700 * there / here, rel=0.01)
+    assert there / here > 1.1
+
+
 def test_a_calibration_of_other_sizes_is_scaled_and_doubted(llama):
     known = [measured(llama, "a4000", "sequence_len=1024")]
     made = planned(llama, "a4000", known=known, device="RTX A4000")
@@ -96,6 +120,8 @@ def test_money_is_hours_times_price(llama):
     assert made.usd["runpod"].mid == pytest.approx(1.5 * made.hours.mid)
     home = planned(llama, "a4000", "electricity_usd_kwh=0.5")
     assert home.kwh.mid == pytest.approx(0.2 * home.hours.mid)  # 140 W and 60 W
+    eight = planned(llama, "h100x8")
+    assert eight.kwh.mid == pytest.approx(5.6 * eight.hours.mid)  # 8 x 700 W
     assert home.energy_usd.mid == pytest.approx(0.1 * home.hours.mid)
 
 
