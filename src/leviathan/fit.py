@@ -112,9 +112,11 @@ def _gathered(card: Card, tree: dict[str, Any], *, same_model: bool) -> Change |
         if step is None:
             return None
         taken.append(step)
-    for step in list(taken):
+    for step in reversed(list(taken)):
+        later = taken[taken.index(step) + 1 :]
+        built_upon = any(step.sets.keys() & other.sets.keys() for other in later)
         fewer = [other for other in taken if other is not step]
-        if card.holds(_after(tree, fewer)):
+        if not built_upon and card.holds(_after(tree, fewer)):
             taken = fewer
     sets = {key: value for step in taken for key, value in step.sets.items()}
     costs = dict.fromkeys(step.costs for step in taken)
@@ -152,7 +154,8 @@ def _steps_to_another_training(tree: dict[str, Any], knobs: Knobs) -> Iterator[C
     if "8bit" not in knobs.optimizer:
         yield Change({"optimizer": "paged_adamw_8bit"}, "8-bit optimizer state", False)
     if knobs.method == "full":
-        lora = {"adapter": "lora", "lora_r": 64, "lora_alpha": 128, "lora_target_linear": True}
+        adapter = "qlora" if tree.get("load_in_4bit") else "lora"
+        lora = {"adapter": adapter, "lora_r": 64, "lora_alpha": 128, "lora_target_linear": True}
         yield Change(lora, "an adapter instead of the whole model", False)
     if knobs.method == "lora":
         four = {"adapter": "qlora", "load_in_4bit": True, "embeddings_skip_upcast": True}
