@@ -30,7 +30,7 @@ from leviathan.calibrations import Calibration
 from leviathan.config import Hardware, OutOfMemory, Recovery
 from leviathan.errors import BadInput, Refused
 from leviathan.layers import Config, dataset_entries, row_fields, run_name
-from leviathan.probe import Probe
+from leviathan.probe import Cap, Probe
 from leviathan.sessions import Ending
 from leviathan.stand_in import StandIn
 from leviathan.supervise import Listener
@@ -39,6 +39,8 @@ from leviathan.train import Decision
 DIRECTORY = Path("work/bench")
 ACCUMULATION = 4
 _MEMORY = {"memory", "host_memory"}
+_NEARLY = 0.9
+"""Of its nominal size, what a card leaves to a process at least (ECC, display, driver)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Bench:
     stand_in: StandIn
     warm_up: int
     steps: int
+    cap: Cap | None = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,24 @@ class Result:
     """What the out-of-memory ladder would change first, where memory ran out."""
 
 
-def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
+def decide(config: Config, *, steps: int, warm_up: int, cap_gib: float | None = None) -> Bench:
     """Everything that can be known before launching.
 
+    Args:
+        config: what would be trained.
+        steps: to measure.
+        warm_up: steps before those.
+        cap_gib: run out of memory as a card of this size would; None for the GPU's own.
+
     Raises:
-        BadInput: wrong keys, a training that cannot be measured, no such base model.
+        BadInput: wrong keys, a training that cannot be measured, no such base model, a cap
+            that is none.
     """
     keys, here = schema.load(), machine.probe()
     rendering.check_keys(config, keys)
     probe.refuse_unmeasurable(config.tree)
     knobs.read(config.tree)
+    cap = _cap(config.profile.hardware, here, cap_gib)
     path = Path(config.recipe.corpus)
     if path.exists():
         corpus.check_head(path, row_fields(config))
@@ -89,7 +100,22 @@ def decide(config: Config, *, steps: int, warm_up: int) -> Bench:
     subject = preflight.of_bench(config, here, paths, keys_read=keys is not None)
     checks = tuple(preflight.checks(subject))
     decision = Decision("start", config, paths, None, None, (), checks, here, keys)
-    return Bench(decision, found, warm_up, steps)
+    return Bench(decision, found, warm_up, steps, cap)
+
+
+def _cap(hardware: Hardware, here: machine.Machine, gib: float | None) -> Cap | None:
+    if gib is None:
+        return None
+    if hardware.device == "cpu" or not here.gpus:
+        why = "this machine has none" if hardware.device != "cpu" else "the profile trains on the CPU"
+        raise BadInput(f"--cap-gib is for a GPU's memory, and {why}", "leave it out")
+    gpu = here.gpus[0]
+    if not 0 < gib <= gpu.free_gib:
+        raise BadInput(
+            f"--cap-gib {gib:g}: {gpu.name} has {gpu.free_gib:.1f} GiB free",
+            "give a smaller card's memory, in GiB",
+        )
+    return Cap(gib, gpu.memory_gib - gpu.free_gib)
 
 
 def run(bench: Bench, listener: Listener) -> Result:
@@ -116,7 +142,9 @@ def run(bench: Bench, listener: Listener) -> Result:
     sample, held_out = probe.write(
         rows, decision.paths.directory, evaluation=probe.evaluates(config.tree)
     )
-    made = Probe(sample, held_out, bench.warm_up, bench.steps, rows.worst, ACCUMULATION, base)
+    made = Probe(
+        sample, held_out, bench.warm_up, bench.steps, rows.worst, ACCUMULATION, base, bench.cap
+    )
     ending = sessions.run(replace(decision, probe=made, config=_alone(config)), listener)
     return _result(ending, bench.stand_in, rows.source, config.profile.out_of_memory)
 
@@ -182,6 +210,7 @@ def _notices(listener: Listener) -> Callable[[str], None]:
 def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
     """The record of a probe that is over, whether it fitted or not."""
     decision, probing = ending.decision, ending.decision.probe
+    cap = probing.cap if probing else None
     hardware = decision.config.profile.hardware
     phases = _phases(decision.paths)
     read = knobs_here(decision.config, decision.machine)
@@ -191,7 +220,7 @@ def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
         time=time.time(),
         kind=kind,
         devices=devices(hardware, decision.machine),
-        memory_gib=_device_gib(decision),
+        memory_gib=cap.gib if cap else _device_gib(decision),
         model=base.name,
         parameters=base.parameters,
         random=bool(probing and probing.base_model),
@@ -206,6 +235,8 @@ def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
         peaks_gib=peaks,
         allocated_gib=allocated,
         versions=decision.machine.versions,
+        capped=cap is not None,
+        as_card=_as_card(hardware, cap),
     )
 
 
@@ -268,6 +299,12 @@ def _memory(
     }
     tensors = {name: p["allocated_gib"] for name, p in phases.items() if "allocated_gib" in p}
     return peaks, tensors
+
+
+def _as_card(hardware: Hardware, cap: Cap | None) -> str:
+    """The profile's card, if the cap leaves about what it has."""
+    size = hardware.memory_gib or 0.0
+    return hardware.gpu or "" if cap and _NEARLY * size <= cap.gib <= size else ""
 
 
 def _device_gib(decision: Decision) -> float:

@@ -73,6 +73,11 @@ class Calibration:
     allocated_gib: dict[str, float]
     """Most memory of tensors in each phase (CUDA only)."""
     versions: dict[str, str]
+    capped: bool = False
+    """``memory_gib`` is less than the device has: what is told of memory holds for
+    ``as_card``, and speed for nothing, since an allocator in need is slow."""
+    as_card: str = ""
+    """The card that was imitated, if it was one of a profile."""
     schema: int = SCHEMA
 
     @property
@@ -89,6 +94,9 @@ class Calibration:
     def text(self) -> str:
         """One line of evidence."""
         what = f"{self.kind} on {self.devices[0]}"
+        if self.capped:
+            card = f" as {self.as_card} has" if self.as_card else ""
+            what += f" capped to {self.memory_gib:.3g} GiB{card} (of memory, not of speed)"
         if not self.fits:
             return f"{what}: out of memory in phase {self.phase}"
         speed = f"{self.tok_s:,.0f} tok/s, " if self.tok_s else ""
@@ -149,12 +157,13 @@ def _is_sound(found: Calibration) -> bool:
     if not all(isinstance(m, dict) for m in maps):
         return False
     numbers += [*found.peaks_gib.values(), *found.allocated_gib.values()]
-    texts = [found.kind, found.model, found.phase, found.problem, *found.devices]
+    texts = [found.kind, found.model, found.phase, found.problem, found.as_card, *found.devices]
     return (
         all(isinstance(text, str) for text in texts)
         and bool(found.devices)
         and all(_is_number(n) for n in numbers)
         and isinstance(found.fits, bool)
+        and isinstance(found.capped, bool)
     )
 
 
@@ -174,13 +183,15 @@ def find(
     because a profile names the fastest, and training takes another where that is not installed.
 
     Args:
-        records: as ``read`` gives them; those that did not fit are passed over.
+        records: as ``read`` gives them; those that did not fit are passed over, and those
+            whose memory was capped.
         device: name of the GPU or CPU, the driver's or the profile's.
         shape: ``shape_digest`` of the base model.
         knobs: of what is to be predicted.
     """
     wanted = essential(knobs)
-    same = [c for c in records if c.fits and c.shape == shape and answers_to(c, device)]
+    whole = [c for c in records if c.fits and not c.capped]
+    same = [c for c in whole if c.shape == shape and answers_to(c, device)]
     near = [(d, c) for c in same if (d := _distance(c.knobs, wanted)) is not None]
     if not near:
         return None
@@ -222,8 +233,9 @@ def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
 
 
 def answers_to(calibration: Calibration, device: str) -> bool:
-    """Whether it was measured on such a device: one name, or one word of each after the other."""
-    return any(same_device(name, device) for name in calibration.devices)
+    """Whether it tells of such a device: measured on one, or with its memory cut to one's."""
+    names = (calibration.as_card,) if calibration.capped else calibration.devices
+    return any(same_device(name, device) for name in names)
 
 
 def same_device(one: str, two: str) -> bool:

@@ -28,6 +28,10 @@ def bench(
     warm_up: Annotated[
         int, typer.Option("--warm-up", min=0, max=10_000, help="Steps before those.")
     ] = 3,
+    cap_gib: Annotated[
+        float | None,
+        typer.Option("--cap-gib", help="Run out of memory as a card of so many GiB would."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +45,7 @@ def bench(
 
     merged = layers.build(recipe, profile, sample, sets or [])
     announce_schema()
-    planned = benching.decide(merged, steps=steps, warm_up=warm_up)
+    planned = benching.decide(merged, steps=steps, warm_up=warm_up, cap_gib=cap_gib)
     from leviathan.cli_train import show_checks
 
     show_checks(planned.decision, force=force)
@@ -73,6 +77,8 @@ def _show(result: Any) -> None:
     knobs = found.knobs
     weights = "random weights" if found.random else "real weights"
     ui.say(f"{found.model} ({found.parameters:,} parameters, {weights}) on {found.devices[0]}")
+    if found.capped:
+        ui.say(f"its memory capped to {found.memory_gib:.3g} GiB; the speed is the real card's")
     ui.say(f"{result.rows}; the first steps are of the longest rows")
     rows = [
         ["tokens/s", f"{found.tok_s:,.1f}", f"without padding; {found.padded_tok_s:,.1f} with"],

@@ -143,6 +143,22 @@ def peak_gib() -> dict[str, float]:
     return {"resident_gib": int(peak) / 2**20}
 
 
+def limit(gib: float) -> None:
+    """Run out of memory, in this process, as on a GPU of ``gib`` GiB: torch's share is less by
+    what lies beside it, the CUDA context first of all.
+
+    Not counted: managed memory, where the paged optimizers of bitsandbytes keep their state.
+    """
+    torch.empty(1, device="cuda")  # makes the context
+    beside, (_, total) = _beside_gib() or 0.0, torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(share(gib, beside, total / 2**30))
+
+
+def share(limit_gib: float, beside_gib: float, total_gib: float) -> float:
+    """The part of a GPU of ``total_gib`` that is torch's, between 0 and 1."""
+    return min(max(limit_gib - beside_gib, 0.0) / total_gib, 1.0)
+
+
 def _beside_gib() -> float | None:
     """What lies on the GPU beside torch's share: the CUDA context, and other processes."""
     if not torch.cuda.is_available():

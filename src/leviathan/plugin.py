@@ -42,6 +42,8 @@ class ProbeKeys(BaseModel):
     """Steps before those that count."""
     worst_rows: int
     """So many of the longest rows come first."""
+    limit_gib: float | None = None
+    """No more of the GPU may be in use than this, by anybody, or memory has run out."""
 
 
 class LeviathanKeys(BaseModel):
@@ -112,6 +114,9 @@ class LeviathanPlugin(BasePlugin):
             files.write_json(paths.prepared_mark, sorted(p.name for p in paths.prepared.glob("*")))
             _enter(paths, "load")
         set_seed(cfg.seed)
+        probe = _keys(cfg).probe
+        if probe and probe.limit_gib:
+            gauge.limit(probe.limit_gib)
         self._load_began = time.perf_counter()
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:

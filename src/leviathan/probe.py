@@ -39,6 +39,16 @@ _TRACKERS = ("wandb_", "mlflow_", "comet_", "trackio_", "use_wandb", "use_mlflow
 
 
 @dataclass(frozen=True)
+class Cap:
+    """Less memory than the GPU has: as much as a smaller card would have."""
+
+    gib: float
+    """For this process, its CUDA context included."""
+    held_gib: float
+    """Held by others when it began; not counted."""
+
+
+@dataclass(frozen=True)
 class Probe:
     """A run that is made to be measured."""
 
@@ -57,6 +67,8 @@ class Probe:
     activations; the time of a longer step follows from that of its micro batches."""
     base_model: str | None = None
     """Directory of random weights; None for the real base model."""
+    cap: Cap | None = None
+    """Only in a bench."""
 
     @property
     def total(self) -> int:

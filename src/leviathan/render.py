@@ -168,6 +168,8 @@ def _make_probe(tree: dict[str, Any], origins: dict[KeyPath, Origin], probe: pro
         tree[name] = value
         origins[(name,)] = Origin("leviathan", "a probe's own")
     tree["leviathan"]["probe"] = {"warm_up": probe.warm_up, "worst_rows": probe.worst_rows}
+    if probe.cap:
+        tree["leviathan"]["probe"]["limit_gib"] = probe.cap.gib + probe.cap.held_gib
 
 
 def _copy(value: Any) -> Any:
