@@ -1,6 +1,7 @@
 """Bench and smoke test on the fake accelerate: what is told, kept, refused and cleaned up."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from fakes import fake_files
 from fakes.processes import listing, wait_for
-from leviathan import bench, calibrations, stand_in
+from leviathan import bench, calibrations, gauge, stand_in
+from leviathan.config import Hardware
 from leviathan.errors import BadInput
+from leviathan.machine import Gpu, Machine
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -158,6 +161,7 @@ def test_without_a_corpus_rows_are_made_up(benches):
     [
         (["--steps", "0"], "--steps"),
         (["--warm-up", "-1"], "--warm-up"),
+        (["--cap-gib", "8"], "--cap-gib is for a GPU's memory, and the profile trains on the CPU"),
         (["--set", "micro_batch_size=0"], "micro_batch_size is 0"),
         (["--set", "rl=dpo"], "rl is set"),
         (["--set", "base_model=./nowhere"], "base model directory ./nowhere does not exist"),
@@ -230,6 +234,65 @@ def test_a_longer_step_is_made_of_more_micro_batches():
     assert found["tok_s"] == pytest.approx(30 / 5.0)
     assert found["padded_tok_s"] == pytest.approx(60 / 5.0)
     assert bench._speeds({}, 6)["tok_s"] is None
+
+
+# --- a smaller card's memory --------------------------------------------------------------
+
+
+@pytest.fixture
+def on_h100(benches, monkeypatch):
+    """The tiny profile says that it is for an A4000; the machine has an H100."""
+    path = [str(Path(fake_files.__file__).parent / "driver"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    memory = {"total": 80 * 2**30, "free": 78 * 2**30}
+    gpu = {"Name": "NVIDIA H100 PCIe", "MemoryInfo": memory, "CudaComputeCapability": [9, 0]}
+    state = benches.project / "nvml.json"
+    state.write_text(json.dumps({"driver": "580", "cuda": 13000, "gpus": [gpu]}))
+    monkeypatch.setenv("FAKE_NVML", str(state))
+    profile = benches.project / "configs/profiles/tiny.yaml"
+    card = "{device: cuda, gpu: RTX A4000, memory_gib: 16}"
+    profile.write_text(profile.read_text().replace("{device: cpu}", card))
+    return benches
+
+
+@pytest.mark.parametrize(("cap", "card"), [("15.7", "RTX A4000"), ("12", ""), ("40", "")])
+def test_a_cap_reaches_the_training_and_the_calibration_says_so(on_h100, cap, card):
+    done = run(on_h100, "--force", "--cap-gib", cap, "--json")
+    assert done.code == 0, done
+    import yaml
+
+    tree = yaml.safe_load((directory(on_h100) / "axolotl.yaml").read_text())
+    assert tree["leviathan"]["probe"]["limit_gib"] == float(cap) + 2
+    (record,) = kept(on_h100)
+    assert (record.capped, record.as_card, record.memory_gib) == (True, card, float(cap))
+    assert record.devices == ("NVIDIA H100 PCIe",)
+    assert json.loads(done.stdout)["capped"]
+
+
+def test_without_a_cap_there_is_none(on_h100):
+    assert run(on_h100, "--force").code == 0
+    assert "limit_gib" not in (directory(on_h100) / "axolotl.yaml").read_text()
+    (record,) = kept(on_h100)
+    assert (record.capped, record.memory_gib) == (False, 80)
+
+
+@pytest.mark.parametrize("cap", ["0", "-1", "nan", "inf", "78.1"])
+def test_a_cap_that_is_none_is_refused(on_h100, cap):
+    done = run(on_h100, "--cap-gib", cap)
+    assert done.code == 2
+    assert "NVIDIA H100 PCIe has 78.0 GiB free" in done.stderr
+    assert not directory(on_h100).exists()
+
+
+def test_what_others_hold_counts_for_neither():
+    gpu = Gpu("NVIDIA H100 PCIe", 80.0, 60.0, "sm_90")
+    here = Machine((gpu,), flash_attn=False, versions={})
+    cap = bench._cap(Hardware(device="cuda"), here, 15.7)
+    assert (cap.gib, cap.held_gib) == (15.7, 20.0)
+    # 20 GiB of others and 0.5 of context lie beside torch, which gets what is left of 35.7.
+    assert gauge.share(cap.gib + cap.held_gib, 20.5, 80.0) == pytest.approx(15.2 / 80)
+    assert gauge.share(1.0, 2.0, 80.0) == 0.0
+    assert gauge.share(90.0, 2.0, 80.0) == 1.0
 
 
 # --- smoke test ---------------------------------------------------------------------

@@ -55,6 +55,8 @@ def test_what_is_appended_is_read_again(tmp_path):
         lambda line: json.dumps({**json.loads(line), "devices": []}),
         lambda line: json.dumps({**json.loads(line), "devices": [1]}),
         lambda line: json.dumps({**json.loads(line), "devices": 7}),
+        lambda line: json.dumps({**json.loads(line), "capped": "yes"}),
+        lambda line: json.dumps({**json.loads(line), "as_card": None}),
         lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "model"}),
     ],
 )
@@ -157,3 +159,41 @@ def test_the_evidence_is_one_line():
         "bench on NVIDIA RTX A4000: 700 tok/s, 10 steps of 46.8 s, peak 11.5 GiB, random weights"
     )
     assert made().peak_gib == 11.5
+
+
+# --- a smaller card's memory on a larger one ----------------------------------------------
+
+
+CAPPED = {"devices": ("NVIDIA H100 PCIe",), "capped": True, "as_card": "RTX A4000"}
+
+
+@pytest.mark.parametrize("device", ["RTX A4000", "NVIDIA H100 PCIe"])
+def test_a_capped_measurement_tells_no_cards_speed(device):
+    assert find([made(**CAPPED)], device) is None
+    assert find([made(devices=(device,), tok_s=5.0), made(**CAPPED, time=9.0)], device).tok_s == 5.0
+
+
+@pytest.mark.parametrize(("device", "refuted"), [("RTX A4000", True), ("NVIDIA H100 PCIe", False)])
+def test_memory_that_ran_out_under_a_cap_ran_out_on_that_card(device, refuted):
+    record = made(**CAPPED, fits=False, phase="train")
+    assert bool(calibrations.refuting([record], device, SHAPE, KNOBS)) is refuted
+
+
+def test_what_happened_on_the_card_itself_goes_before_a_newer_cap():
+    failed = made(fits=False, phase="train")
+    assert calibrations.refuting([failed, made(**CAPPED, time=9.0)], "RTX A4000", SHAPE, KNOBS)
+    broke = made(**CAPPED, time=9.0, fits=False, phase="train")
+    assert not calibrations.refuting([made(), broke], "RTX A4000", SHAPE, KNOBS)
+
+
+def test_a_cap_without_a_card_tells_of_none():
+    record = made(**{**CAPPED, "as_card": ""}, fits=False, phase="train")
+    for device in ("RTX A4000", "NVIDIA H100 PCIe", ""):
+        assert not calibrations.refuting([record], device, SHAPE, KNOBS)
+
+
+def test_the_text_of_a_capped_measurement_says_whose_memory_and_whose_speed():
+    text = made(**CAPPED).text
+    assert text.startswith(
+        "bench on NVIDIA H100 PCIe with the memory of RTX A4000 (15.7 GiB), not its speed: 700"
+    )

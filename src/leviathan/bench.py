@@ -107,7 +107,7 @@ def _cap(hardware: Hardware, here: machine.Machine, gib: float | None) -> Cap | 
     if gib is None:
         return None
     if hardware.device == "cpu" or not here.gpus:
-        why = "this machine has none" if hardware.device != "cpu" else "the profile trains on the CPU"
+        why = "the profile trains on the CPU" if hardware.device == "cpu" else "there is none here"
         raise BadInput(f"--cap-gib is for a GPU's memory, and {why}", "leave it out")
     gpu = here.gpus[0]
     if not 0 < gib <= gpu.free_gib:

@@ -95,8 +95,8 @@ class Calibration:
         """One line of evidence."""
         what = f"{self.kind} on {self.devices[0]}"
         if self.capped:
-            card = f" as {self.as_card} has" if self.as_card else ""
-            what += f" capped to {self.memory_gib:.3g} GiB{card} (of memory, not of speed)"
+            card = self.as_card or "a smaller card"
+            what += f" with the memory of {card} ({self.memory_gib:.3g} GiB), not its speed"
         if not self.fits:
             return f"{what}: out of memory in phase {self.phase}"
         speed = f"{self.tok_s:,.0f} tok/s, " if self.tok_s else ""
@@ -213,10 +213,13 @@ def distance(calibration: Calibration, knobs: Knobs) -> float:
 def refuting(
     records: Iterable[Calibration], device: str, shape: str, knobs: Knobs
 ) -> Calibration | None:
-    """The newest measurement of the very knobs, if memory ran out in it."""
+    """The newest measurement of the very knobs, if memory ran out in it.
+
+    Of measurements on the card itself if there are any, else of those with its memory only.
+    """
     wanted = essential(knobs)
     same = [c for c in records if c.shape == shape and answers_to(c, device) and c.knobs == wanted]
-    newest = max(same, key=lambda c: c.time, default=None)
+    newest = max(same, key=lambda c: (not c.capped, c.time), default=None)
     return newest if newest and not newest.fits else None
 
 

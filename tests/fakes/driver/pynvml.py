@@ -9,6 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 
+NVML_TEMPERATURE_GPU = 0
+
+
 class NVMLError(Exception):
     """As pynvml's."""
 
