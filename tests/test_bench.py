@@ -228,12 +228,12 @@ def test_a_longer_step_is_made_of_more_micro_batches():
     steps = [
         {"seconds": s, "micro_batches": 2, "tokens": 10, "padded": 20} for s in (2.0, 3.0, 4.0)
     ]
-    found = bench._speeds({"steps": steps, "micro_s": [0.5, 0.5, 9.0]}, 6)
+    found = bench.speeds({"steps": steps, "micro_s": [0.5, 0.5, 9.0]}, 6)
     assert found["step_s"] == 3.0 + 4 * 0.5
     assert (found["step_low_s"], found["step_high_s"]) == (4.5, 5.5)
     assert found["tok_s"] == pytest.approx(30 / 5.0)
     assert found["padded_tok_s"] == pytest.approx(60 / 5.0)
-    assert bench._speeds({}, 6)["tok_s"] is None
+    assert bench.speeds({}, 6)["tok_s"] is None
 
 
 # --- a smaller card's memory --------------------------------------------------------------

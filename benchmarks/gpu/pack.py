@@ -19,20 +19,21 @@ from pathlib import Path
 LIMIT_MIB = 64
 # What a QLoRA run of axolotl 0.19.0 imports beyond PyTorch and the Hugging Face libraries,
 # found by tracing one; the pins are its own.
-PACKAGES = """
-addict==2.4.0 annotated-types==0.8.0 axolotl==0.19.0
-backoff==2.2.1 bitsandbytes==0.50.2
-brotli==1.2.1 chardet==6.0.0.post1 datasets==4.8.4 defusedxml==0.7.1 dill==0.4.1
-distro==1.9.0 evaluate==0.4.1 fastcore==2.2.39 fire==0.7.1 google-api-core==2.44.0
-google-auth==2.62.2 google-cloud-core==2.8.0 google-cloud-storage==3.17.1 google-crc32c==1.9.0
-google-resumable-media==2.11.0 googleapis-common-protos==1.76.0 h2==4.4.1 hpack==4.2.0
-hyperframe==6.1.0 kernels==0.16.2 kernels-data==0.16.2 liger-kernel==0.8.1 mistral-common==1.11.5
-multiprocess==0.70.19 opentelemetry-api==1.45.2 opentelemetry-sdk==1.45.2
-opentelemetry-semantic-conventions==0.66b2 platformdirs==4.14.7 posthog==6.7.11
-pycountry==26.2.16 pydantic==2.12.5 pydantic-core==2.41.5 pydantic-extra-types==2.11.1
-python-dotenv==1.0.1 pytz==2026.6 sniffio==1.3.1 termcolor==3.3.0 torchao==0.17.0 trl==1.9.0
-typing-inspection==0.4.5 wandb==0.31.0 zstandard==0.22.0
-""".split()
+PACKAGES = [
+    "addict==2.4.0", "annotated-types==0.8.0", "axolotl==0.19.0", "backoff==2.2.1",
+    "bitsandbytes==0.50.2", "brotli==1.2.1", "chardet==6.0.0.post1", "datasets==4.8.4",
+    "defusedxml==0.7.1", "dill==0.4.1", "distro==1.9.0", "evaluate==0.4.1", "fastcore==2.2.39",
+    "fire==0.7.1", "google-api-core==2.44.0", "google-auth==2.62.2", "google-cloud-core==2.8.0",
+    "google-cloud-storage==3.17.1", "google-crc32c==1.9.0", "google-resumable-media==2.11.0",
+    "googleapis-common-protos==1.76.0", "h2==4.4.1", "hpack==4.2.0", "hyperframe==6.1.0",
+    "kernels==0.16.2", "kernels-data==0.16.2", "liger-kernel==0.8.1", "mistral-common==1.11.5",
+    "multiprocess==0.70.19", "opentelemetry-api==1.45.2", "opentelemetry-sdk==1.45.2",
+    "opentelemetry-semantic-conventions==0.66b2", "platformdirs==4.14.7", "posthog==6.7.11",
+    "pycountry==26.2.16", "pydantic==2.12.5", "pydantic-core==2.41.5",
+    "pydantic-extra-types==2.11.1", "python-dotenv==1.0.1", "pytz==2026.6", "sniffio==1.3.1",
+    "termcolor==3.3.0", "torchao==0.17.0", "trl==1.9.0", "typing-inspection==0.4.5",
+    "wandb==0.31.0", "zstandard==0.22.0",
+]  # fmt: skip
 # Published as sources; nothing in them is compiled.
 SOURCES = ["axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64",
@@ -57,7 +58,7 @@ def unpack(wheels: Path, to: Path, cuda: str) -> None:
     """Every wheel into one folder, without what is not needed."""
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(to)
+            archive.extractall(to)  # noqa: S202 - zipfile leaves out absolute paths and ".."
     gone = [path for pattern in NOT_NEEDED for path in to.glob(pattern)]
     gone += [path for pattern in ANYWHERE for path in to.rglob(pattern)]
     kept = {f"libbitsandbytes_cuda{cuda}.so", "libbitsandbytes_cpu.so"}
@@ -92,8 +93,9 @@ def main() -> None:
     if size_mib(archive) > LIMIT_MIB:
         sys.exit(f"more than {LIMIT_MIB} MiB: drop more")
     print("There, in the repository with this archive in its place, type:\n")
-    print(f"  python3 -m tarfile -e {archive} /tmp/leviathan-gpu && PYTHONPATH=src:"
-          "/tmp/leviathan-gpu/packages python3 benchmarks/gpu/run.py --out ${OUT:-work/gpu/out}")  # fmt: skip
+    unpacked = options.to / "unpacked"
+    print(f"  python3 -m tarfile -e {archive} {unpacked} && PYTHONPATH=src:{unpacked}/packages "
+          "python3 benchmarks/gpu/run.py --out ${OUT:-work/gpu/out}")  # fmt: skip
 
 
 if __name__ == "__main__":

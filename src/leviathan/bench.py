@@ -228,7 +228,7 @@ def calibrate(ending: Ending, base: StandIn, kind: str) -> Calibration:
         fits=failed is None,
         phase=failed.phase if failed else "",
         problem=failed.text if failed else "",
-        **_speeds(phases.get("train", {}), read.gradient_accumulation_steps),
+        **speeds(phases.get("train", {}), read.gradient_accumulation_steps),
         eval_s_per_batch=phases.get("eval", {}).get("seconds_per_batch"),
         save_s=phases.get("save", {}).get("seconds"),
         load_s=phases.get("load", {}).get("seconds"),
@@ -256,7 +256,7 @@ def _phases(paths: runs.RunPaths) -> dict[str, dict[str, Any]]:
     return {e["phase"]: e for e in found if e["session"] == last}
 
 
-def _speeds(measured: dict[str, Any], accumulation: int) -> dict[str, Any]:
+def speeds(measured: dict[str, Any], accumulation: int) -> dict[str, Any]:
     """Times and token rates of a step with the knobs' own accumulation.
 
     A step of more micro batches than were measured takes that many more of their median.
