@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from leviathan import bench, gauge, knobs, layers, machine, probe, runs, train
+from leviathan import bench, gauge, knobs, layers, machine, probe, runs
 from leviathan.journal import Journal
 from leviathan.knobs import Knobs
 
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, journal: Journal) -> dict[str, Any]:
     chosen, tree = knobs.read(config.tree), config.tree
     total = options.warm_up + options.steps
     rows = probe.from_corpus(
-        options.corpus, chosen, total, bench.ACCUMULATION, train.required_fields(config)
+        options.corpus, chosen, total, bench.ACCUMULATION, layers.row_fields(config)
     )
     others = [gpu.memory_gib - gpu.free_gib for gpu in machine.probe().gpus[:1]] or [0.0]
     if options.cap_gib:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,8 +116,10 @@ def main() -> None:
     gpus = machine.probe().gpus
     if not gpus and not options.tiny:
         sys.exit("there is no NVIDIA GPU here; --tiny goes through everything on the CPU")
-    bench = Bench(options, deadline, gpus[0] if gpus and not options.tiny else None, out)
+    path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in path)
     os.chdir(work)
+    bench = Bench(options, deadline, gpus[0] if gpus and not options.tiny else None, out)
     bench.prepare()
     chosen = [v for v in VARIANTS if not options.only or v.name in options.only.split(",")]
     predictions = {v.name: bench.predict(v) for v in chosen}
@@ -155,12 +158,9 @@ class Bench:
         self.sets += [word for each in TINY if options.tiny for word in ("--set", each)]
         self.base = Path()
         self._longest = 0.0
-        path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         self.environment = {
-            **os.environ, "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in path),
-            "AXOLOTL_DO_NOT_TRACK": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-            "TOKENIZERS_PARALLELISM": "false",
+            **os.environ, "HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1",
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         }  # fmt: skip
 
     @property
@@ -271,14 +271,22 @@ class Bench:
             try:
                 output, _ = process.communicate(timeout=self.deadline - time.monotonic())
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.communicate(timeout=STOP_S)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.communicate()
+                stop(process)
                 return "", "out of time"
+            except KeyboardInterrupt:
+                stop(process)
+                raise
         return output, f"failed with exit code {process.returncode}, see {variant.name}.log"
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """As Ctrl+C would; at once if that does not help."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def utilisation(watcher: Watcher, directory: Path) -> float | None:
@@ -342,10 +350,15 @@ def table(title: str, results: list[Result]) -> str:
     for row, result in zip(rows, [None, *results], strict=True):
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        said = f"  {result.outcome}" if result and result.outcome != "measured" else ""
-        capped = f"  capped to {result.capped_gib:.1f}" if result and result.capped_gib else ""
-        lines.append(f"{'  '.join(cells)}{capped}{said}")
+        lines.append("  ".join([*cells, *(_remarks(result) if result else ())]))
     return "\n".join(lines)
+
+
+def _remarks(result: Result) -> Iterator[str]:
+    if result.capped_gib:
+        yield f"capped to {result.capped_gib:.1f} GiB"
+    if result.outcome != "measured":
+        yield f"{result.outcome} (plan: {result.predicted['verdict'].replace('_', ' ')})"
 
 
 def _n(value: float | None, digits: int = 2) -> str:
