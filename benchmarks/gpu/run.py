@@ -34,6 +34,7 @@ RECIPE, SAMPLE, CORPUS = "leviathan", "full", "rows.jsonl"
 ROWS = 3000
 SPREAD = 1.0  # of the logarithm of a row's bytes; assumed, the guide gives the mean alone
 USABLE = 0.98  # of a card's nominal memory (docs/planning.md)
+LEAST_S = 20.0  # in less nothing is even loaded
 STOP_S = 20.0
 TINY_CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -157,7 +158,6 @@ class Bench:
         self.sets = ["--set", f"corpus={CORPUS}"]
         self.sets += [word for each in TINY if options.tiny for word in ("--set", each)]
         self.base = Path()
-        self._longest = 0.0
         self.environment = {
             **os.environ, "HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1",
             "PYTORCH_ALLOC_CONF": "expandable_segments:True",
@@ -208,15 +208,12 @@ class Bench:
                 return Result(variant.name, f"needs a card of {variant.card_gib:g} GiB")
             smaller = self.gpu.memory_gib > 1.1 * variant.card_gib
             cap = variant.card_gib * USABLE if smaller and variant.card_gib < 80 else None
-        left = self.deadline - time.monotonic()
-        if left < self._longest * 0.8 or left <= 0:
+        if self.deadline - time.monotonic() < LEAST_S:
             return Result(variant.name, "no time left")
         began = time.monotonic()
         with Watcher() as watcher:
             result = (self._plain if variant.plain else self._bench)(variant, cap, watcher)
         seconds = time.monotonic() - began
-        if result.outcome == "measured":
-            self._longest = max(self._longest, seconds)
         return replace(result, capped_gib=cap, driver_gib=watcher.peak_gib(), seconds=seconds)
 
     def _bench(self, variant: Variant, cap: float | None, watcher: Watcher) -> Result:
