@@ -27,10 +27,11 @@ from typing import Any
 
 from watcher import Watcher
 
-from leviathan import cards, config, layers, machine, runs, stand_in
+from leviathan import calibrations, cards, config, layers, machine, runs, stand_in
 
 HERE = Path(__file__).resolve().parent
 RECIPE, SAMPLE, CORPUS = "leviathan", "full", "rows.jsonl"
+CALIBRATIONS = calibrations.FILE
 ROWS = 3000
 SPREAD = 1.0  # of the logarithm of a row's bytes; assumed, the guide gives the mean alone
 USABLE = 0.98  # of a card's nominal memory (docs/planning.md)
@@ -170,7 +171,8 @@ class Bench:
         return f"{name}, {datetime.now(UTC):%d %B %Y}"
 
     def prepare(self) -> None:
-        """The corpus, and the base model that all variants train."""
+        """The corpus, and the base model that all variants train; no earlier measurement."""
+        CALIBRATIONS.unlink(missing_ok=True)  # the plan would go by them
         if self.options.tiny:
             Path("tiny").mkdir(exist_ok=True)
             Path("tiny/config.json").write_text(json.dumps(TINY_CONFIG))
@@ -322,8 +324,8 @@ def write(bench: Bench, results: list[Result]) -> None:
         "results": [asdict(result) for result in results],
     }  # fmt: skip
     (bench.out / "results.json").write_text(json.dumps(document, indent=2))
-    if Path("work/calibrations.jsonl").exists():
-        shutil.copyfile("work/calibrations.jsonl", bench.out / "calibrations.jsonl")
+    if CALIBRATIONS.exists():
+        shutil.copyfile(CALIBRATIONS, bench.out / "calibrations.jsonl")
 
 
 HEADERS = ("variant", "tok/s", "of ours", "padded", "plan", "step s", "alloc", "reserved",

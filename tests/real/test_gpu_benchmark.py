@@ -79,6 +79,8 @@ def test_without_time_there_are_predictions_only(directory):
     _, found = told(directory, "--minutes", "0.001")
     assert [r["outcome"] for r in found["results"]] == ["no time left"] * 6
     assert all(r["predicted"]["memory_gib"]["total"] > 0 for r in found["results"])
+    # Of a CPU a plan knows only what was measured, here by the runs before this one.
+    assert all(r["predicted"]["tok_s"] is None for r in found["results"])
 
 
 def test_speeds_are_compared_within_a_group():
