@@ -57,6 +57,11 @@ def test_what_is_appended_is_read_again(tmp_path):
         lambda line: json.dumps({**json.loads(line), "devices": 7}),
         lambda line: json.dumps({**json.loads(line), "capped": "yes"}),
         lambda line: json.dumps({**json.loads(line), "as_card": None}),
+        lambda line: json.dumps({**json.loads(line), "devices": ["A4000\n\x1b[2J"]}),
+        lambda line: json.dumps({**json.loads(line), "kind": "guess"}),
+        lambda line: json.dumps({**json.loads(line), "tok_s": 1e308}),
+        lambda line: json.dumps({**json.loads(line), "step_s": 1e-320}),
+        lambda line: json.dumps({**json.loads(line), "parameters": 10**400}),
         lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "model"}),
     ],
 )
@@ -109,6 +114,18 @@ def test_a_neighbour_may_have_another_size(key, value):
 def test_anything_else_makes_it_another_training(key, value):
     changed = {**TREE, key: value, "load_in_4bit": key != "adapter"}
     assert find([made()], wanted=knobs.read(changed)) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"a_knob_of_tomorrow": 1}, {"sequence_len": 10**30}, {"micro_batch_size": -4},
+        {"rank": "many"},
+    ],
+)  # fmt: skip
+def test_knobs_of_another_version_or_of_nonsense_do_not_count(damage):
+    odd = made()
+    assert find([replace(odd, knobs={**odd.knobs, **damage})]) is None
 
 
 def test_the_nearest_counts_not_the_newest():

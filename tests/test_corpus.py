@@ -146,6 +146,8 @@ def test_a_very_long_line_is_one_row(tmp_path):
         ([b'{"m": 1}'], ":1: no 'n' in this row (it has: m)"),
         ([b"{}"], ":1: no 'n' in this row (it has: nothing)"),
         ([b'{"n": 1}{"n": 2}'], ":1: not JSON"),
+        ([b"[" * 100_000], ":1: nested too deeply"),
+        ([b'{"n": 1, "t": "\\uD83D alone"}'], ":1: half a surrogate pair"),
         ([b" ", b""], "is empty"),
     ],
 )

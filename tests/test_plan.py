@@ -104,6 +104,26 @@ def test_what_ran_out_of_memory_does_not_fit(llama):
     assert made.evidence["memory"] == "bench on NVIDIA RTX A4000: out of memory in phase eval"
 
 
+def test_what_a_bench_went_through_with_fits(llama):
+    """Whatever the formula says: here it wants more than the card's 16 GiB."""
+    sets = ("micro_batch_size=8", "gradient_accumulation_steps=4")
+    assert planned(llama, "a4000", *sets).verdict == "does_not_fit"
+    known = [measured(llama, "a4000", *sets, peaks_gib={"train": 15.2})]
+    made = planned(llama, "a4000", *sets, known=known, device="RTX A4000")
+    assert made.verdict == "fits"
+    assert made.evidence["memory"].startswith("calibration: bench on NVIDIA RTX A4000")
+    assert "peak 15.2 GiB" in made.evidence["memory"]
+    near = planned(llama, "a4000", "micro_batch_size=16", known=known, device="RTX A4000")
+    assert near.verdict == "does_not_fit"
+
+
+def test_a_bench_without_a_speed_leaves_the_formula(llama):
+    known = [measured(llama, "a4000", tok_s=None, padded_tok_s=None, step_s=None)]
+    made = planned(llama, "a4000", known=known, device="RTX A4000")
+    assert made.speed.source == "formula"
+    assert made.evidence["time"].startswith("formula: ")
+
+
 def test_of_a_cpu_nothing_is_known_before_a_bench(llama):
     made = planned(llama, "cpu", ram_gib=64.0)
     assert made.hours is None

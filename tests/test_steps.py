@@ -124,7 +124,16 @@ def test_a_run_that_ends_within_an_epoch_trains_on_part_of_the_rows():
 @pytest.mark.parametrize(
     ("made", "tree", "line"),
     [
-        (statistics([300] * 5), {}, "no row is left to train on: the longest has 300 tokens, sequence_len is 256; raise sequence_len"),
+        (statistics([300] * 5), {}, "no row is left to train on: the shortest has 300 tokens, sequence_len is 256; raise sequence_len"),
+        (statistics([300] * 5), {"min_sample_len": 999}, "no row is left to train on: min_sample_len is 999, the longest row has 300 tokens"),
+        (statistics([9] * 5, [9] * 5), {**PACKED}, "no row is left to train on: none of those within sequence_len 256 has an answer"),
+        (statistics([9] * 5), {"val_set_size": -1}, "val_set_size is -1; it needs a share below 1"),
+        (statistics([9] * 5), {"val_set_size": float("nan")}, "val_set_size is nan"),
+        (statistics([9] * 5), {"val_set_size": float("inf")}, "val_set_size is inf"),
+        (statistics([9] * 5), {"sample_packing_group_size": -1}, "sample_packing_group_size is -1; it needs a whole number"),
+        (statistics([9] * 5), {"sample_packing_bin_size": -1}, "sample_packing_bin_size is -1"),
+        (statistics([9] * 5), {"pad_to_multiple_of": -64}, "pad_to_multiple_of is -64"),
+        (statistics([9] * 5), {"num_epochs": 1e9}, "num_epochs is 1000000000.0; it needs a number above 0, below a million"),
         (statistics([9] * 5), {"val_set_size": 5}, "val_set_size is 5, and 5 rows are left"),
         (statistics([9] * 5), {"val_set_size": 1}, "val_set_size is 1, and 5 rows are left"),
         (statistics([9] * 5), {**PACKED}, "5 packed rows make 0 micro batches, too few for 1 processes"),

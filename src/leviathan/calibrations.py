@@ -26,6 +26,9 @@ _LENGTH = ("epochs", "max_steps", "val_set_size", "eval_steps", "save_steps", "s
 _SIZES = ("micro_batch_size", "eval_batch_size", "sequence_len", "rank",
           "gradient_accumulation_steps")  # fmt: skip
 _ENOUGH_STEPS = 5
+_KINDS = ("bench", "smoke")
+# No figure of a training on this planet is smaller or larger, but for 0.
+_LEAST, _MOST = 1e-9, 1e15
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,11 @@ def _is_sound(found: Calibration) -> bool:
     if not all(isinstance(m, dict) for m in maps):
         return False
     numbers += [*found.peaks_gib.values(), *found.allocated_gib.values()]
-    texts = [found.kind, found.model, found.phase, found.problem, found.as_card, *found.devices]
+    texts = [found.model, found.phase, found.problem, found.as_card, *found.devices]
     return (
-        all(isinstance(text, str) for text in texts)
+        found.kind in _KINDS
+        and all(isinstance(text, str) for text in texts)
+        and all(text.isprintable() for text in (found.phase, *found.devices))
         and bool(found.devices)
         and all(_is_number(n) for n in numbers)
         and isinstance(found.fits, bool)
@@ -168,8 +173,8 @@ def _is_sound(found: Calibration) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    return whole and math.isfinite(value) and value >= 0
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and (value == 0 or _LEAST <= value <= _MOST)
 
 
 def find(
@@ -226,9 +231,11 @@ def refuting(
 def _distance(measured: dict[str, Any], wanted: dict[str, Any]) -> float | None:
     """How far apart in sizes; None where anything else differs."""
     soft = (*_SIZES, "attention")
-    if any(measured.get(name) != value for name, value in wanted.items() if name not in soft):
+    if measured.keys() != wanted.keys():  # another version's
         return None
-    if not all(runs.is_whole(measured.get(name)) for name in _SIZES):
+    if any(measured[name] != value for name, value in wanted.items() if name not in soft):
+        return None
+    if not all(runs.is_whole(measured[name]) and 0 <= measured[name] <= _MOST for name in _SIZES):
         return None
     ratios = (max(measured[name], 1) / max(wanted[name], 1) for name in _SIZES)
     other = measured.get("attention") != wanted["attention"]

@@ -252,14 +252,23 @@ def parse_row(
         required: keys the row must have.
 
     Raises:
-        BadInput: not UTF-8, not JSON, not an object, or a required key is missing.
+        BadInput: not UTF-8, not JSON, no text, not an object, or a required key is missing.
     """
     where = f"{path}:{number}"
     try:
         # Decoded first: json.loads would also take UTF-16, or a BOM in mid-file.
         row = json.loads((line.removeprefix(_BOM) if number == 1 else line).decode())
+        if b"\\ud" in line or b"\\uD" in line:
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: not UTF-8 ({error.reason})") from error
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{where}: half a surrogate pair ({error.object[error.start]!r}), which is no text",
+            "write the character itself, or both escapes",
+        ) from error
+    except RecursionError as error:
+        raise BadInput(f"{where}: nested too deeply", "one JSON object per line") from error
     except ValueError as error:
         raise BadInput(f"{where}: not JSON: {error}", "one JSON object per line") from error
     if not isinstance(row, dict):

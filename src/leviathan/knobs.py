@@ -3,6 +3,7 @@
 Pure. Does not predict anything itself (``memory``, ``steps``, ``speed``).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -132,9 +133,9 @@ def read(tree: dict[str, Any], processes: int = 1) -> Knobs:
         optimizer=str(get("optimizer")),
         epochs=_positive(tree, "num_epochs"),
         max_steps=_whole(tree, "max_steps") if get("max_steps") else None,
-        val_set_size=float(get("val_set_size") or 0.0),
-        eval_steps=_interval(tree, "eval_steps"),
-        save_steps=_interval(tree, "save_steps"),
+        val_set_size=_held_out(tree),
+        eval_steps=_interval(tree, "eval_steps", "evals_per_epoch"),
+        save_steps=_interval(tree, "save_steps", "saves_per_epoch"),
         seed=int(get("seed") or 42),
         fused_norm=bool(get("liger_rms_norm")),
         fused_glu=bool(get("liger_glu_activation")),
@@ -151,12 +152,15 @@ def _method(tree: dict[str, Any]) -> Method:
 
 
 def _strategy(tree: dict[str, Any], processes: int) -> Strategy:
-    """DeepSpeed's stage is read from its file's name, as in ``zero3_bf16.json``."""
+    """DeepSpeed's stage is told by its mapping, or its file's name, as in ``zero3_bf16.json``."""
     deepspeed = tree.get("deepspeed")
     if deepspeed:
-        name = deepspeed if isinstance(deepspeed, str) else str(deepspeed.get("zero_optimization"))
-        name = PurePath(name).name.lower()
-        stage = next((s for s in "321" if f"zero{s}" in name or f"'stage': {s}" in name), None)
+        if isinstance(deepspeed, str):
+            name = PurePath(deepspeed).name.lower()
+        else:
+            zero = deepspeed.get("zero_optimization")
+            name = f"zero{zero.get('stage')}" if isinstance(zero, dict) else ""
+        stage = next((s for s in "321" if f"zero{s}" in name), None)
         return {"3": "zero3", "2": "zero2", "1": "zero1", None: "ddp"}[stage]  # type: ignore[return-value]
     if tree.get("fsdp_config") or tree.get("fsdp"):
         return "fsdp"
@@ -185,9 +189,24 @@ def _whole(tree: dict[str, Any], key: str) -> int:
 def _positive(tree: dict[str, Any], key: str) -> float:
     value = tree.get(key, _DEFAULTS.get(key))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise BadInput(f"{key} is {value!r}", "it needs a number above 0")
+        raise BadInput(f"{key} is {value!r}", "it needs a number above 0, below a million")
     return float(value)
 
 
-def _interval(tree: dict[str, Any], key: str) -> float | None:
-    return _positive(tree, key) if tree.get(key) else None
+def _held_out(tree: dict[str, Any]) -> float:
+    value = tree.get("val_set_size") or 0.0
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise BadInput(
+            f"val_set_size is {value!r}", "it needs a share below 1, or a number of rows from 2"
+        )
+    return float(value)
+
+
+def _interval(tree: dict[str, Any], key: str, per_epoch: str) -> float | None:
+    """Steps, or a share of all, as Axolotl makes of ``per_epoch``: none where it is the whole."""
+    if tree.get(key):
+        return _positive(tree, key)
+    if tree.get(per_epoch):
+        share = 1 / (_positive(tree, per_epoch) * _positive(tree, "num_epochs"))
+        return share if share < 1 else None
+    return None

@@ -155,15 +155,14 @@ def make(
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
     pace = speed.by_history(history.whole(counted.steps), counted.slots) if history else None
-    pace = pace or (
-        speed.by_calibration(measured, shape, chosen, attended)
-        if measured
-        else speed.by_formula(shape, chosen, hardware, attended)
-    )
+    if pace is None and measured:
+        pace = speed.by_calibration(measured, shape, chosen, attended)
+    pace = pace or speed.by_formula(shape, chosen, hardware, attended)
     needed = memory.estimate(shape, chosen, device=hardware.device)
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
-    verdict = needed.verdict_for(card) if card else "fits"
+    proven = _proven(measured, chosen, card) if hardware.device == "cuda" else None
+    verdict = needed.verdict_for(card) if card and not proven else "fits"
     forecast = disk.planned(shape, chosen)
     evaluations = _evaluations(counted, chosen)
     saves = 1 + (_times(counted.steps, chosen.save_steps) if chosen.save_steps else 0)
@@ -185,11 +184,31 @@ def make(
         else None,
         disk=forecast,
         evidence={
-            "memory": refuted.text if refuted else "; ".join(needed.evidence),
+            "memory": _memory_evidence(needed, refuted, proven),
             "tokens": statistics.source,
             "time": pace.evidence if pace else "nothing: no data-sheet peak, no bench",
         },
     )
+
+
+def _proven(
+    measured: Calibration | None, chosen: Knobs, card_gib: float | None
+) -> Calibration | None:
+    """``measured``, where its worst rows went through such a card with these very knobs."""
+    if measured is None or measured.peak_gib is None or not card_gib:
+        return None
+    exact = calibrations.is_exact(measured, chosen)
+    return measured if exact and measured.peak_gib <= card_gib else None
+
+
+def _memory_evidence(
+    needed: Memory, refuted: Calibration | None, proven: Calibration | None
+) -> str:
+    if refuted:
+        return refuted.text
+    if proven:
+        return f"calibration: {proven.text}; its parts by formula"
+    return "; ".join(needed.evidence)
 
 
 def _attended(statistics: Statistics, chosen: Knobs) -> float:

@@ -51,22 +51,33 @@ class Rules:
 
 
 def rules(tree: dict[str, Any]) -> Rules:
-    """The rules of a merged Axolotl ``tree``; its schema's defaults where a key is absent."""
+    """The rules of a merged Axolotl ``tree``; its schema's defaults where a key is absent.
+
+    Raises:
+        BadInput: a size below 1.
+    """
     strategy = str(tree.get("excess_length_strategy") or "drop").lower()
     return Rules(
         excess_length=strategy,  # type: ignore[arg-type]  # checked against Axolotl's schema
-        min_tokens=int(tree.get("min_sample_len") or 2),
+        min_tokens=_whole(tree, "min_sample_len", 2),
         curriculum=bool(tree.get("curriculum_sampling")),
         drop_last=bool(tree.get("dataloader_drop_last")),
         shuffled=tree.get("shuffle_merged_datasets") is not False,
         real_batches=tree.get("multipack_real_batches"),
-        group_size=int(tree.get("sample_packing_group_size") or 100_000),
-        bin_size=int(tree.get("sample_packing_bin_size") or 200),
+        group_size=_whole(tree, "sample_packing_group_size", 100_000),
+        bin_size=_whole(tree, "sample_packing_bin_size", 200),
         sequential=bool(tree.get("sample_packing_sequentially")),
         pad_to_sequence_len=tree.get("pad_to_sequence_len"),
-        pad_to_multiple_of=int(tree.get("pad_to_multiple_of") or 64),
+        pad_to_multiple_of=_whole(tree, "pad_to_multiple_of", 64),
         efficiency=tree.get("sample_packing_eff_est"),
     )
+
+
+def _whole(tree: dict[str, Any], key: str, absent: int) -> int:
+    value = int(tree.get(key) or absent)
+    if value < 1:
+        raise BadInput(f"{key} is {value}", "it needs a whole number, 1 or more")
+    return value
 
 
 @dataclass(frozen=True)
@@ -136,12 +147,7 @@ class _Rows:
         lengths = array("I", filter(None, prepared))
         dropped = len(prepared) - len(lengths)
         if not lengths:
-            longest = max(statistics.tokens)
-            raise BadInput(
-                f"no row is left to train on: the longest has {longest:,} tokens, "
-                f"sequence_len is {knobs.sequence_len:,}",
-                "raise sequence_len, or set excess_length_strategy=truncate",
-            )
+            raise _nothing_left(statistics, knobs, rules)
         mean = sum(lengths) / len(lengths)
         if statistics.exact:
             return cls(prepared, lengths, len(lengths), dropped, mean, all_seen=True)
@@ -151,6 +157,25 @@ class _Rows:
         mean = min(mean, knobs.sequence_len)
         kept = max(1, round(times * len(lengths)))
         return cls(prepared, lengths, kept, round(times * dropped), mean, all_seen=False)
+
+
+def _nothing_left(statistics: Statistics, knobs: Knobs, rules: Rules) -> BadInput:
+    shortest, longest = min(statistics.tokens), max(statistics.tokens)
+    said, limit = "no row is left to train on", knobs.sequence_len
+    if rules.min_tokens > min(longest, limit):
+        return BadInput(
+            f"{said}: min_sample_len is {rules.min_tokens:,}, the longest row has {longest:,} "
+            f"tokens, sequence_len is {limit:,}", "lower min_sample_len, or raise sequence_len",
+        )  # fmt: skip
+    if shortest > limit:
+        return BadInput(
+            f"{said}: the shortest has {shortest:,} tokens, sequence_len is {limit:,}",
+            "raise sequence_len, or set excess_length_strategy=truncate",
+        )
+    return BadInput(
+        f"{said}: none of those within sequence_len {limit:,} has an answer to learn",
+        "look at the corpus' answers, raise sequence_len, or set train_on_inputs=true",
+    )
 
 
 def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> "array[int]":

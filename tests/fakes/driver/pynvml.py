@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-
 NVML_TEMPERATURE_GPU = 0
 
 
