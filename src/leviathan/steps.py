@@ -4,6 +4,7 @@ Pure. Follows Axolotl 0.19, the Trainer and our own plugin; docs/planning.md der
 Does not read the corpus (``tokens``) nor say how long a step takes.
 """
 
+import functools
 import math
 import random
 from array import array
@@ -348,14 +349,20 @@ def _epoch_orders(train: int, knobs: Knobs, rules: Rules) -> list[list[int]]:
 
 def _simulated_bins(rows: _Rows, train: int, knobs: Knobs, pack: packing.Rules) -> float:
     """Bins that ``train`` rows like those seen fill: as many as can be packed quickly, scaled."""
-    chance = random.Random(knobs.seed)  # noqa: S311 - a sample, not a secret
     number = min(train, _SIMULATED_ROWS)
-    if len(rows.lengths) >= number:
-        drawn = chance.sample(rows.lengths, number)
+    bins, tokens = _packed_like(rows.lengths.tobytes(), number, knobs.seed, pack)
+    return bins * rows.mean_tokens * train / tokens
+
+
+@functools.lru_cache(maxsize=64)  # who looks for what fits plans the same rows many times
+def _packed_like(seen: bytes, number: int, seed: int, pack: packing.Rules) -> tuple[int, int]:
+    """Bins and tokens of ``number`` rows drawn from those ``seen``."""
+    lengths, chance = array("I", seen), random.Random(seed)  # noqa: S311 - not a secret
+    if len(lengths) >= number:
+        drawn = chance.sample(lengths, number)
     else:
-        drawn = chance.choices(rows.lengths, k=number)
-    level = rows.mean_tokens * len(drawn) / sum(drawn)
-    return packing.bins(drawn, pack) * level * train / number
+        drawn = chance.choices(lengths, k=number)
+    return packing.bins(drawn, pack), sum(drawn)
 
 
 def _packed_steps(
