@@ -8,6 +8,7 @@ import math
 import random
 from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from leviathan import packing
@@ -348,14 +349,19 @@ def _epoch_orders(train: int, knobs: Knobs, rules: Rules) -> list[list[int]]:
 
 def _simulated_bins(rows: _Rows, train: int, knobs: Knobs, pack: packing.Rules) -> float:
     """Bins that ``train`` rows like those seen fill: as many as can be packed quickly, scaled."""
-    chance = random.Random(knobs.seed)  # noqa: S311 - a sample, not a secret
     number = min(train, _SIMULATED_ROWS)
-    if len(rows.lengths) >= number:
-        drawn = chance.sample(rows.lengths, number)
-    else:
-        drawn = chance.choices(rows.lengths, k=number)
-    level = rows.mean_tokens * len(drawn) / sum(drawn)
-    return packing.bins(drawn, pack) * level * train / number
+    bins, tokens = _drawn_bins(rows.lengths.tobytes(), number, knobs.seed, pack)
+    level = rows.mean_tokens * number / tokens
+    return bins * level * train / number
+
+
+@lru_cache(maxsize=8)  # a limit is looked for by plans of other rows and machines, packed alike
+def _drawn_bins(lengths: bytes, number: int, seed: int, pack: packing.Rules) -> tuple[int, int]:
+    """Bins and tokens of ``number`` rows drawn from ``lengths`` (an ``array("I")``)."""
+    rows = array("I", lengths)
+    chance = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    drawn = chance.sample(rows, number) if len(rows) >= number else chance.choices(rows, k=number)
+    return packing.bins(drawn, pack), sum(drawn)
 
 
 def _packed_steps(
