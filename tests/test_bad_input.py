@@ -160,6 +160,8 @@ CASES = {
     "plan of an unknown key": (model(), [*PLAN, "--set", "lora_rr=4"], ["--set lora_rr=4: lora_rr is not a key Axolotl knows"]),
     "plan with no rows left": (model(), [*PLAN, "--set", "sequence_len=4"], ["no row is left to train on"]),
     "comparison with an unknown machine": (model(), [*PLAN, "--compare", "tiny,a400"], ["no profile called 'a400'; did you mean a4000?"]),
+    "fit of several machines": (model(), [*PLAN, "--compare", "tiny", "--fit"], ["--fit is for one machine; leave out --compare"]),
+    "plan for another corpus that is not there": (nothing, ["plan", "-p", "a4000", "--set", "corpus=typo.jsonl"], ["corpus typo.jsonl does not exist"]),
     "comparison of nothing": (model(), [*PLAN, "--compare", ","], ["--compare ',' names no profiles"]),
     # --- runs and checkpoints
     "resume from a checkpoint of no run": (nothing, [*TRAIN, "--resume", "checkpoint-999"], ["work/training/tiny_full_tiny has no checkpoints"]),

@@ -163,6 +163,36 @@ def test_money_becomes_hours(llama):
         offers.Limit(usd=50).hours_on(cpu, "cpu")
 
 
+def test_a_machine_that_costs_nothing_keeps_no_budget(llama):
+    profile = layers.build("leviathan", "a100", "10pct", ["price_usd_hour=0"]).profile
+    with pytest.raises(BadInput, match="an hour of profile a100 costs nothing"):
+        offers.Limit(usd=50).hours_on(profile, "a100")
+
+
+@pytest.mark.parametrize("holding", range(-1, 10))
+@pytest.mark.parametrize("guess", [-5, 0, 40, 95, 1e9])
+def test_the_largest_part_is_found_from_any_guess_in_few_tries(holding, guess):
+    parts, tried = range(0, 100, 10), []
+
+    def holds(part):
+        tried.append(part)
+        return part <= 10 * holding
+
+    found = offers._largest(holds, parts, guess)
+    assert found == (10 * holding if holding >= 0 else None)
+    assert len(tried) == len(set(tried)) <= 6
+
+
+def test_a_few_rows_have_no_share_on_many_gpus_and_no_traceback(llama):
+    few = replace(surveyed(llama, "a100"), statistics=tokens.assumed("c", 300, 700_000, "full"))
+    few = replace(few, config=replace(few.config, sample="full"))
+    assert few.plan().steps.train_rows < 50  # 256 are held out
+    assert offers.shares(few, 3) == []
+    limit = offers.Limit(hours=36)
+    names = [p.config.profile_name for p in offers.elsewhere(few, limit, ["h100-80gb", "a100x8"])]
+    assert names == ["h100-80gb"]  # eight GPUs get no batch each
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_absurd_limits(value):
     with pytest.raises(BadInput, match="is no limit"):
@@ -176,6 +206,13 @@ def test_elsewhere_keeps_the_limit_and_begins_with_the_cheapest(llama):
     found = offers.elsewhere(surveyed(llama, "a4000"), limit, ["a4000", "a100", "h100-80gb", "cpu"])
     assert [made.config.profile_name for made in found] == ["h100-80gb"]
     assert all(made.hours.high <= 36 for made in found)
+
+
+def test_what_was_said_of_this_machine_is_not_said_of_others(llama):
+    sets = ("price_usd_hour=0.1", "hardware.memory_gib=500")
+    found = offers.elsewhere(surveyed(llama, "a4000", *sets), offers.Limit(hours=36), ["h100-80gb"])
+    assert "yours" not in found[0].usd
+    assert found[0].card_gib < 100
 
 
 # --- which machine ----------------------------------------------------------------
@@ -227,11 +264,21 @@ def test_choices(llama, options, chosen):
     assert comparison.choose([made_up(llama, *option) for option in options]).name == chosen
 
 
-@pytest.mark.parametrize("guess", [0, 1, 5, 99, 1e9])
-def test_the_largest_part_is_found_from_any_guess(guess):
-    parts = [1, 2, 5, 10, 50, 100]
-    assert offers._largest(lambda part: part <= 10, parts, guess) == 10
-    assert offers._largest(lambda _: False, parts, guess) is None
+def test_the_matrix_keeps_a_budget(llama):
+    found = surveyed(llama, "a4000", sample="full")
+    options = [
+        comparison.option(found.plan(offers.on(found.config, name)))
+        for name in ("a4000", "a100", "h100x8")
+    ]
+    home, rented, fastest = (option.usd for option in options)
+    assert home < fastest < rented
+    assert comparison.choose(options, limit_usd=fastest + 1).name == "h100x8"
+    choice = comparison.choose(options, limit_usd=home + 1)
+    assert choice.name == "a4000"
+    assert "is done within 72 h" in choice.reason
+    choice = comparison.choose(options, limit_usd=1)
+    assert choice.name is None
+    assert choice.reason.startswith("none costs $1 or less; the cheapest is a4000, $")
 
 
 def test_the_matrix_without_a_way():

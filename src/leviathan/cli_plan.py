@@ -53,7 +53,7 @@ def plan(
     from leviathan import layers, offers, render, schema, survey, ui
 
     limit = offers.Limit(fit_hours, budget_usd)
-    names = _names(compare)
+    names = _names(compare, fit=fit)
     config = layers.build(recipe, names[0] if names else profile, sample, sets or [])
     announce_schema()
     render.check_keys(config, schema.load())
@@ -75,12 +75,14 @@ def plan(
         raise typer.Exit(3)
 
 
-def _names(compare: str | None) -> list[str]:
+def _names(compare: str | None, *, fit: bool) -> list[str]:
     from leviathan.errors import BadInput
 
     names = [name.strip() for name in (compare or "").split(",") if name.strip()]
     if compare is not None and not names:
         raise BadInput(f"--compare {compare!r} names no profiles", "example: --compare a4000,a100")
+    if names and fit:
+        raise BadInput("--fit is for one machine", "leave out --compare, or --fit")
     return names
 
 
@@ -311,7 +313,7 @@ def _compare(plans: list["Plan"], limit: "Limit", *, as_json: bool) -> None:
     from leviathan import comparison, ui
 
     options = [comparison.option(made) for made in plans]
-    choice = comparison.choose(options, limit.hours)
+    choice = comparison.choose(options, limit.hours, limit.usd)
     if as_json:
         ui.document(_comparison_document(options, choice))
         return

@@ -62,7 +62,9 @@ def option(plan: Plan) -> Option:
 def _risks(plan: Plan) -> list[str]:
     found = []
     if plan.verdict == "does_not_fit":
-        found.append(f"needs {plan.memory.total_gib:.1f} GiB of {plan.card_gib:g}")
+        known = plan.card_gib and plan.memory.verdict_for(plan.card_gib) == "does_not_fit"
+        needs = f"needs {plan.memory.total_gib:.1f} GiB of {plan.card_gib or 0:.4g}"
+        found.append(needs if known else plan.evidence["memory"])
     elif plan.verdict == "tight":
         found.append("memory is tight: the out-of-memory ladder may be needed")
     if plan.hours is None:
@@ -77,21 +79,30 @@ def _risks(plan: Plan) -> list[str]:
     return found
 
 
-def choose(options: Sequence[Option], limit_hours: float | None = None) -> Choice:
+def choose(
+    options: Sequence[Option], limit_hours: float | None = None, limit_usd: float | None = None
+) -> Choice:
     """The option to take: what is owned if it is quick enough, else the cheapest that is.
 
-    Of two that cost about the same (within a quarter) the faster one.
+    Of two that cost about the same (within a quarter) the faster one. None that is known to
+    cost more than ``limit_usd``, nor one whose price is unknown where there is such a limit.
     """
     limit = limit_hours or _LONG_HOURS
     possible = [o for o in options if o.possible]
     if not possible:
         return Choice(None, "none of them fits, or how long they take is unknown")
+    if limit_usd is not None:
+        priced = [o for o in possible if o.usd is not None]
+        possible = [o for o in priced if o.usd is not None and o.usd <= limit_usd]
+        if not possible:
+            return Choice(None, _too_dear(priced, limit_usd))
     quick = [o for o in possible if o.hours <= limit]
     if not quick:
+        money = "" if limit_usd is None else f" for ${limit_usd:g} or less"
         fastest = min(possible, key=lambda o: o.hours)
         return Choice(
             fastest.name,
-            f"none is done within {limit:g} h; this is the fastest, {fastest.hours:.0f} h",
+            f"none{money} is done within {limit:g} h; this is the fastest, {fastest.hours:.0f} h",
         )
     owned = [o for o in quick if o.owned]
     if owned:
@@ -102,6 +113,13 @@ def choose(options: Sequence[Option], limit_hours: float | None = None) -> Choic
         fastest = min(quick, key=lambda o: o.hours)
         return Choice(fastest.name, f"the fastest, {fastest.hours:.0f} h; no price is known")
     return _cheapest(priced, options, limit)
+
+
+def _too_dear(priced: Sequence[Option], limit_usd: float) -> str:
+    if not priced:
+        return "none has a price that is known"
+    least = min(priced, key=lambda o: o.usd or 0.0)
+    return f"none costs ${limit_usd:g} or less; the cheapest is {least.name}, ${least.usd:,.0f}"
 
 
 def _cheapest(priced: Sequence[Option], options: Sequence[Option], limit: float) -> Choice:

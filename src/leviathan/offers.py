@@ -5,8 +5,8 @@ Tries plans. Does not make predictions of its own (``plan``) nor look for knobs 
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from leviathan import corpus, layers, plan
 from leviathan.config import Profile
@@ -17,6 +17,7 @@ from leviathan.survey import Survey
 
 # Parts of a corpus that a person would type, in hundredths of a per cent: two digits.
 _WHOLE = 10_000
+_OF_THE_MACHINE = {"hardware", "price_usd_hour", "prices"}
 _PARTS = (*range(1, 100), *range(100, 1000, 10), *range(1000, _WHOLE + 1, 100))
 
 
@@ -39,16 +40,18 @@ class Limit:
         """The nearer of both limits in hours of this machine, at the cheapest price known.
 
         Raises:
-            BadInput: the limit is money, and no price is known.
+            BadInput: the limit is money, and no price is known, or it is 0.
         """
         found = [self.hours] if self.hours is not None else []
         if self.usd is not None:
             price = hourly_usd(profile)
-            if not price:
+            if price is None:
                 raise BadInput(
                     f"no price is known for profile {name}",
                     "set price_usd_hour in the profile, or --set price_usd_hour=1.50",
                 )
+            if not price:
+                raise BadInput(f"an hour of profile {name} costs nothing", "leave out --budget-usd")
             found.append(self.usd / price)
         return min(found)
 
@@ -91,15 +94,24 @@ def _share(found: Survey, hours: float, epochs: float) -> Share | None:
         return found.plan(config, rows=round(of_rows * hundredths / _WHOLE))
 
     def holds(hundredths: int) -> bool:
-        taken = planned(hundredths).hours
+        try:
+            taken = planned(hundredths).hours
+        except BadInput:
+            return True  # too few rows for that many processes: more of them may do
         return taken is not None and taken.high <= hours
 
     possible = [n for n in _PARTS if of_rows * n / _WHOLE > 2 * max(held_out, 1)]
-    part = _largest(holds, possible, guess=_likely(planned(possible[-1]), hours))
-    if part is None:
+    if not possible:
+        return None
+    try:
+        part = _largest(holds, possible, guess=_likely(planned(possible[-1]), hours))
+        made = planned(part) if part else None
+    except BadInput:
+        return None
+    if part is None or made is None:
         return None
     sample = "full" if part == _WHOLE else f"{part / 100:g}pct"
-    return Share(sample, epochs, planned(part))
+    return Share(sample, epochs, made)
 
 
 def _likely(whole: Plan, hours: float) -> float:
@@ -109,12 +121,18 @@ def _likely(whole: Plan, hours: float) -> float:
 
 def _largest(holds: Callable[[int], bool], parts: Sequence[int], guess: float) -> int | None:
     """The last of ascending ``parts`` that holds, sought near ``guess``: plans take time."""
-    place = min(bisect.bisect_right(parts, guess), len(parts) - 1)
-    while place >= 0 and not holds(parts[place]):
-        place -= 1
-    while 0 <= place < len(parts) - 1 and holds(parts[place + 1]):
-        place += 1
-    return parts[place] if place >= 0 else None
+    near = min(bisect.bisect_right(parts, guess), len(parts) - 1)
+    low, high, stride = -1, len(parts), 1  # parts[low] holds, parts[high] does not
+    place = near
+    while low < place < high:
+        if holds(parts[place]):
+            low, place = place, place + stride
+        else:
+            high, place = place, place - stride
+        stride *= 2
+        if not low < place < high:
+            place = (low + high) // 2
+    return parts[low] if low >= 0 else None
 
 
 def _rows_of_corpus(found: Survey) -> float:
@@ -124,22 +142,32 @@ def _rows_of_corpus(found: Survey) -> float:
 
 
 def elsewhere(found: Survey, limit: Limit, profiles: Iterable[str]) -> list[Plan]:
-    """Plans for all that was asked for on other machine classes that keep the limit."""
+    """Plans for all that was asked for on other machine classes that keep the limit.
+
+    What ``--set`` says of the machine asked for, its price and hardware, is not said of them.
+    """
     kept = []
+    general = replace(found.config, overrides=tuple(_not_of_the_machine(found.config.overrides)))
     for name in profiles:
-        config = on(found.config, name)
+        config = on(general, name)
         if config.profile_name == found.config.profile_name:
             continue
-        made = found.plan(config)
-        if made.hours is None:
-            continue
         try:
+            made = found.plan(config)
             hours = limit.hours_on(made.profile, name)
         except BadInput:
-            continue  # without a price it cannot be judged
+            continue  # too few rows for so many GPUs; or without a price it cannot be judged
+        if made.hours is None:
+            continue
         if made.verdict != "does_not_fit" and made.hours.high <= hours:
             kept.append(((hourly_usd(made.profile) or math.inf) * made.hours.mid, name, made))
     return [made for _, _, made in sorted(kept, key=lambda one: one[:2])]
+
+
+def _not_of_the_machine(overrides: Iterable[str]) -> Iterator[str]:
+    for text in overrides:
+        if text.split("=", 1)[0].split(".")[0].strip() not in _OF_THE_MACHINE:
+            yield text
 
 
 def on(config: Config, profile: str) -> Config:

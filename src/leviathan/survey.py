@@ -94,8 +94,8 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     path = Path(recipe.corpus)
     source = tokens.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
     shape = shapes.load(str(config.tree["base_model"]))
-    if not path.exists() and recipe.corpus_size and not exact:
-        size = recipe.corpus_size
+    size = recipe.corpus_size if _is_the_recipes(config) else None
+    if not path.exists() and size and not exact:
         statistics = tokens.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
         measured_at = None
     else:
@@ -117,3 +117,9 @@ def _begun(config: Config) -> tuple[dict[str, Any], History] | None:
     except LeviathanError:
         return None  # a damaged record is told by who needs it
     return (begun_with, status.history(paths)) if not record.adjustments else None
+
+
+def _is_the_recipes(config: Config) -> bool:
+    """Whether the recipe's ``corpus_size`` is that of its corpus: not if another was named."""
+    keys = {text.split("=", 1)[0].strip() for text in config.overrides}
+    return "corpus" not in keys or any(key.split(".")[0] == "corpus_size" for key in keys)
