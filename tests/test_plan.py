@@ -200,8 +200,19 @@ def test_the_guides_plan_on_the_screen(run_cli, project):
     assert done.exit_code == 0, done.output
     lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line[:1].strip())
     assert "days" in lines["time"]
+    assert lines["tokens"].startswith("614 M in 2 epochs, 98 % of")
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "--" not in line), lines
     assert "times the card's limit" in lines["expected"]
     assert "in 36 h      --sample" in done.stdout
+
+
+def test_a_few_steps_on_the_screen(run_cli, project):
+    """Their number is known, whatever the corpus holds; and small figures are not 0."""
+    done = run_cli("plan", "-p", "a4000", "--set", "max_steps=10")
+    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line[:1].strip())
+    assert lines["steps"].startswith("10, ")
+    assert lines["tokens"].startswith("641 k in 10 steps")
+    assert not lines["energy"].startswith("0 kWh")
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out(run_cli, project):

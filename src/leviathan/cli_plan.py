@@ -1,5 +1,6 @@
 """Owns the ``plan`` command."""
 
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from leviathan.offers import Limit, Share
     from leviathan.plan import Plan, Range
     from leviathan.survey import Survey
+
+_VALUE_WIDTH = 66  # beside the labels of a screen of 80 columns
 
 
 def register(app: typer.Typer) -> None:
@@ -140,7 +143,8 @@ class _Extra:
         ui.title(f"{made.config.recipe_name} on {made.config.profile_name}", made.verdict,
                  f"sample {made.config.sample}, {made.config.tree['base_model']}")  # fmt: skip
         ui.facts([*_plan_rows(made), *self._answers()])
-        lines = (f"{what}: {line}" for what, line in made.evidence.items())
+        told = (f"{what}: {line}" for what, line in made.evidence.items())
+        lines = (part for line in told for part in _wrapped(line))
         ui.facts(("evidence" if n == 0 else "", line) for n, line in enumerate(lines))
 
     def _answers(self) -> Iterator[tuple[str, str]]:
@@ -163,6 +167,11 @@ class _Extra:
                 yield "or all of it", "on none of the other profiles within that"
 
 
+def _wrapped(text: str) -> list[str]:
+    """Lines as wide as a value may be; paths stay whole."""
+    return textwrap.wrap(text, _VALUE_WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 def _profiles() -> list[str]:
     from leviathan import config
 
@@ -181,16 +190,17 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
     card = f" of {made.card_gib:.4g}" if made.card_gib else ""
     yield (
         "memory",
-        (f"{memory.total_gib:.1f} GiB ({memory.low_gib:.1f} to {memory.high_gib:.1f}){card}"),
+        f"{memory.total_gib:,.1f} GiB ({memory.low_gib:,.1f} to {memory.high_gib:,.1f}){card}",
     )
-    parts = [f"{name} {gib:.2f}" for name, gib in memory.components_gib.items() if gib >= 0.005]
-    yield "", ", ".join(parts)
+    parts = [f"{name}\0{gib:,.2f}" for name, gib in memory.components_gib.items() if gib >= 0.005]
+    yield from (("", line.replace("\0", " ")) for line in _wrapped(", ".join(parts)))
     cards = f" x {knobs.processes} processes" if knobs.processes > 1 else ""
     yield (
         "batch",
         (
             f"{knobs.micro_batch_size} x {knobs.gradient_accumulation_steps} accumulated{cards} = "
-            f"{knobs.rows_per_step} rows of {knobs.sequence_len} = {knobs.tokens_per_step:,} tokens"
+            f"{knobs.rows_per_step:,} rows of {knobs.sequence_len} = "
+            f"{knobs.tokens_per_step:,} tokens"
         ),
     )
     about = "" if steps.exact else "about "
@@ -198,10 +208,18 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
         "data",
         (
             f"{about}{steps.train_rows:,} rows, {steps.eval_rows:,} held out, "
-            f"{steps.dropped_rows:,} dropped; {_count(steps.train_tokens)} tokens in "
-            f"{knobs.epochs:g} epochs, {100 * steps.packing_efficiency:.0f} % of what is computed"
+            f"{steps.dropped_rows:,} dropped"
         ),
     )
+    passes = f"{steps.steps:,} steps" if knobs.max_steps else f"{knobs.epochs:g} epochs"
+    yield (
+        "tokens",
+        (
+            f"{_count(steps.train_tokens)} in {passes}, "
+            f"{100 * steps.packing_efficiency:.0f} % of what is computed"
+        ),
+    )
+    about = "" if knobs.max_steps else about
     yield "steps", f"{about}{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"
     if made.hours is None or made.speed is None:
         yield "time", "unknown: run leviathan bench, which measures this machine"
@@ -224,7 +242,8 @@ def _money_rows(made: "Plan") -> Iterator[tuple[str, str]]:
         costs = sorted(made.usd.items(), key=lambda item: item[1].mid)
         yield "money", ", ".join(f"{name} {_usd_text(cost)}" for name, cost in costs) + as_of
     if made.energy_usd and made.kwh:
-        yield "energy", f"{made.kwh.mid:,.0f} kWh, {_usd_text(made.energy_usd)}"
+        digits = 0 if made.kwh.mid >= 10 else 2
+        yield "energy", f"{made.kwh.mid:,.{digits}f} kWh, {_usd_text(made.energy_usd)}"
 
 
 def _disk_text(made: "Plan") -> str:
@@ -256,12 +275,12 @@ def _expected_text(made: "Plan", expected: float) -> str:
     hours = made.hours
     assert hours is not None  # noqa: S101 - asked for only where there is one
     if hours.low <= expected:
-        return f"{expected:g} h, as the recipe says, can be"
+        return f"the recipe's {expected:g} h can be"
     needed = made.needed_tok_s(expected)
-    text = f"{expected:g} h, as the recipe says, would need {needed:,.0f} tok/s"
+    text = f"the recipe's {expected:g} h need {needed:,.0f} tok/s"
     if made.ceiling_tok_s and needed > made.ceiling_tok_s:
         return f"{text}: {needed / made.ceiling_tok_s:.1f} times the card's limit"
-    return f"{text}: faster than software is known to be"
+    return f"{text}: faster than known software"
 
 
 def _share_rows(shares: list["Share"], hours: float) -> Iterator[tuple[str, str]]:
@@ -288,7 +307,8 @@ def _cost_text(made: "Plan") -> str:
 def _time_text(hours: "Range") -> str:
     """In the unit that suits the middle."""
     if hours.mid >= 48:
-        return f"{hours.mid / 24:.1f} days ({hours.low / 24:.1f} to {hours.high / 24:.1f})"
+        days, digits = hours.scaled(1 / 24), 1 if hours.mid < 2400 else 0
+        return f"{days.mid:,.{digits}f} days ({days.low:,.{digits}f} to {days.high:,.{digits}f})"
     if hours.mid >= 1:
         return f"{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f})"
     return f"{hours.mid * 60:.0f} min ({hours.low * 60:.0f} to {hours.high * 60:.0f})"
