@@ -125,6 +125,7 @@ def test_a_run_that_ends_within_an_epoch_trains_on_part_of_the_rows():
     ("made", "tree", "line"),
     [
         (statistics([300] * 5), {}, "no row is left to train on: the shortest has 300 tokens, sequence_len is 256; raise sequence_len"),
+        (statistics([9, 300]), {"excess_length_strategy": "raise"}, "excess_length_strategy is raise, and a row has 300 tokens, sequence_len is 256"),
         (statistics([300] * 5), {"min_sample_len": 999}, "no row is left to train on: min_sample_len is 999, the longest row has 300 tokens"),
         (statistics([9] * 5, [9] * 5), {**PACKED}, "no row is left to train on: none of those within sequence_len 256 has an answer"),
         (statistics([9] * 5), {"val_set_size": -1}, "val_set_size is -1; it needs a share below 1"),

@@ -144,6 +144,17 @@ class _Rows:
 
     @classmethod
     def made(cls, statistics: Statistics, knobs: Knobs, rules: Rules) -> "_Rows":
+        longest = max(statistics.tokens)
+        if (
+            rules.excess_length == "raise"
+            and longest > knobs.sequence_len
+            and not statistics.splits
+        ):
+            raise BadInput(
+                f"excess_length_strategy is raise, and a row has {longest:,} tokens, "
+                f"sequence_len is {knobs.sequence_len:,}",
+                "raise sequence_len, or set excess_length_strategy=drop",
+            )
         prepared = prepare(statistics, knobs, rules)
         lengths = array("I", filter(None, prepared))
         dropped = len(prepared) - len(lengths)
