@@ -228,7 +228,7 @@ def test_the_matrix_recommends_renting_for_the_whole_corpus(llama):
     assert choice.name == "h100x8"
     assert "days" in choice.reason
     assert options[0].owned
-    assert any("days of power" in risk for risk in options[0].risks)
+    assert any("days without a break" in risk for risk in options[0].risks)
 
 
 def test_the_matrix_recommends_ones_own_for_a_trial(llama):

@@ -1,7 +1,6 @@
 """Owns the ``plan`` command."""
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,12 +15,10 @@ from leviathan.cli_config import (
 )
 
 if TYPE_CHECKING:
+    from leviathan.advice import Advice
     from leviathan.comparison import Choice, Option
     from leviathan.offers import Limit, Share
     from leviathan.plan import Plan, Range
-    from leviathan.survey import Survey
-
-_VALUE_WIDTH = 66  # beside the labels of a screen of 80 columns
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +50,9 @@ def plan(
 
     Starts nothing and needs no GPU. Exit code 3 where it does not fit the card.
     """
-    from leviathan import layers, offers, render, schema, survey, ui
+    from leviathan import advice, layers, offers, render, schema, survey, ui
+    from leviathan import config as profiles
+    from leviathan import plan as planning
 
     limit = offers.Limit(fit_hours, budget_usd)
     names = _names(compare, fit=fit)
@@ -69,11 +68,11 @@ def plan(
         return
     made = found.plan()
     found.keep()
-    extra = _Extra(found, made, limit, fit=fit)
+    told = advice.give(found, made, limit, profiles.names("profiles"), fitted=fit)
     if as_json:
-        ui.document(extra.document())
+        ui.document(planning.as_document(made) | advice.as_document(told))
     else:
-        extra.show()
+        _show(made, told)
     if made.verdict == "does_not_fit":
         raise typer.Exit(3)
 
@@ -81,7 +80,7 @@ def plan(
 def _names(compare: str | None, *, fit: bool) -> list[str]:
     from leviathan.errors import BadInput
 
-    names = [name.strip() for name in (compare or "").split(",") if name.strip()]
+    names = list(dict.fromkeys(n.strip() for n in (compare or "").split(",") if n.strip()))
     if compare is not None and not names:
         raise BadInput(f"--compare {compare!r} names no profiles", "example: --compare a4000,a100")
     if names and fit:
@@ -89,100 +88,33 @@ def _names(compare: str | None, *, fit: bool) -> list[str]:
     return names
 
 
-class _Extra:
-    """A plan and what was asked beside it, as a screen or as a document."""
+def _show(made: "Plan", told: "Advice") -> None:
+    """The plan and the answers beside it, on the screen."""
+    from leviathan import ui
 
-    def __init__(self, found: "Survey", made: "Plan", limit: "Limit", *, fit: bool) -> None:
-        from leviathan import fit as fitting
-        from leviathan import offers
-
-        self.found, self.made, self.limit = found, made, limit
-        card, tree = fitting.card_of(made), made.config.tree
-        misfit = made.verdict == "does_not_fit"
-        self.change = fitting.cheapest_change(card, tree) if card and misfit else None
-        self.misfit = misfit
-        self.reach = fitting.reach(card, tree) if card and fit else None
-        self.best = fitting.best(card, tree) if card and fit else None
-        self.hours: float | None = None
-        expected = made.expected_hours
-        if limit:
-            self.hours = limit.hours_on(made.profile, made.config.profile_name)
-        elif expected and made.hours and made.hours.low > expected:
-            self.hours = expected
-        self.shares = offers.shares(found, self.hours) if self.hours else []
-        self.elsewhere = offers.elsewhere(found, limit, _profiles()) if limit else []
-
-    def document(self) -> dict[str, Any]:
-        """The document of ``plan --json``."""
-        from dataclasses import asdict
-
-        from leviathan import plan
-
-        document = plan.as_document(self.made)
-        if self.misfit:
-            document["cheapest_change"] = asdict(self.change) if self.change else None
-        if self.reach:
-            document["reach"] = asdict(self.reach)
-            document["best"] = asdict(self.best) if self.best else None
-        if self.hours:
-            document["limit_hours"] = self.hours
-            document["fits_in_limit"] = [
-                {"sample": s.sample, "epochs": s.epochs, **_shortened(s.plan)} for s in self.shares
-            ]
-        if self.limit:
-            document["elsewhere"] = [
-                {"profile": p.config.profile_name, **_shortened(p)} for p in self.elsewhere
-            ]
-        return document
-
-    def show(self) -> None:
-        """The plan on the screen."""
-        from leviathan import ui
-
-        made = self.made
-        ui.title(f"{made.config.recipe_name} on {made.config.profile_name}", made.verdict,
-                 f"sample {made.config.sample}, {made.config.tree['base_model']}")  # fmt: skip
-        ui.facts([*_plan_rows(made), *self._answers()])
-        told = (f"{what}: {line}" for what, line in made.evidence.items())
-        lines = (part for line in told for part in _wrapped(line))
-        ui.facts(("evidence" if n == 0 else "", line) for n, line in enumerate(lines))
-
-    def _answers(self) -> Iterator[tuple[str, str]]:
-        made = self.made
-        if self.misfit:
-            yield "makes it fit", _change_text(self.change)
-        if self.reach:
-            yield "reach", _reach_text(self.reach)
-            if self.best:
-                yield "best", f"{self.best.text}  ({self.best.costs})"
-        expected = made.expected_hours
-        if expected and made.hours:
-            yield "expected", _expected_text(made, expected)
-        if self.hours:
-            yield from _share_rows(self.shares, self.hours)
-        if self.limit:
-            for other in self.elsewhere:
-                yield "or all of it", f"--profile {other.config.profile_name}: {_cost_text(other)}"
-            if not self.elsewhere:
-                yield "or all of it", "on none of the other profiles within that"
+    ui.title(f"{made.config.recipe_name} on {made.config.profile_name}", made.verdict,
+             f"sample {made.config.sample}, {made.config.tree['base_model']}")  # fmt: skip
+    ui.facts([*_plan_rows(made), *_answers(made, told)])
+    lines = (f"{what}: {line}" for what, line in made.evidence.items())
+    ui.facts(("evidence" if n == 0 else "", line) for n, line in enumerate(lines))
 
 
-def _wrapped(text: str) -> list[str]:
-    """Lines as wide as a value may be; paths stay whole."""
-    return textwrap.wrap(text, _VALUE_WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _profiles() -> list[str]:
-    from leviathan import config
-
-    return list(config.names("profiles"))
-
-
-def _shortened(made: "Plan") -> dict[str, Any]:
-    from leviathan import plan
-
-    whole = plan.as_document(made)
-    return {key: whole[key] for key in ("verdict", "rows", "steps", "tokens", "hours", "usd")}
+def _answers(made: "Plan", told: "Advice") -> Iterator[tuple[str, str]]:
+    if told.misfit:
+        yield "makes it fit", _change_text(told.change)
+    if told.reach:
+        yield "reach", _reach_text(told.reach)
+        if told.best:
+            yield "best", f"{told.best.text}  ({told.best.costs})"
+    if made.expected_hours and made.hours:
+        yield "expected", _expected_text(made, made.expected_hours)
+    if told.hours:
+        yield from _share_rows(told.shares, told.hours)
+    if told.elsewhere is not None:
+        for other in told.elsewhere:
+            yield "or all of it", f"--profile {other.config.profile_name}: {_cost_text(other)}"
+        if not told.elsewhere:
+            yield "or all of it", "on none of the other profiles within that"
 
 
 def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
@@ -192,8 +124,8 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
         "memory",
         f"{memory.total_gib:,.1f} GiB ({memory.low_gib:,.1f} to {memory.high_gib:,.1f}){card}",
     )
-    parts = [f"{name}\0{gib:,.2f}" for name, gib in memory.components_gib.items() if gib >= 0.005]
-    yield from (("", line.replace("\0", " ")) for line in _wrapped(", ".join(parts)))
+    parts = [f"{name} {gib:,.2f}" for name, gib in memory.components_gib.items() if gib >= 0.005]
+    yield "", ", ".join(parts)
     cards = f" x {knobs.processes} processes" if knobs.processes > 1 else ""
     yield (
         "batch",
@@ -283,7 +215,7 @@ def _expected_text(made: "Plan", expected: float) -> str:
     return f"{text}: faster than known software"
 
 
-def _share_rows(shares: list["Share"], hours: float) -> Iterator[tuple[str, str]]:
+def _share_rows(shares: Sequence["Share"], hours: float) -> Iterator[tuple[str, str]]:
     if not shares:
         yield f"in {hours:.3g} h", "nothing worth training"
     for share in shares:

@@ -71,7 +71,7 @@ def _risks(plan: Plan) -> list[str]:
         found.append("how long is unknown: nothing was measured on this machine")
         return found
     if plan.hours.mid > _LONG_HOURS:
-        found.append(f"{plan.hours.mid / 24:.0f} days of power and cooling without a break")
+        found.append(f"{plan.hours.mid / 24:.0f} days without a break")
     if plan.save_minutes and plan.save_minutes > 60:
         found.append(f"a power cut costs up to {plan.save_minutes / 60:.1f} h of work")
     if plan.speed and plan.speed.source == "formula":

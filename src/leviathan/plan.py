@@ -154,18 +154,24 @@ def make(
     attended = _attended(statistics, chosen)
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
-    pace = speed.by_history(history.whole(counted.steps), counted.slots) if history else None
-    if pace is None and measured:
-        pace = speed.by_calibration(measured, shape, chosen, attended)
-    pace = pace or speed.by_formula(shape, chosen, hardware, attended)
+    told = history.whole(counted.steps) if history else None
+    pace = (
+        (speed.by_history(told, counted.slots) if told else None)
+        or (speed.by_calibration(measured, shape, chosen, attended) if measured else None)
+        or speed.by_formula(shape, chosen, hardware, attended)
+    )
     needed = memory.estimate(shape, chosen, device=hardware.device)
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
     proven = _proven(measured, chosen, card) if hardware.device == "cuda" else None
     verdict = needed.verdict_for(card) if card and not proven else "fits"
     forecast = disk.planned(shape, chosen)
-    evaluations = _evaluations(counted, chosen)
-    saves = 1 + (_times(counted.steps, chosen.save_steps) if chosen.save_steps else 0)
+    evaluations, saves = _evaluations(counted, chosen), _saves(counted, chosen)
+    hours = (
+        _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
+        if pace
+        else None
+    )
     return Plan(
         config=config,
         shape=shape,
@@ -179,9 +185,7 @@ def make(
         ceiling_tok_s=speed.ceiling_tok_s(shape, chosen, hardware, attended),
         evaluations=evaluations,
         saves=saves,
-        hours=_hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
-        if pace
-        else None,
+        hours=hours,
         disk=forecast,
         evidence={
             "memory": _memory_evidence(needed, refuted, proven),
@@ -252,6 +256,11 @@ def _evaluations(counted: Steps, chosen: Knobs) -> int:
     if not counted.eval_rows or not chosen.eval_steps:
         return 0
     return 1 + _times(counted.steps, chosen.eval_steps)
+
+
+def _saves(counted: Steps, chosen: Knobs) -> int:
+    """How often a checkpoint is written: at intervals, and at the end."""
+    return 1 + (_times(counted.steps, chosen.save_steps) if chosen.save_steps else 0)
 
 
 def _times(all_steps: int, interval: float) -> int:
