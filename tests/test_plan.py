@@ -1,11 +1,20 @@
 """Plans: what they are made of, where their figures come from, what the command prints."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from fakes.processes import LEVIATHAN
 from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, speed, tokens
 from leviathan.calibrations import Calibration
 from test_bad_input import SHAPE
@@ -201,9 +210,31 @@ def test_the_guides_plan_on_the_screen(run_cli, project):
     lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line[:1].strip())
     assert "days" in lines["time"]
     assert lines["tokens"].startswith("614 M in 2 epochs, 98 % of")
-    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "--" not in line), lines
     assert "times the card's limit" in lines["expected"]
     assert "in 36 h      --sample" in done.stdout
+
+
+def test_on_a_terminal_of_80_columns_nothing_runs_over(project):
+    """What is too long goes on under itself, in whole words."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [LEVIATHAN, "plan", "-p", "a4000", "--fit-hours", "36"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "dumb"}
+    ) as running:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 65536):
+                shown += more
+    os.close(ours)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+    assert running.returncode == 0
+    assert len(lines) > 20
+    assert max(map(len, lines)) <= 80
+    evidence = next(n for n, line in enumerate(lines) if line.startswith("evidence"))
+    assert all(line.startswith(" " * 13) for line in lines[evidence + 1 :] if line)
 
 
 def test_a_few_steps_on_the_screen(run_cli, project):

@@ -164,21 +164,16 @@ def make(
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
     proven = _proven(measured, chosen, card) if hardware.device == "cuda" else None
-    verdict = needed.verdict_for(card) if card and not proven else "fits"
     forecast = disk.planned(shape, chosen)
     evaluations, saves = _evaluations(counted, chosen), _saves(counted, chosen)
-    hours = (
-        _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
-        if pace
-        else None
-    )
+    hours = _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
     return Plan(
         config=config,
         shape=shape,
         knobs=chosen,
         memory=needed,
         card_gib=card,
-        verdict="does_not_fit" if refuted else verdict,
+        verdict=_verdict(needed, card, refuted, proven),
         statistics=statistics,
         steps=counted,
         speed=pace,
@@ -187,11 +182,7 @@ def make(
         saves=saves,
         hours=hours,
         disk=forecast,
-        evidence={
-            "memory": _memory_evidence(needed, refuted, proven),
-            "tokens": statistics.source,
-            "time": pace.evidence if pace else "nothing: no data-sheet peak, no bench",
-        },
+        evidence=_evidence(needed, refuted, proven, statistics, pace),
     )
 
 
@@ -205,14 +196,28 @@ def _proven(
     return measured if exact and measured.peak_gib <= card_gib else None
 
 
-def _memory_evidence(
-    needed: Memory, refuted: Calibration | None, proven: Calibration | None
+def _verdict(
+    needed: Memory, card_gib: float | None, refuted: Calibration | None, proven: Calibration | None
 ) -> str:
     if refuted:
-        return refuted.text
-    if proven:
-        return f"calibration: {proven.text}; its parts by formula"
-    return "; ".join(needed.evidence)
+        return "does_not_fit"
+    return needed.verdict_for(card_gib) if card_gib and not proven else "fits"
+
+
+def _evidence(
+    needed: Memory, refuted: Calibration | None, proven: Calibration | None,
+    statistics: Statistics, pace: Speed | None,
+) -> dict[str, str]:  # fmt: skip
+    memory_from = "; ".join(needed.evidence)
+    if refuted:
+        memory_from = refuted.text
+    elif proven:
+        memory_from = f"calibration: {proven.text}; its parts by formula"
+    return {
+        "memory": memory_from,
+        "tokens": statistics.source,
+        "time": pace.evidence if pace else "nothing: no data-sheet peak, no bench",
+    }
 
 
 def _attended(statistics: Statistics, chosen: Knobs) -> float:
@@ -222,10 +227,12 @@ def _attended(statistics: Statistics, chosen: Knobs) -> float:
 
 
 def _hours(
-    pace: Speed, counted: Steps, statistics: Statistics, chosen: Knobs, evaluations: int,
+    pace: Speed | None, counted: Steps, statistics: Statistics, chosen: Knobs, evaluations: int,
     saves: int, forecast: disk.Forecast, measured: Calibration | None,
-) -> Range:  # fmt: skip
+) -> Range | None:  # fmt: skip
     """Training, evaluations, saves and the start; the tokens' own doubt in both ends."""
+    if pace is None:
+        return None
     doubt = min(statistics.total_error, 0.9)
     tokens = counted.eval_batches * chosen.processes * chosen.eval_batch_size * chosen.sequence_len
     evaluation = tokens / pace.eval_tok_s
