@@ -60,7 +60,8 @@ def whole(make_project) -> Project:
     hook = project.directory / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "import os, sys\nprint('rank', os.environ.get('RANK'), 'speaks', file=sys.stderr)\n"
+        # In one piece: print would write its words one by one, between the other rank's.
+        "import os\nos.write(2, f\"rank {os.environ.get('RANK')} speaks\\n\".encode())\n"
     )
     path = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = project.run(*COMMAND, PYTHONPATH=path)
