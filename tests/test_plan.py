@@ -133,6 +133,33 @@ def test_a_bench_without_a_speed_leaves_the_formula(llama):
     assert made.evidence["time"].startswith("formula: ")
 
 
+def test_a_bench_that_fell_back_to_other_attention_refutes_all_the_same(llama):
+    """Without flash-attn the same profile trains with sdpa: what ran out then, runs out."""
+    failed = measured(llama, "a4000", "attn_implementation=sdpa", fits=False, phase="train")
+    assert planned(llama, "a4000", known=[failed], device="RTX A4000").verdict == "does_not_fit"
+    assert (
+        planned(llama, "a4000", "lora_r=16", known=[failed], device="RTX A4000").verdict == "fits"
+    )
+
+
+def test_an_evaluation_batch_of_twice_the_rows_takes_twice_as_long(llama):
+    known = [measured(llama, "a4000")]
+    one, two = (
+        planned(llama, "a4000", f"eval_batch_size={size}", known=known, device="RTX A4000")
+        for size in (1, 2)
+    )
+    evaluated = [
+        made.hours.mid * 3600 - made.steps.slots / made.speed.mid_tok_s - made.saves * 3 - 120
+        for made in (one, two)
+    ]
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=0.1)  # half as many batches
+
+
+def test_without_a_known_size_nothing_is_judged(llama):
+    made = planned(llama, "a4000", "hardware.memory_gib=null")
+    assert made.evidence["memory"].endswith("not judged: the profile names no memory_gib")
+
+
 def test_of_a_cpu_nothing_is_known_before_a_bench(llama):
     made = planned(llama, "cpu", ram_gib=64.0)
     assert made.hours is None
@@ -260,6 +287,13 @@ def test_matrix(run_cli, project):
     assert document["choice"] == "h100x8"
     shown = run_cli("plan", "-s", "full", "--compare", "a4000,a100,h100x8").stdout
     assert f"take h100x8: {document['reason']}" in shown
+
+
+def test_a_matrix_without_a_way_is_refused(run_cli, project):
+    sets = [word for text in ("adapter=null", "hardware.memory_gib=4") for word in ("--set", text)]
+    done = run_cli("plan", "--compare", "a4000,rtx3090", *sets)
+    assert done.exit_code == 3, done.output
+    assert "none of them fits" in done.stdout
 
 
 def test_limits_in_json(run_cli, project):

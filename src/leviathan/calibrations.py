@@ -209,6 +209,12 @@ def is_exact(calibration: Calibration, knobs: Knobs) -> bool:
     return calibration.knobs == essential(knobs)
 
 
+def holds_as_much(calibration: Calibration, knobs: Knobs) -> bool:
+    """Whether memory was measured with these knobs: attention may be another, as in ``find``."""
+    wanted = essential(knobs)
+    return {**calibration.knobs, "attention": wanted["attention"]} == wanted
+
+
 def distance(calibration: Calibration, knobs: Knobs) -> float:
     """How far its sizes are from ``knobs``, in doublings; infinite where more differs."""
     found = _distance(calibration.knobs, essential(knobs))
@@ -218,12 +224,12 @@ def distance(calibration: Calibration, knobs: Knobs) -> float:
 def refuting(
     records: Iterable[Calibration], device: str, shape: str, knobs: Knobs
 ) -> Calibration | None:
-    """The newest measurement of the very knobs, if memory ran out in it.
+    """The newest measurement that ``holds_as_much``, if memory ran out in it.
 
     Of measurements on the card itself if there are any, else of those with its memory only.
     """
-    wanted = essential(knobs)
-    same = [c for c in records if c.shape == shape and answers_to(c, device) and c.knobs == wanted]
+    here = [c for c in records if c.shape == shape and answers_to(c, device)]
+    same = [c for c in here if holds_as_much(c, knobs)]
     newest = max(same, key=lambda c: (not c.capped, c.time), default=None)
     return newest if newest and not newest.fits else None
 

@@ -124,6 +124,7 @@ def _register() -> None:
         cli_bench,
         cli_checkpoints,
         cli_config,
+        cli_data,
         cli_demo,
         cli_doctor,
         cli_model,
@@ -134,6 +135,7 @@ def _register() -> None:
 
     cli_doctor.register(app)
     cli_config.register(app)
+    cli_data.register(app)
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)

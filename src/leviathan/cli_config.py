@@ -1,4 +1,4 @@
-"""Owns the commands that only read configuration and data: profiles, recipes, data, render."""
+"""Owns the commands that only read configuration: profiles, recipes, render."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +24,12 @@ GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 
 profiles_app = typer.Typer(help="Machine classes and their training knobs.", **GROUP)
 recipes_app = typer.Typer(help="What is trained.", **GROUP)
-data_app = typer.Typer(help="The corpus and its samples.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(profiles_app, name="profiles")
     app.add_typer(recipes_app, name="recipes")
-    app.add_typer(data_app, name="data")
     app.command("render", short_help="The Axolotl YAML, and who set what.")(render)
 
 
@@ -147,24 +145,6 @@ def recipes_show(name: str, as_json: JsonOption = False) -> None:
         return
     ui.notice(str(source.path))
     ui.say(source.path.read_text().rstrip())
-
-
-@data_app.command("sample")
-def data_sample(
-    corpus: Annotated[Path, typer.Argument(help="A JSONL file.")],
-    sample: SampleOption = "10pct",
-    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 42,
-    as_json: JsonOption = False,
-) -> None:
-    """Draw an exact, ordered, seeded sample into work/data/, bytes unchanged."""
-    from leviathan import corpus as corpora
-    from leviathan import train, ui
-
-    drawn = corpora.draw(corpus, sample, seed, train.DATA, progress=ui.corpus_progress())
-    if as_json:
-        ui.document(corpora.as_document(drawn))
-        return
-    ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
 
 
 def announce_schema() -> None:

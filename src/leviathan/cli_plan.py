@@ -48,7 +48,8 @@ def plan(
 ) -> None:
     """What a training takes in memory, steps, time, disk and money, and how that is known.
 
-    Starts nothing and needs no GPU. Exit code 3 where it does not fit the card.
+    Starts nothing and needs no GPU. Exit code 3 where it does not fit the card (--compare: where
+    no machine can be recommended).
     """
     from leviathan import advice, layers, offers, render, schema, survey, ui
     from leviathan import config as profiles
@@ -64,7 +65,8 @@ def plan(
         limit.hours_on(config.profile, config.profile_name)
     found = survey.take(config, exact=exact, progress=ui.corpus_progress() if exact else None)
     if names:
-        _compare([found.plan(machine) for machine in machines], limit, as_json=as_json)
+        if not _compare([found.plan(machine) for machine in machines], limit, as_json=as_json):
+            raise typer.Exit(3)
         return
     made = found.plan()
     found.keep()
@@ -261,17 +263,19 @@ def _count(number: float) -> str:
 # --- side by side -------------------------------------------------------------------
 
 
-def _compare(plans: list["Plan"], limit: "Limit", *, as_json: bool) -> None:
+def _compare(plans: list["Plan"], limit: "Limit", *, as_json: bool) -> bool:
+    """Plans side by side, and whether one of them can be taken."""
     from leviathan import comparison, ui
 
     options = [comparison.option(made) for made in plans]
     choice = comparison.choose(options, limit.hours, limit.usd)
     if as_json:
         ui.document(_comparison_document(options, choice))
-        return
+        return choice.name is not None
     rows = [_option_row(option) for option in options]
     ui.table(["machine", "fits", "memory", "time", "money", "risks"], rows)
     ui.say(f"take {choice.name}: {choice.reason}" if choice.name else choice.reason)
+    return choice.name is not None
 
 
 def _option_row(option: "Option") -> list[str]:

@@ -182,18 +182,18 @@ def make(
         saves=saves,
         hours=hours,
         disk=forecast,
-        evidence=_evidence(needed, refuted, proven, statistics, pace),
+        evidence=_evidence(needed, card, refuted, proven, statistics, pace),
     )
 
 
 def _proven(
     measured: Calibration | None, chosen: Knobs, card_gib: float | None
 ) -> Calibration | None:
-    """``measured``, where its worst rows went through such a card with these very knobs."""
+    """``measured``, where its worst rows went through such a card with these knobs."""
     if measured is None or measured.peak_gib is None or not card_gib:
         return None
-    exact = calibrations.is_exact(measured, chosen)
-    return measured if exact and measured.peak_gib <= card_gib else None
+    same = calibrations.holds_as_much(measured, chosen)
+    return measured if same and measured.peak_gib <= card_gib else None
 
 
 def _verdict(
@@ -205,10 +205,11 @@ def _verdict(
 
 
 def _evidence(
-    needed: Memory, refuted: Calibration | None, proven: Calibration | None,
-    statistics: Statistics, pace: Speed | None,
+    needed: Memory, card_gib: float | None, refuted: Calibration | None,
+    proven: Calibration | None, statistics: Statistics, pace: Speed | None,
 ) -> dict[str, str]:  # fmt: skip
-    memory_from = "; ".join(needed.evidence)
+    unknown = [] if card_gib else ["not judged: the profile names no memory_gib"]
+    memory_from = "; ".join([*needed.evidence, *unknown])
     if refuted:
         memory_from = refuted.text
     elif proven:
@@ -239,7 +240,9 @@ def _hours(
     save = (forecast.checkpoint or 0) / _SAVE_BYTES_S
     start = _START_S
     if measured and measured.eval_s_per_batch is not None:
-        evaluation = counted.eval_batches * measured.eval_s_per_batch
+        there = measured.knobs["eval_batch_size"] * measured.knobs["sequence_len"]
+        larger = chosen.eval_batch_size * chosen.sequence_len / max(there, 1)
+        evaluation = counted.eval_batches * measured.eval_s_per_batch * larger
     if measured and measured.save_s is not None:
         save = measured.save_s
     if measured and measured.load_s is not None:
