@@ -1,0 +1,261 @@
+"""Sampling: exact counts, order, bytes unchanged, the same rows for the same seed for ever."""
+
+import json
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leviathan import samples
+from leviathan.errors import BadInput
+from leviathan.samples import Sample, Wish
+
+relaxed = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def write(path: Path, rows: list[bytes], end: bytes = b"\n") -> Path:
+    path.write_bytes(end.join(rows) + end)
+    return path
+
+
+def draw(source: Path, sample: str, seed: int, directory: Path, required=(), progress=None, **more):
+    return samples.draw(Wish(source, sample, seed, directory, **more), required, progress)
+
+
+def numbered(count: int) -> list[bytes]:
+    return [json.dumps({"n": n}).encode() for n in range(count)]
+
+
+def drawn_numbers(sample: Sample) -> list[int]:
+    return [json.loads(line)["n"] for line in Path(sample.path).read_bytes().splitlines()]
+
+
+def reference(data: bytes) -> list[bytes]:
+    """Rows of a file by the definition: what stands between line feeds and is not blank."""
+    return [line for line in data.split(b"\n") if line.strip(b" \t\r\x0b\x0c")]
+
+
+@pytest.mark.parametrize(
+    ("sample", "count"),
+    [("10pct", 10), ("0.5pct", 1), ("99.4pct", 99), ("100pct", 100), ("full", 100), ("7", 7),
+     ("100", 100), ("1", 1), ("29pct", 29)],
+)  # fmt: skip
+def test_exactly_the_rows_asked_for(tmp_path, sample, count):
+    source = write(tmp_path / "rows.jsonl", numbered(100))
+    drawn = draw(source, sample, 42, tmp_path / "data")
+    numbers = drawn_numbers(drawn)
+    assert (len(numbers), drawn.rows, drawn.of_rows) == (count, count, 100)
+    assert numbers == sorted(set(numbers))
+
+
+def test_seed_42_draws_these_very_rows(tmp_path):
+    """Pinned: a run begun today must find the same sample after every upgrade."""
+    source = write(tmp_path / "rows.jsonl", numbered(100))
+    assert drawn_numbers(draw(source, "10pct", 42, tmp_path / "data")) == PINNED_42
+    assert drawn_numbers(draw(source, "10pct", 7, tmp_path / "data")) == PINNED_7
+
+
+PINNED_42 = [1, 7, 9, 12, 19, 41, 67, 88, 89, 94]
+PINNED_7 = [3, 6, 8, 10, 21, 33, 34, 56, 70, 78]
+
+
+def test_whole_corpus_is_used_in_place(tmp_path):
+    source = write(tmp_path / "rows.jsonl", numbered(5))
+    drawn = draw(source, "full", 42, tmp_path / "data")
+    assert Path(drawn.path) == source
+    assert [p.suffix for p in (tmp_path / "data").iterdir()] == [".json"]
+    assert drawn.digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(source.read_bytes())}"
+
+
+row = st.dictionaries(
+    st.text(max_size=4), st.text(max_size=12) | st.integers() | st.lists(st.integers()), max_size=3
+).map(lambda d: json.dumps(d, ensure_ascii=False).encode())
+blank = st.sampled_from([b"", b" ", b"\t", b"\r"])
+line = st.one_of(row, row, row, blank)
+
+
+@relaxed
+@given(
+    lines=st.lists(line, min_size=1, max_size=30),
+    crlf=st.booleans(),
+    bom=st.booleans(),
+    final=st.booleans(),
+    share=st.integers(1, 100),
+    seed=st.integers(0, 2**32),
+)
+def test_drawn_bytes_are_lines_of_the_corpus_in_their_order(
+    tmp_path, lines, crlf, bom, final, share, seed
+):
+    """U+2028, NUL escapes, CRLF, BOM, blank lines, no final newline: whatever stands there."""
+    end = b"\r\n" if crlf else b"\n"
+    data = (b"\xef\xbb\xbf" if bom and lines[0].startswith(b"{") else b"") + end.join(lines)
+    data += end if final else b""
+    rows = reference(data)
+    source, directory = tmp_path / "rows.jsonl", tmp_path / "data"
+    source.write_bytes(data)
+    for old in directory.glob("*"):
+        old.unlink()
+    if not rows:
+        with pytest.raises(BadInput, match="is empty"):
+            draw(source, f"{share}pct", seed, directory)
+        return
+    drawn = draw(source, f"{share}pct", seed, directory)
+    written = Path(drawn.path).read_bytes()
+    assert drawn.rows == max(1, round(len(rows) * share / 100)) == len(reference(written))
+    assert drawn.of_rows == len(rows)
+    assert drawn.digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(written)}"
+    assert drawn.bytes == len(written)
+    remaining = iter(_raw_lines(data))
+    assert all(raw in remaining for raw in _raw_lines(written))  # a subsequence
+
+
+def _raw_lines(data: bytes) -> list[bytes]:
+    parts = data.split(b"\n")
+    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"t": "line\u2028separator\u2029"}',
+        '{"t": "next\x85line"}',
+        '{"t": "escaped \\u0000 NUL"}',
+        '{"t": "vertical \\u000b tab"}',
+    ],
+)
+def test_only_a_line_feed_ends_a_row(tmp_path, text):
+    rows = [text.encode()] * 10
+    source = write(tmp_path / "rows.jsonl", rows)
+    drawn = draw(source, "50pct", 42, tmp_path / "data")
+    assert drawn.of_rows == 10
+    assert Path(drawn.path).read_bytes() == (text.encode() + b"\n") * 5
+
+
+def test_a_very_long_line_is_one_row(tmp_path):
+    long = json.dumps({"n": 0, "t": "x" * 20_000_000}).encode()
+    source = write(tmp_path / "rows.jsonl", [long, *numbered(3)])
+    assert draw(source, "full", 42, tmp_path / "data").rows == 4
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([b'{"n": 1}', b"", b"not json"], ":3: not JSON"),
+        ([b'{"n": 1}', b'{"t": "raw \x00 NUL"}'], ":2: not JSON"),
+        ([b'{"n": 1}', b'{"t": "\xff"}'], ":2: not UTF-8"),
+        ([b"[1, 2]"], ":1: a row must be an object, found list"),
+        ([b'{"m": 1}'], ":1: no 'n' in this row (it has: m)"),
+        ([b"{}"], ":1: no 'n' in this row (it has: nothing)"),
+        ([b'{"n": 1}{"n": 2}'], ":1: not JSON"),
+        ([b"[" * 100_000], ":1: nested too deeply"),
+        ([b'{"n": 1, "t": "\\uD83D alone"}'], ":1: half a surrogate pair"),
+        ([b" ", b""], "is empty"),
+    ],
+)
+def test_bad_row_is_named_by_its_line(tmp_path, lines, message):
+    source = write(tmp_path / "rows.jsonl", lines)
+    for sample in ("full", "1"):
+        with pytest.raises(BadInput) as caught:
+            draw(source, sample, 42, tmp_path / "data", required=("n",))
+        assert message in caught.value.message
+        assert str(source) in caught.value.message
+    assert not (tmp_path / "data").exists()
+
+
+def test_bad_row_far_down_leaves_nothing_behind(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [*numbered(150), b"broken"])
+    for sample in ("full", "150"):
+        with pytest.raises(BadInput, match=r"rows\.jsonl:151: not JSON"):
+            draw(source, sample, 3, tmp_path / "data")
+        assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_corpus_that_is_no_file_is_bad_input(tmp_path, kind):
+    source = tmp_path / "rows.jsonl"
+    if kind == "directory":
+        source.mkdir()
+    with pytest.raises(
+        BadInput, match=r"rows\.jsonl (does not exist|is a directory without data files)"
+    ):
+        draw(source, "full", 42, tmp_path / "data")
+
+
+def test_more_rows_than_there_are_is_bad_input(tmp_path):
+    source = write(tmp_path / "rows.jsonl", numbered(5))
+    with pytest.raises(BadInput, match=r"--sample 6 asks for more rows than .* has \(5\)"):
+        draw(source, "6", 42, tmp_path / "data")
+
+
+# --- the manifest -----------------------------------------------------------------
+
+
+def test_sample_is_reused_without_reading_the_corpus(tmp_path):
+    source = write(tmp_path / "rows.jsonl", numbered(50))
+    first = draw(source, "10pct", 42, tmp_path / "data")
+    read = []
+    again = draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: read.append(a))
+    assert (again, read) == (first, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source, data: source.open("ab").write(b'{"n": 99}\n'),
+        lambda source, data: source.touch(),
+        lambda source, data: next(data.glob("*.jsonl")).write_bytes(b""),
+        lambda source, data: next(data.glob("*.jsonl")).unlink(),
+        lambda source, data: next(data.glob("*.json")).write_text("{"),
+        lambda source, data: next(data.glob("*.json")).write_text('{"rows": 1}'),
+        lambda source, data: next(data.glob("*.json")).write_text("[]"),
+    ],
+    ids=["corpus grew", "corpus touched", "sample emptied", "sample gone", "manifest cut",
+         "manifest of another version", "manifest no object"],
+)  # fmt: skip
+def test_sample_is_drawn_again_when_anything_changed(tmp_path, change):
+    source, data = write(tmp_path / "rows.jsonl", numbered(50)), tmp_path / "data"
+    first = draw(source, "10pct", 42, data)
+    change(source, data)
+    read = []
+    again = draw(source, "10pct", 42, data, progress=lambda *a: read.append(a))
+    assert read
+    assert again.of_rows == len(source.read_bytes().splitlines())
+    assert len(drawn_numbers(again)) == again.rows == 5
+    if again.of_rows == 50:
+        assert again.digest == first.digest
+
+
+def test_sample_drawn_without_a_format_is_not_reused_for_one(tmp_path):
+    """``data sample`` checks no fields; ``train`` after it must still check its own."""
+    source = write(tmp_path / "rows.jsonl", numbered(50))
+    draw(source, "10pct", 42, tmp_path / "data")
+    with pytest.raises(BadInput, match="no 'instruction' in this row"):
+        draw(source, "10pct", 42, tmp_path / "data", required=("instruction",))
+
+
+def test_interrupted_drawing_leaves_nothing_and_the_old_sample_whole(tmp_path):
+    source = write(tmp_path / "rows.jsonl", numbered(50))
+    first = draw(source, "10pct", 42, tmp_path / "data")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
+    source.touch()
+
+    def interrupt(what, *_):
+        if what == "sampling":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(source, "10pct", 42, tmp_path / "data", progress=interrupt)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()} == before
+    assert draw(source, "10pct", 42, tmp_path / "data").digest == first.digest
+
+
+def test_progress_counts_up_to_the_whole_file(tmp_path):
+    source = write(tmp_path / "rows.jsonl", numbered(50))
+    seen = []
+    draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: seen.append(a))
+    size = source.stat().st_size
+    assert seen == [("counting", size, size), ("sampling", size, size)]
