@@ -210,7 +210,8 @@ def draw(
     known = already_drawn(wish)
     if known and _is_checked(known, required):
         return known
-    _refuse_overwriting(wish)
+    if wish.output:
+        refuse_overwriting(wish.output, wish.manifest, wish.corpus)
     if required is not None:
         corpus.check_head(wish.corpus, required)
     from leviathan import index  # numpy's import costs more than most commands take
@@ -242,17 +243,17 @@ def _is_checked(known: Sample, required: tuple[str, ...] | None) -> bool:
     return known.checked is not None and set(required) <= set(known.checked)
 
 
-def _refuse_overwriting(wish: Wish) -> None:
-    path = wish.output
-    if path is None or not path.exists():
+def refuse_overwriting(path: Path, manifest: Path, source: Path) -> None:
+    """Raise BadInput where ``path`` is a file that no manifest of Leviathan's speaks of."""
+    if not path.exists():
         return
     try:
-        ours = json.loads(wish.manifest.read_text())["path"] == str(path)
+        ours = json.loads(manifest.read_text())["path"] == str(path)
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
-    if not ours or path.resolve() == wish.corpus.resolve():
+    if not ours or path.resolve() == source.resolve():
         raise BadInput(
-            f"{path} is there already, and not a sample that Leviathan drew",
+            f"{path} is there already, and not written by this command",
             "give another name, or remove it",
         )
 
