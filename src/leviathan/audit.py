@@ -24,7 +24,7 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from leviathan import blocks, corpus, formats, hazards, identity, neighbours
+from leviathan import blocks, corpus, hazards, identity, neighbours
 from leviathan.blocks import Block
 from leviathan.corpus import Part, Progress, Row
 from leviathan.duplicates import Duplicates
@@ -56,9 +56,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
 }
 """Every kind of finding: ``error`` is what breaks a training or should not be trained on."""
 _BITS = {kind: 1 << bit for bit, kind in enumerate(KINDS)}
+_ERRORS = sum(bit for kind, bit in _BITS.items() if KINDS[kind][0] == "error")
 BLANK = 1 << 31
 """Flag of a line that is no row."""
 _EXAMPLES = 5
+_NO_ROW = object()
 _SHOWN = 100
 _IN_PROCESS_BYTES = 16 << 20  # below this, other processes would not have begun in time
 _WORKERS = min(8, len(os.sched_getaffinity(0)))
@@ -149,13 +151,20 @@ class Audit:
             self._examples[kind].append(Example(str(path), number, what[:_SHOWN]))
 
     def mark(self, kind: str, found: Iterator[NDArray[Any]], what: Callable[[Any], str]) -> None:
-        """Flag lines that turned out to be of a kind later; they come in order, with examples."""
+        """Flag lines that turned out to be of a kind later, unless they are duplicates.
+
+        Args:
+            kind: of finding.
+            found: records with the field ``row``, in its order.
+            what: tells of an example.
+        """
         marked, records = Spill("<u4"), _Ahead(found)
         for first, flags in self.flags.pieces():
             here = records.below(first + len(flags))
-            flags = flags.copy()  # noqa: PLW2901 - what comes from disk cannot be written to
-            flags[here["row"] - first] |= _BITS[kind]
-            marked.append(flags)
+            here = here[flags[here["row"] - first] & _BITS["duplicate"] == 0]
+            more = flags.copy()
+            more[here["row"] - first] |= _BITS[kind]
+            marked.append(more)
             for record in here[:_EXAMPLES]:
                 self.add_example(kind, int(record["row"]), what(record))
         self.flags.close()
@@ -201,7 +210,7 @@ class _Ahead:
                 self._left.append(more)
         if not self._left:
             return np.empty(0, [("row", "<i8")])
-        records = np.concatenate(self._left)
+        records: NDArray[Any] = np.concatenate(self._left)
         taken = int(np.searchsorted(records["row"], row))
         self._left = [records[taken:]] if taken < len(records) else []
         return records[:taken]
@@ -324,30 +333,30 @@ class _Lines:
     def take(self, number: int, line: bytes) -> None:
         """Look at one line."""
         text = b""
-        row = self._parsed(number, line)
-        if row is not None:
-            for kind, what in self._shape.problems(row):
-                self.note(number, kind, what)
-            text = identity.content(row, self._shape.kind, self._fields)
-            self.hashes[number] = xxhash.xxh3_64_intdigest(text) or 1
-        if self._near:
-            self.texts.append(text)
-
-    def _parsed(self, number: int, line: bytes) -> dict[str, Any] | None:
         try:
             row = orjson.loads(line)
         except ValueError:
-            if not line.strip():
-                self.flags[number] = BLANK
-                return None
-            kind, what, row = _judge(Row(self._part.path, number + 1, line))
-            if kind:
+            row = self._refused(number, line)
+        if type(row) is dict:
+            for kind, what in self._shape.problems(row):
                 self.note(number, kind, what)
-                return None
-        if isinstance(row, dict):
-            return row
-        self.note(number, "not_object", f"found {type(row).__name__}")
-        return None
+            if not self.flags[number] & _ERRORS:
+                text = identity.content(row, self._shape.kind, self._fields)
+                self.hashes[number] = xxhash.xxh3_64_intdigest(text) or 1
+        elif row is not _NO_ROW:
+            self.note(number, "not_object", f"found {type(row).__name__}")
+        if self._near:
+            self.texts.append(text)
+
+    def _refused(self, number: int, line: bytes) -> Any:
+        if not line.strip():
+            self.flags[number] = BLANK
+            return _NO_ROW
+        kind, what, row = _judge(Row(self._part.path, number + 1, line))
+        if kind:
+            self.note(number, kind, what)
+            return _NO_ROW
+        return row
 
 
 def _judge(row: Row) -> tuple[str, str, Any]:

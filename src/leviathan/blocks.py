@@ -12,7 +12,7 @@ from typing import IO
 from leviathan import corpus
 from leviathan.corpus import Part
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 _SLACK = 32 << 10  # read beyond a block: its last line ends there, mostly
 
 
@@ -66,7 +66,10 @@ def _lines_beginning(file: IO[bytes], begin: int, end: int) -> bytes:
     first = data.find(b"\n", 0, end - start - 1) + 1 if begin else 0
     if begin and not first:
         return b""
-    pieces, searched = [data], end - start - 1
+    searched = end - start - 1
+    if last := data.find(b"\n", searched) + 1:
+        return data[first:last]
+    pieces = [data]
     while not (last := pieces[-1].find(b"\n", searched) + 1):
         start += len(pieces[-1])
         more = os.pread(file.fileno(), max(_SLACK, sum(map(len, pieces))), start)

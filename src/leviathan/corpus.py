@@ -4,8 +4,10 @@ A corpus is one file or a directory of them: JSONL, plain or compressed (gzip, z
 Parquet. Does not choose rows (``samples``), read in parallel (``blocks``) or tokenise.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -299,6 +301,19 @@ def check_head(corpus: Path, required: tuple[str, ...]) -> int:
 def changed(path: Path) -> LeviathanError:
     """What to say of a file that is not what it was a moment ago."""
     return LeviathanError(f"{path} changed while it was read", "run again when it is whole")
+
+
+def first_rows(corpus: Path) -> list[dict[str, Any]]:
+    """Those of the first rows that can be parsed.
+
+    Raises:
+        BadInput: see ``parts`` and ``stream``.
+    """
+    found = []
+    for row in itertools.islice(read_rows(corpus), _CHECKED_ROWS):
+        with suppress(BadInput):
+            found.append(parse_row(row))
+    return found
 
 
 def empty(corpus: Path) -> BadInput:

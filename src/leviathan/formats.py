@@ -3,6 +3,7 @@
 Does not read files and does not render rows (``templates``).
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def _order(roles: list[str]) -> Iterator[Problem]:
         yield "role_order", "a system message that is not the first"
     elif talk[:1] == ["assistant"]:
         yield "role_order", "the assistant begins"
-    elif any(a == b and a in {"user", "assistant"} for a, b in zip(talk, talk[1:], strict=False)):
+    elif any(a == b and a in {"user", "assistant"} for a, b in itertools.pairwise(talk)):
         yield "role_order", "one side speaks twice in a row"
     elif talk and talk[-1] != "assistant" and "assistant" in talk:
         yield "role_order", f"the {talk[-1] or 'unknown'} has the last word"

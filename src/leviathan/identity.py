@@ -17,6 +17,10 @@ def texts(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> list[
         kind: ``alpaca``, ``chat``, ``sharegpt``, ``completion``; of others, every text.
         fields: names that differ from the kind's own: the messages' or the text's.
     """
+    if kind == "alpaca":
+        asked, given, answer = row.get("instruction"), row.get("input"), row.get("output")
+        if type(asked) is str and type(answer) is str and (given is None or type(given) is str):
+            return [asked, given or "", answer]
     if kind in {"chat", "sharegpt"}:
         messages = row.get(fields[0] if fields else "messages")
         if isinstance(messages, list):

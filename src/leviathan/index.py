@@ -7,7 +7,6 @@ as fast as a loop over lines does. docs/data.md has the figures.
 
 import mmap
 import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -15,7 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from leviathan import corpus
 from leviathan.corpus import Part, Progress, Row
+from leviathan.spill import Spill
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -69,13 +69,13 @@ class Index:
         self.digest = ""
         """``xxh3_128x8MiB:<hex>``: of the digests of every 8 MiB of each part (of a compressed
         one: of every block it is read in). So that several threads can make it."""
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._spans = Spill((np.int64, 2))
 
     def __enter__(self) -> "Index":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._spans.close()
 
     @property
     def rows(self) -> int:
@@ -85,18 +85,16 @@ class Index:
     def add(self, spans: Spans) -> None:
         """Rows that follow those known."""
         self.rows_of[-1] += len(spans)
-        spans.tofile(self._file)
+        self._spans.append(spans)
 
     def chunks(self) -> Iterator[tuple[Part, Spans]]:
         """All rows again, some thousands at a time, never of two parts at once."""
-        self._file.flush()
-        offset = 0
+        before = 0
         for part, rows in zip(self.parts, self.rows_of, strict=True):
             for first in range(0, rows, _CHUNK_ROWS):
                 count = min(_CHUNK_ROWS, rows - first)
-                data = os.pread(self._file.fileno(), count * 16, offset)
-                offset += len(data)
-                yield part, np.frombuffer(data, np.int64).reshape(-1, 2)
+                yield part, self._spans.read(before + first, count)
+            before += rows
 
     def all_rows(self) -> Iterator[NDArray[np.bool_]]:
         """Masks of ``chunks`` that choose every row."""

@@ -3,11 +3,10 @@
 Does not choose rows (``selection``).
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,6 +16,7 @@ from leviathan import corpus, index
 from leviathan.corpus import Progress
 from leviathan.errors import BadInput
 from leviathan.index import Index, Window
+from leviathan.spill import Spill
 
 _MOST = 1000
 """Values a field may have: with more of them it names rows, it does not group them."""
@@ -30,14 +30,16 @@ class Strata:
     """Of each stratum, its value as JSON; rows without the field are ``null``."""
     rows: dict[int, int]
     """Of each stratum."""
-    file: IO[bytes]
+    each: Spill
+    """The stratum of each row."""
     index: Index
 
     def codes(self) -> Iterator[NDArray[np.uint16]]:
         """The stratum of each row, chunk by chunk of the index."""
-        self.file.seek(0)
+        first = 0
         for _, spans in self.index.chunks():
-            yield np.frombuffer(self.file.read(2 * len(spans)), np.uint16)
+            yield self.each.read(first, len(spans))
+            first += len(spans)
 
 
 def of(found: Index, field: str, progress: Progress | None = None) -> Strata:
@@ -53,7 +55,7 @@ def of(found: Index, field: str, progress: Progress | None = None) -> Strata:
     """
     names: dict[bytes, int] = {}
     rows: Counter[int] = Counter()
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as what is returned
+    each = Spill("<u2")
     path = field.split(".")
 
     def values(window: Window, data: memoryview) -> list[bytes]:
@@ -72,13 +74,13 @@ def of(found: Index, field: str, progress: Progress | None = None) -> Strata:
                 "name a field that groups rows, such as source",
             )
         rows.update(codes)
-        file.write(np.array(codes, np.uint16).tobytes())
+        each.append(np.array(codes, np.uint16))
         seen += len(these)
         if progress:
             progress(f"reading {field}", found.size * seen // found.rows, found.size)
     if names.keys() == {b"null"}:
         raise BadInput(f"--by {field}: no row has such a field", "name a key of the rows")
-    return Strata(tuple(name.decode() for name in names), dict(rows), file, found)
+    return Strata(tuple(name.decode() for name in names), dict(rows), each, found)
 
 
 def _parsed(row: memoryview, window: Window, number: int) -> dict[str, Any]:
