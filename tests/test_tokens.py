@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from leviathan import corpus, tokenizer, tokens
+from leviathan import corpus, figures, tokenizer, tokens
 from leviathan.errors import BadInput
 from leviathan.templates import Text
 
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
 def source(tmp_path, base):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 200)
     tree = {"base_model": str(base), "datasets": ALPACA}
-    return tokens.Source(rows, "full", 42, tmp_path / "data", tree)
+    return figures.Source(rows, "full", 42, tmp_path / "data", tree)
 
 
 def write_large(path, rows):
@@ -47,7 +47,7 @@ def test_a_small_corpus_is_tokenised_whole(source):
     assert found.exact
     assert found.total_tokens == sum(found.tokens)
     assert found.bytes_per_token == source.corpus.stat().st_size / sum(found.tokens)
-    assert found.row_tokens == tuple(sorted(found.tokens))
+    assert found.row_tokens.tolist() == sorted(found.tokens)
     # Alpaca's loss is on the answer.
     assert found.trainable_share == pytest.approx(1 - sum(found.masked) / sum(found.tokens))
     assert 0 < found.trainable_share < 0.3

@@ -9,6 +9,7 @@ from typing import Any
 
 from leviathan import (
     calibrations,
+    figures,
     knobs,
     layers,
     machine,
@@ -24,9 +25,9 @@ from leviathan.corpus import Progress
 from leviathan.decoder import Shape
 from leviathan.errors import LeviathanError
 from leviathan.eta import History
+from leviathan.figures import Source, Statistics
 from leviathan.layers import Config
 from leviathan.plan import Plan
-from leviathan.tokens import Source, Statistics
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Survey:
     def keep(self) -> None:
         """Keep the statistics for the next plan: called when nothing was refused."""
         if self.source:
-            tokens.keep(self.source, self.statistics)
+            figures.keep(self.source, self.statistics)
 
     def plan(self, config: Config | None = None, *, rows: int | None = None) -> Plan:
         """The plan for ``config`` (default: the one asked for) on ``rows`` of its rows.
@@ -92,11 +93,11 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     """
     recipe = config.recipe
     path = Path(recipe.corpus)
-    source = tokens.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
+    source = figures.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
     shape = shapes.load(str(config.tree["base_model"]))
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
-        statistics = tokens.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
+        statistics = figures.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
         measured_at = None
     else:
         statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
