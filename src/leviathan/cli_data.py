@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from leviathan import cli_stats
 from leviathan.cli_config import GROUP, JsonOption, SampleOption
 
 data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
@@ -13,6 +14,9 @@ data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(data_app, name="data")
+
+
+data_app.command("stats")(cli_stats.stats)
 
 
 @data_app.command("sample")

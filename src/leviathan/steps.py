@@ -29,7 +29,8 @@ _PACKING_ATTENTION = {
     "kernels-community/flash-attn3", "kernels-community/sage-attention",
 }  # fmt: skip
 _LONGEST = 2**32 - 1
-_COMPLETION_PIECES = 64  # completion cuts a text after so many sequence lengths
+COMPLETION_PIECES = 64
+"""Completion cuts a text after so many sequence lengths."""
 _SIMULATED_ROWS = 5_000  # packed one by one in 0.03 s; more rows are scaled
 _COUNTED_EPOCHS = 4  # Axolotl takes the least of so many shuffles, or of one from 4 ranks on
 
@@ -211,7 +212,7 @@ def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> Lengths:
 
 def _pieces(tokens: Lengths, limit: int) -> Lengths:
     """Completion's texts, each cut to at most 64 pieces of ``sequence_len``."""
-    tokens = np.minimum(tokens, min(_COMPLETION_PIECES * limit, _LONGEST))
+    tokens = np.minimum(tokens, min(COMPLETION_PIECES * limit, _LONGEST))
     each = -(-tokens.astype(np.int64) // limit)
     ends = np.cumsum(each)
     pieces = np.full(int(ends[-1]), limit, np.uint32)

@@ -1,4 +1,5 @@
-"""Owns gathering what a plan needs: model shape, token statistics, calibrations, this RAM.
+"""Owns gathering what a plan needs, or a report on lengths: model shape, token statistics,
+calibrations, this RAM.
 
 Reads files and asks the machine. Does not predict (``plan``).
 """
@@ -12,11 +13,14 @@ from leviathan import (
     figures,
     knobs,
     layers,
+    lengths,
     machine,
+    models,
     plan,
     runs,
     shapes,
     status,
+    steps,
     tokens,
     train,
 )
@@ -27,6 +31,7 @@ from leviathan.errors import LeviathanError
 from leviathan.eta import History
 from leviathan.figures import Source, Statistics
 from leviathan.layers import Config
+from leviathan.lengths import Report
 from leviathan.plan import Plan
 
 
@@ -105,6 +110,44 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     known = tuple(calibrations.read())
     ram_gib = machine.ram_gib()
     return Survey(config, shape, statistics, known, ram_gib, measured_at, _begun(config))
+
+
+def lengths_of(
+    config: Config,
+    path: Path | None = None,
+    *,
+    exact: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Source, Report]:
+    """The lengths of a corpus' rows, told for ``config``, and what was measured. Keeps nothing.
+
+    Args:
+        config: format, tokenizer, sample and seed, and the settings of its profile.
+        path: the corpus; None for the recipe's.
+        exact: tokenise every row.
+        progress: called as bytes are read.
+
+    Raises:
+        BadInput: see ``tokens.measure`` and ``knobs.read``.
+    """
+    recipe, base_model = config.recipe, str(config.tree["base_model"])
+    source = figures.Source(
+        path or Path(recipe.corpus), config.sample, recipe.seed, train.DATA, config.tree
+    )
+    models.local_or_hub(base_model)
+    chosen = knobs.read(config.tree, config.profile.hardware.count)
+    rules = steps.rules(config.tree)
+    found = tokens.measure(source, exact=exact, closer=True, progress=progress, kept=False)
+    return source, lengths.describe(found, chosen, rules, _positions(base_model))
+
+
+def _positions(base_model: str) -> int | None:
+    """Tokens a row of the base model can have at most, where that is known."""
+    try:
+        found = shapes.config(base_model).get("max_position_embeddings")
+    except LeviathanError:
+        return None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _begun(config: Config) -> tuple[dict[str, Any], History] | None:
