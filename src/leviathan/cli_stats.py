@@ -73,8 +73,11 @@ def _rows(report: "Report") -> Iterator[tuple[str, str]]:
         f"{lengths.percent(found.trainable_share)} trained on",
     )
     told = report.percentiles
-    parts = [f"p{name} {told[name]:,}" for name in told if name.isdigit()]
-    yield "lengths", f"{told['min']:,} to {told['max']:,}; {', '.join(parts)}"
+    yield (
+        "lengths",
+        f"{told['min']:,} to {told['max']:,}; "
+        f"median {told['50']:,}, p95 {told['95']:,}, p99 {told['99']:,}",
+    )
 
 
 def _draw(report: "Report") -> None:

@@ -113,7 +113,7 @@ def describe(
     return Report(
         statistics=statistics,
         sequence_len=knobs.sequence_len,
-        fate="split" if statistics.splits else _FATES[rules.excess_length],
+        fate=told.fate_of_long,
         percentiles=_percentiles(ascending),
         fates=tuple(told.fate(length) for length in told_of),
         prepared=told.prepared(),
@@ -137,6 +137,7 @@ class _Telling:
     def __init__(self, statistics: Statistics, knobs: Knobs, rules: Rules) -> None:
         self.statistics, self.knobs = statistics, knobs
         self.raises = rules.excess_length == "raise"
+        self.fate_of_long = "split" if statistics.splits else _FATES[rules.excess_length]
         # Axolotl would end the training; what is asked here is which rows make it do so.
         self.rules = replace(rules, excess_length="drop") if self.raises else rules
         self.tokens = np.asarray(statistics.tokens)
@@ -279,15 +280,20 @@ def _is_certain(told: _Telling, least: int, shorter: int | None) -> bool:
 
 
 def _what_it_keeps(told: _Telling, least: int, shorter: int | None) -> str:
-    said = _loss(told, least) if told.over(least).value else "no row is longer"
-    return f"{said} (at {shorter:,}: {_loss(told, shorter)})" if shorter else said
+    """Of the length that does, and of the next shorter one that does not."""
+    over, *lost = _loss(told, least)
+    said = f"{over} of the rows are {told.fate_of_long}"
+    if lost:
+        said += f" with {lost[0]} of the tokens"
+    if not told.over(least).value:
+        said = "no row is longer"
+    return f"{said} (at {shorter:,}: {' with '.join(_loss(told, shorter))})" if shorter else said
 
 
-def _loss(told: _Telling, length: int) -> str:
-    over, lost = percent(told.over(length).value), percent(told.lost(length).value)
-    if told.statistics.splits:
-        return f"{over} of the texts are split"
-    return f"{over} of the rows, {lost} of the tokens are lost"
+def _loss(told: _Telling, length: int) -> list[str]:
+    """Rows and tokens; no tokens where a text goes on in its next piece."""
+    over, lost = told.over(length).value, told.lost(length).value
+    return [percent(share) for share in ([over, lost] if lost else [over])]
 
 
 def _costs(told: _Telling, chosen: int) -> Iterator[str]:

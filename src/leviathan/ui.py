@@ -294,7 +294,7 @@ def corpus_progress() -> Callable[[str, int, int], None]:
         if not live.is_started:
             live.start()
             atexit.register(live.stop)  # whatever ends the reading: a cursor must not stay hidden
-        live.update(Text.assemble(bar(done / max(total, 1), 30), f" {text}"))
+        live.update(Text.assemble(bar(done / max(total, 1), 20), f" {text}"))
         if done >= total:
             live.stop()
 
