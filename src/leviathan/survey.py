@@ -117,6 +117,7 @@ def lengths_of(
     path: Path | None = None,
     *,
     exact: bool = False,
+    closer: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Source, Report]:
     """The lengths of a corpus' rows, told for ``config``, and what was measured. Keeps nothing.
@@ -125,6 +126,7 @@ def lengths_of(
         config: format, tokenizer, sample and seed, and the settings of its profile.
         path: the corpus; None for the recipe's.
         exact: tokenise every row.
+        closer: see ``tokens.measure``.
         progress: called as bytes are read.
 
     Raises:
@@ -137,7 +139,7 @@ def lengths_of(
     models.local_or_hub(base_model)
     chosen = knobs.read(config.tree, config.profile.hardware.count)
     rules = steps.rules(config.tree)
-    found = tokens.measure(source, exact=exact, closer=True, progress=progress, kept=False)
+    found = tokens.measure(source, exact=exact, closer=closer, progress=progress, kept=False)
     return source, lengths.describe(found, chosen, rules, _positions(base_model))
 
 
