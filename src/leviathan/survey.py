@@ -14,10 +14,10 @@ from leviathan import (
     machine,
     plan,
     runs,
+    samples,
     shapes,
     status,
     tokens,
-    train,
 )
 from leviathan.calibrations import Calibration
 from leviathan.corpus import Progress
@@ -92,7 +92,7 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     """
     recipe = config.recipe
     path = Path(recipe.corpus)
-    source = tokens.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
+    source = tokens.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
     shape = shapes.load(str(config.tree["base_model"]))
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import xxhash
 
-from leviathan import corpus, files, templates, tokenizer
-from leviathan.corpus import Progress
+from leviathan import corpus, files, samples, templates, tokenizer
+from leviathan.corpus import Progress, Row
 from leviathan.errors import BadInput
 from leviathan.tokenizer import Count, Tokenizer
 
@@ -90,6 +90,11 @@ class Source:
     tree: dict[str, Any]
     """Merged Axolotl configuration."""
 
+    @property
+    def wish(self) -> samples.Wish:
+        """The sample that would be drawn."""
+        return samples.Wish(self.corpus, self.sample, self.seed, self.directory)
+
 
 def measure(
     source: Source, *, exact: bool = False, progress: Progress | None = None, kept: bool = True
@@ -106,16 +111,16 @@ def measure(
         BadInput: no corpus, no such rows in it, rows without the format's fields or
             without text, a tokenizer or chat template that cannot be read.
     """
-    corpus.parse_sample(source.sample)
+    samples.parse(source.sample)
     corpus.refuse_unreadable(source.corpus)
     file = tokenizer.find(source.tree)
-    drawn = corpus.already_drawn(source.corpus, source.sample, source.seed, source.directory)
+    drawn = samples.already_drawn(source.wish)
     known = _kept(_cache_path(source, file, drawn))
     if known and (known.whole or not exact):
         return known
     look = _Look.begin(source, drawn, file)
     corpus.check_head(source.corpus, look.required)
-    small = look.path.stat().st_size <= WHOLE_BYTES
+    small = corpus.plain_bytes(look.path) <= WHOLE_BYTES
     found = look.every_row(progress) if exact or small else look.some_rows()
     if kept:
         keep(source, found)
@@ -130,13 +135,13 @@ class _Look:
     """One look at a corpus: where it lies, how its rows become text, what counts them."""
 
     source: Source
-    drawn: corpus.Sample | None
+    drawn: samples.Sample | None
     form: templates.Format
     tokenizer: Tokenizer | None
     missing: str
 
     @classmethod
-    def begin(cls, source: Source, drawn: corpus.Sample | None, file: Path | None) -> "_Look":
+    def begin(cls, source: Source, drawn: samples.Sample | None, file: Path | None) -> "_Look":
         form = templates.read(
             source.tree,
             tokenizer.special_tokens(file, source.tree),
@@ -158,17 +163,19 @@ class _Look:
         return self.form.required
 
     def every_row(self, progress: Progress | None) -> Statistics:
-        """All rows of the sample: of its file, or those that ``corpus.draw`` would select."""
-        rows: Iterator[tuple[int, bytes]] = corpus.read_rows(self.source.corpus)
-        wanted = corpus.parse_sample(self.source.sample)
+        """All rows of the sample: of its file, or those that ``samples.draw`` would select."""
+        rows = corpus.read_rows(self.source.corpus)
+        wanted = samples.parse(self.source.sample)
         if self.drawn or wanted is None:
             rows = corpus.read_with_progress(self.path, "tokenising", progress)
         else:
             of_rows = sum(1 for _ in rows)
-            chosen = corpus.rows_wanted(wanted, of_rows, self.source.corpus)
+            chosen = samples.rows_wanted(wanted, of_rows, self.source.corpus)
             rows = corpus.read_with_progress(self.path, "tokenising", progress)
             if chosen < of_rows:
-                rows = corpus.selected(rows, chosen, of_rows, self.source.seed)
+                from leviathan import selection  # it brings numpy
+
+                rows = selection.selected(rows, chosen, of_rows, self.source.seed)
         counted = _Counted()
         for batch in _batches(rows):
             counted.add(batch, self._counts(batch))
@@ -177,40 +184,41 @@ class _Look:
 
     def some_rows(self) -> Statistics:
         """Rows that begin in evenly spread blocks; of those a part is tokenised."""
-        blocks = _read_blocks(self.path)
-        every = max(1, round(sum(len(line) for _, line in blocks.lines) / _TOKENISED_BYTES))
+        blocks = _read_blocks(self.path) if corpus.is_plain(self.path) else _read_all(self.path)
+        every = max(1, round(sum(len(row.line) for row in blocks.rows_read) / _TOKENISED_BYTES))
         counted = _Counted()
-        for batch in _batches(blocks.lines[::every]):
+        for batch in _batches(blocks.rows_read[::every]):
             counted.add(batch, self._counts(batch))
         line = counted.line()
         made = self._statistics(counted, self._estimate(blocks, line), whole=False)
-        others = (len(row) for number, (_, row) in enumerate(blocks.lines) if number % every)
+        others = (len(row.line) for n, row in enumerate(blocks.rows_read) if n % every)
         counted.extend_by_size(others, line)
         return made
 
     def _estimate(self, blocks: "_Blocks", line: "_Line") -> "_Estimate":
         if self.drawn:
             return _Estimate(self.drawn.rows, 0.0, blocks.bytes / self.drawn.rows, 0.0, line)
-        wanted = corpus.parse_sample(self.source.sample)
+        wanted = samples.parse(self.source.sample)
         mean = (blocks.bytes / blocks.rows, blocks.mean_bytes_error)
         if isinstance(wanted, int):
             most = math.ceil(blocks.rows + 4 * blocks.rows_error)
-            return _Estimate(corpus.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
+            return _Estimate(samples.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
         share = wanted or 1.0
         return _Estimate(max(1, round(blocks.rows * share)), blocks.rows_error * share, *mean, line)
 
-    def _counts(self, batch: list[tuple[int | str, bytes]]) -> list[Count]:
-        texts = [self._text(place, line) for place, line in batch]
+    def _counts(self, batch: list[Row]) -> list[Count]:
+        texts = [self._text(row) for row in batch]
         if self.tokenizer is None:
             return tokenizer.assume(texts)
         return self.tokenizer.count(texts, adds_special_tokens=self.form.adds_special_tokens)
 
-    def _text(self, place: int | str, line: bytes) -> templates.Text:
-        row = corpus.parse_row(line, self.path, place, self.required)
+    def _text(self, row: Row) -> templates.Text:
         try:
-            return self.form.render(row)
+            return self.form.render(corpus.parse_row(row, self.required))
         except BadInput as error:
-            raise BadInput(f"{self.path}:{place}: {error.message}", error.hint) from error
+            place = f"{row.path}:{row.number}"
+            message = error.message.removeprefix(f"{place}: ")
+            raise BadInput(f"{place}: {message}", error.hint) from error
 
     def _statistics(
         self, counted: "_Counted", estimate: "_Estimate", *, whole: bool = True
@@ -249,10 +257,8 @@ class _Look:
         return how
 
 
-def _batches(
-    rows: Iterable[tuple[int | str, bytes]],
-) -> Iterator[list[tuple[int | str, bytes]]]:
-    batch: list[tuple[int | str, bytes]] = []
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     for row in rows:
         batch.append(row)
         if len(batch) == _AT_ONCE:
@@ -269,10 +275,10 @@ class _Counted:
         self.tokens, self.masked, self.sizes = array("I"), array("I"), array("I")
         self.trainable = 0
 
-    def add(self, batch: list[tuple[int | str, bytes]], counts: list[Count]) -> None:
+    def add(self, batch: list[Row], counts: list[Count]) -> None:
         self.tokens.extend(count.tokens for count in counts)
         self.masked.extend(count.masked for count in counts)
-        self.sizes.extend(len(line) for _, line in batch)
+        self.sizes.extend(len(row.line) for row in batch)
         self.trainable += sum(count.trainable for count in counts)
 
     @property
@@ -356,8 +362,8 @@ class _Estimate:
 class _Blocks:
     """Rows that begin in blocks of one size, and what they say about the whole file."""
 
-    lines: list[tuple[str, bytes]]
-    """Place in the file and bytes of every row, by place."""
+    rows_read: list[Row]
+    """By place."""
     bytes: int
     """Of the whole file."""
     rows: float
@@ -395,11 +401,23 @@ def _read_blocks(path: Path) -> _Blocks:
         raise BadInput(f"corpus {path} has no row in {_BLOCKS} places", "it may hold no line ends")
     error = math.sqrt(_variance(counts) * len(counts) * (1 - covered / size)) * size / covered
     return _Blocks(
-        [(f"byte {place}", line) for place, line in sorted(lines)],
+        [Row(path, f"byte {place}", line) for place, line in sorted(lines)],
         size,
         len(lines) * size / covered,
         error,
     )
+
+
+def _read_all(path: Path) -> _Blocks:
+    """Rows evenly spread over a corpus that cannot be read here and there: it is read whole."""
+    from leviathan import index  # it brings numpy
+
+    with index.build(path) as found:
+        if not found.rows:
+            raise corpus.empty(path)
+        every = max(1, found.size // _READ_BYTES)
+        rows = itertools.islice(corpus.read_rows(path), 0, None, every)
+        return _Blocks(list(rows), found.size, found.rows, 0.0)
 
 
 def _variance(counts: dict[int, int]) -> float:
@@ -431,7 +449,7 @@ def _rows_beginning(stream: IO[bytes], begin: int, end: int) -> Iterator[tuple[i
 # --- kept between calls ------------------------------------------------------------------
 
 
-def _cache_path(source: Source, file: Path | None, drawn: corpus.Sample | None) -> Path:
+def _cache_path(source: Source, file: Path | None, drawn: samples.Sample | None) -> Path:
     """Beside the samples, named after everything the figures depend on."""
     stat = source.corpus.stat()
     keys = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
@@ -447,7 +465,7 @@ def _cache_path(source: Source, file: Path | None, drawn: corpus.Sample | None) 
 
 def keep(source: Source, found: Statistics) -> None:
     """Keep what ``measure`` found, for the next time."""
-    drawn = corpus.already_drawn(source.corpus, source.sample, source.seed, source.directory)
+    drawn = samples.already_drawn(source.wish)
     path = _cache_path(source, tokenizer.find(source.tree), drawn)
     if _kept(path) == found:
         return
@@ -488,8 +506,8 @@ def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
         size: of the whole corpus in bytes.
         sample: as ``corpus.parse_sample`` takes it.
     """
-    wanted = corpus.parse_sample(sample)
-    chosen = corpus.rows_wanted(wanted, rows, Path(name))
+    wanted = samples.parse(sample)
+    chosen = samples.rows_wanted(wanted, rows, Path(name))
     mean = size / rows / tokenizer.BYTES_PER_TOKEN
     spread = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
     quantiles = (spread.inv_cdf((n + 0.5) / _ASSUMED_ROWS) for n in range(_ASSUMED_ROWS))

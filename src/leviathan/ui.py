@@ -113,6 +113,16 @@ def title(name: str, word: str, text: str = "") -> None:
     _out.print(Text.assemble((name, "bold"), "  ", state(word), (f"  {text}" if text else "", "")))
 
 
+def finding(word: str, name: str, count: str, text: str) -> None:
+    """One kind of finding: how grave, how often, what it is, on stdout."""
+    _out.print(Text.assemble(state(word), "  ", (name, "bold"), f"  {count}  ", (text, "dim")))
+
+
+def detail(text: str) -> None:
+    """A line that belongs to the one above, on stdout."""
+    _out.print(Text(f"      {text}", "dim"))
+
+
 def progress(share: float) -> None:
     """A bar as the live view draws it, on stdout; in a pipe it would be noise."""
     if sys.stdout.isatty():

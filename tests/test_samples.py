@@ -8,8 +8,9 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leviathan import corpus
+from leviathan import samples
 from leviathan.errors import BadInput
+from leviathan.samples import Sample, Wish
 
 relaxed = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -21,11 +22,15 @@ def write(path: Path, rows: list[bytes], end: bytes = b"\n") -> Path:
     return path
 
 
+def draw(source: Path, sample: str, seed: int, directory: Path, required=(), progress=None, **more):
+    return samples.draw(Wish(source, sample, seed, directory, **more), required, progress)
+
+
 def numbered(count: int) -> list[bytes]:
     return [json.dumps({"n": n}).encode() for n in range(count)]
 
 
-def drawn_numbers(sample: corpus.Sample) -> list[int]:
+def drawn_numbers(sample: Sample) -> list[int]:
     return [json.loads(line)["n"] for line in Path(sample.path).read_bytes().splitlines()]
 
 
@@ -41,7 +46,7 @@ def reference(data: bytes) -> list[bytes]:
 )  # fmt: skip
 def test_exactly_the_rows_asked_for(tmp_path, sample, count):
     source = write(tmp_path / "rows.jsonl", numbered(100))
-    drawn = corpus.draw(source, sample, 42, tmp_path / "data")
+    drawn = draw(source, sample, 42, tmp_path / "data")
     numbers = drawn_numbers(drawn)
     assert (len(numbers), drawn.rows, drawn.of_rows) == (count, count, 100)
     assert numbers == sorted(set(numbers))
@@ -50,8 +55,8 @@ def test_exactly_the_rows_asked_for(tmp_path, sample, count):
 def test_seed_42_draws_these_very_rows(tmp_path):
     """Pinned: a run begun today must find the same sample after every upgrade."""
     source = write(tmp_path / "rows.jsonl", numbered(100))
-    assert drawn_numbers(corpus.draw(source, "10pct", 42, tmp_path / "data")) == PINNED_42
-    assert drawn_numbers(corpus.draw(source, "10pct", 7, tmp_path / "data")) == PINNED_7
+    assert drawn_numbers(draw(source, "10pct", 42, tmp_path / "data")) == PINNED_42
+    assert drawn_numbers(draw(source, "10pct", 7, tmp_path / "data")) == PINNED_7
 
 
 PINNED_42 = [1, 7, 9, 12, 19, 41, 67, 88, 89, 94]
@@ -60,7 +65,7 @@ PINNED_7 = [3, 6, 8, 10, 21, 33, 34, 56, 70, 78]
 
 def test_whole_corpus_is_used_in_place(tmp_path):
     source = write(tmp_path / "rows.jsonl", numbered(5))
-    drawn = corpus.draw(source, "full", 42, tmp_path / "data")
+    drawn = draw(source, "full", 42, tmp_path / "data")
     assert Path(drawn.path) == source
     assert [p.suffix for p in (tmp_path / "data").iterdir()] == [".json"]
     assert drawn.digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(source.read_bytes())}"
@@ -96,9 +101,9 @@ def test_drawn_bytes_are_lines_of_the_corpus_in_their_order(
         old.unlink()
     if not rows:
         with pytest.raises(BadInput, match="is empty"):
-            corpus.draw(source, f"{share}pct", seed, directory)
+            draw(source, f"{share}pct", seed, directory)
         return
-    drawn = corpus.draw(source, f"{share}pct", seed, directory)
+    drawn = draw(source, f"{share}pct", seed, directory)
     written = Path(drawn.path).read_bytes()
     assert drawn.rows == max(1, round(len(rows) * share / 100)) == len(reference(written))
     assert drawn.of_rows == len(rows)
@@ -125,7 +130,7 @@ def _raw_lines(data: bytes) -> list[bytes]:
 def test_only_a_line_feed_ends_a_row(tmp_path, text):
     rows = [text.encode()] * 10
     source = write(tmp_path / "rows.jsonl", rows)
-    drawn = corpus.draw(source, "50pct", 42, tmp_path / "data")
+    drawn = draw(source, "50pct", 42, tmp_path / "data")
     assert drawn.of_rows == 10
     assert Path(drawn.path).read_bytes() == (text.encode() + b"\n") * 5
 
@@ -133,7 +138,7 @@ def test_only_a_line_feed_ends_a_row(tmp_path, text):
 def test_a_very_long_line_is_one_row(tmp_path):
     long = json.dumps({"n": 0, "t": "x" * 20_000_000}).encode()
     source = write(tmp_path / "rows.jsonl", [long, *numbered(3)])
-    assert corpus.draw(source, "full", 42, tmp_path / "data").rows == 4
+    assert draw(source, "full", 42, tmp_path / "data").rows == 4
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_bad_row_is_named_by_its_line(tmp_path, lines, message):
     source = write(tmp_path / "rows.jsonl", lines)
     for sample in ("full", "1"):
         with pytest.raises(BadInput) as caught:
-            corpus.draw(source, sample, 42, tmp_path / "data", required=("n",))
+            draw(source, sample, 42, tmp_path / "data", required=("n",))
         assert message in caught.value.message
         assert str(source) in caught.value.message
     assert not (tmp_path / "data").exists()
@@ -165,7 +170,7 @@ def test_bad_row_far_down_leaves_nothing_behind(tmp_path):
     source = write(tmp_path / "rows.jsonl", [*numbered(150), b"broken"])
     for sample in ("full", "150"):
         with pytest.raises(BadInput, match=r"rows\.jsonl:151: not JSON"):
-            corpus.draw(source, sample, 3, tmp_path / "data")
+            draw(source, sample, 3, tmp_path / "data")
         assert not (tmp_path / "data").exists()
 
 
@@ -174,14 +179,16 @@ def test_corpus_that_is_no_file_is_bad_input(tmp_path, kind):
     source = tmp_path / "rows.jsonl"
     if kind == "directory":
         source.mkdir()
-    with pytest.raises(BadInput, match=r"rows\.jsonl (does not exist|is not a file)"):
-        corpus.draw(source, "full", 42, tmp_path / "data")
+    with pytest.raises(
+        BadInput, match=r"rows\.jsonl (does not exist|is a directory without data files)"
+    ):
+        draw(source, "full", 42, tmp_path / "data")
 
 
 def test_more_rows_than_there_are_is_bad_input(tmp_path):
     source = write(tmp_path / "rows.jsonl", numbered(5))
     with pytest.raises(BadInput, match=r"--sample 6 asks for more rows than .* has \(5\)"):
-        corpus.draw(source, "6", 42, tmp_path / "data")
+        draw(source, "6", 42, tmp_path / "data")
 
 
 # --- the manifest -----------------------------------------------------------------
@@ -189,9 +196,9 @@ def test_more_rows_than_there_are_is_bad_input(tmp_path):
 
 def test_sample_is_reused_without_reading_the_corpus(tmp_path):
     source = write(tmp_path / "rows.jsonl", numbered(50))
-    first = corpus.draw(source, "10pct", 42, tmp_path / "data")
+    first = draw(source, "10pct", 42, tmp_path / "data")
     read = []
-    again = corpus.draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: read.append(a))
+    again = draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: read.append(a))
     assert (again, read) == (first, [])
 
 
@@ -211,10 +218,10 @@ def test_sample_is_reused_without_reading_the_corpus(tmp_path):
 )  # fmt: skip
 def test_sample_is_drawn_again_when_anything_changed(tmp_path, change):
     source, data = write(tmp_path / "rows.jsonl", numbered(50)), tmp_path / "data"
-    first = corpus.draw(source, "10pct", 42, data)
+    first = draw(source, "10pct", 42, data)
     change(source, data)
     read = []
-    again = corpus.draw(source, "10pct", 42, data, progress=lambda *a: read.append(a))
+    again = draw(source, "10pct", 42, data, progress=lambda *a: read.append(a))
     assert read
     assert again.of_rows == len(source.read_bytes().splitlines())
     assert len(drawn_numbers(again)) == again.rows == 5
@@ -225,14 +232,14 @@ def test_sample_is_drawn_again_when_anything_changed(tmp_path, change):
 def test_sample_drawn_without_a_format_is_not_reused_for_one(tmp_path):
     """``data sample`` checks no fields; ``train`` after it must still check its own."""
     source = write(tmp_path / "rows.jsonl", numbered(50))
-    corpus.draw(source, "10pct", 42, tmp_path / "data")
+    draw(source, "10pct", 42, tmp_path / "data")
     with pytest.raises(BadInput, match="no 'instruction' in this row"):
-        corpus.draw(source, "10pct", 42, tmp_path / "data", required=("instruction",))
+        draw(source, "10pct", 42, tmp_path / "data", required=("instruction",))
 
 
 def test_interrupted_drawing_leaves_nothing_and_the_old_sample_whole(tmp_path):
     source = write(tmp_path / "rows.jsonl", numbered(50))
-    first = corpus.draw(source, "10pct", 42, tmp_path / "data")
+    first = draw(source, "10pct", 42, tmp_path / "data")
     before = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
     source.touch()
 
@@ -241,14 +248,14 @@ def test_interrupted_drawing_leaves_nothing_and_the_old_sample_whole(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        corpus.draw(source, "10pct", 42, tmp_path / "data", progress=interrupt)
+        draw(source, "10pct", 42, tmp_path / "data", progress=interrupt)
     assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()} == before
-    assert corpus.draw(source, "10pct", 42, tmp_path / "data").digest == first.digest
+    assert draw(source, "10pct", 42, tmp_path / "data").digest == first.digest
 
 
 def test_progress_counts_up_to_the_whole_file(tmp_path):
     source = write(tmp_path / "rows.jsonl", numbered(50))
     seen = []
-    corpus.draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: seen.append(a))
+    draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: seen.append(a))
     size = source.stat().st_size
     assert seen == [("counting", size, size), ("sampling", size, size)]
