@@ -1,7 +1,7 @@
 """Sampling and checking a corpus: ours beside everything else that does it, in one run.
 
     python benchmarks/corpus.py [--gb 1] [--check] [--cold] [--repeat 3]
-        [--only ours,mawk,...] [--python OTHER_PYTHON] [--corpus FILE]
+        [--only ours,mawk,...] [--python OTHER_PYTHON] [--directory DIRECTORY]
 
 Draws 10 % of a generated corpus (benchmarks/corpus_rows.py), with ``--check`` also checks all of
 it. Whole processes are measured, in turn (A B C A B C): a machine that slows down is slow for
@@ -73,7 +73,7 @@ SAMPLING = (
     _peer("rb loop + xxh3", "xxh3", "xxhash"),
     _awk("mawk"),
     _awk("gawk"),
-    _peer("exact-k, two passes", "selection"),
+    _peer("exact-k in two passes", "selection"),
     _peer("numpy index + pread", "pread", "numpy"),
     Contestant("shuf -n", lambda corpus, out, rows: [
         "shuf", "-n", str(rows), "-o", str(out), str(corpus)], "shuf"),
@@ -177,7 +177,9 @@ def compete(contestants: Sequence[Contestant], corpus: Corpus, repeat: int) -> R
 
 def ratio(results: Results, name: str, *, durable: bool = False) -> float | None:
     """How many times as fast as ``name`` ours is, in the median of the pairs of one round."""
-    if name not in results or any(done.code for done, _ in results["ours"] + results[name]):
+    if name == "ours" or not {"ours", name} <= results.keys():
+        return None
+    if any(done.code for done, _ in results["ours"] + results[name]):
         return None
     pairs = zip(results["ours"], results[name], strict=True)
     return statistics.median(
@@ -186,66 +188,64 @@ def ratio(results: Results, name: str, *, durable: bool = False) -> float | None
     )
 
 
+GIVEN = {"exact count": "count", "order kept": "order", "bytes identical": "bytes"}
+
+
 def table(contestants: Sequence[Contestant], results: Results, size: int) -> list[str]:
-    """Medians, what each gives, and ours / each; a row for who is not here, too."""
-    lines = [
-        "| | MB/s | wall s | durable s | CPU s | largest MiB | all MiB "
-        "| exact count | order kept | bytes identical | ours is faster | durable |",
-        "|-|-|-|-|-|-|-|-|-|-|-|-|",
-    ]
+    """Medians, what each gives, and how much faster ours is; who is not here has a line, too."""
+    columns = ["MB/s", "wall s", "CPU s", "largest MiB", "all MiB", "ours is faster"]
+    if any(contestant.writes for contestant in contestants):
+        columns += ["durable s", "ours is faster", *GIVEN]
+    lines = [f"| | {' | '.join(columns)} |", "|-" * (len(columns) + 1) + "|"]
     for contestant in contestants:
-        if contestant.name not in results:
-            lines.append(f"| {contestant.name} | not here |" + " |" * 10)
-            continue
-        lines.append(_line(contestant, results, size))
+        cells = _cells(contestant, results, size)[: len(columns)]
+        cells += [""] * (len(columns) - len(cells))
+        lines.append(f"| {contestant.name} | {' | '.join(cells)} |")
     return lines
 
 
-def _line(contestant: Contestant, results: Results, size: int) -> str:
+def _cells(contestant: Contestant, results: Results, size: int) -> list[str]:
+    if contestant.name not in results:
+        return ["not here"]
     runs = [done for done, _ in results[contestant.name]]
-    failed = next((done for done in runs if done.code), None)
-    if failed:
-        said = failed.error.splitlines()[-1:] or [""]
-        return f"| {contestant.name} | failed, exit {failed.code}: {said[0]} |" + " |" * 10
-    wall, durable, cpu = (
-        statistics.median(getattr(done, key) for done in runs)
-        for key in ("wall_s", "durable_s", "cpu_s")
+    for done in runs:
+        if done.code:
+            return [f"failed, exit {done.code}: {' '.join(done.error.splitlines()[-1:])}"]
+    wall, cpu, durable = (
+        statistics.median(values)
+        for values in zip(*((r.wall_s, r.cpu_s, r.durable_s) for r in runs), strict=True)
     )
-    largest, tree = (
-        max(getattr(done, key) for done in runs) for key in ("largest_mib", "tree_mib")
-    )
-    judged = [found for _, found in results[contestant.name]]
-    given = [
-        ("yes" if all(found[key] for found in judged) else "no") if contestant.writes else ""
-        for key in ("count", "order", "bytes")
-    ]
-    ratios = [
-        "" if value is None or contestant.name == "ours" else f"{value:.2f}x"
-        for value in (ratio(results, contestant.name, durable=on_disk) for on_disk in (False, True))
-    ] if "ours" in results else ["", ""]  # fmt: skip
-    cells = [f"{size / wall / 1e6:,.0f}", f"{wall:.2f}", f"{durable:.2f}", f"{cpu:.2f}",
-             f"{largest:,.0f}", f"{tree:,.0f}", *given, *ratios]  # fmt: skip
-    return f"| {contestant.name} | " + " | ".join(cells) + " |"
+    largest, whole = max(r.largest_mib for r in runs), max(r.tree_mib for r in runs)
+    cells = [f"{size / wall / 1e6:,.0f}", f"{wall:.2f}", f"{cpu:.2f}", f"{largest:,.0f}",
+             f"{whole:,.0f}", _times(ratio(results, contestant.name))]  # fmt: skip
+    if contestant.writes:
+        judged = [found for _, found in results[contestant.name]]
+        cells += [f"{durable:.2f}", _times(ratio(results, contestant.name, durable=True))]
+        cells += ["yes" if all(j[key] for j in judged) else "no" for key in GIVEN.values()]
+    return cells
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
 
 
 def goals(title: str, results: Results) -> list[str]:
     """What must hold, and whether it does."""
     lines = []
     for of, name, goal in GOALS:
-        found = ratio(results, name) if of == title and "ours" in results else None
+        found = ratio(results, name) if of == title else None
         if found is not None:
             lines.append(f"{title}: ours / {name} {found:.2f} (goal: at least {goal})")
-    if title == "sampling" and "ours" in results:
-        rivals = [
-            (found, name) for name, runs in results.items()
-            if name != "ours" and all(all(j.values()) and j for _, j in runs)
-            and (found := ratio(results, name)) is not None
-        ]  # fmt: skip
-        if rivals:
-            found, name = min(rivals)
-            lines.append(
-                f"fastest that is exact, ordered, identical: {name}, ours / it {found:.2f}"
-            )
+    rivals = [
+        (found, name)
+        for name, runs in results.items()
+        if all(judged and all(judged.values()) for _, judged in runs)
+        and (found := ratio(results, name)) is not None
+    ]
+    if rivals:
+        found, name = min(rivals)
+        lines.append(f"{title}: ours / the fastest that is exact, ordered and identical "
+                     f"({name}) {found:.2f} (goal: above 1)")  # fmt: skip
     for done, _ in results.get("ours", [])[:1]:
         lines.append(f"{title}: ours took {done.largest_mib:.0f} MiB in its largest process, "
                      f"{done.tree_mib:.0f} in all (goal: below {GOAL_MIB})")  # fmt: skip
@@ -271,21 +271,17 @@ def growth(title: str, contestant: Contestant, corpora: tuple[Corpus, Corpus]) -
 
 def machine() -> str:
     """Cores, processor, memory."""
-    found = dict(
-        line.split(":", 1)
-        for file in ("/proc/cpuinfo", "/proc/meminfo")
-        for line in Path(file).read_text().splitlines()
-        if ":" in line
-    )
-    ram = int(found["MemTotal"].split()[0]) / 2**20
-    cpu = found.get("\tmodel name", found.get("model name\t", platform.machine())).strip()
-    return f"{os.cpu_count()} cores of {cpu}, {ram:.0f} GiB, Python {platform.python_version()}"
+    text = Path("/proc/cpuinfo").read_text()
+    cpu = next((line.split(":")[1] for line in text.splitlines() if "model name" in line), "?")
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {cpu.strip()}, {ram:.0f} GiB, Python {platform.python_version()}"
 
 
 def chosen(contestants: Sequence[Contestant], only: str) -> list[Contestant]:
-    """Those that are named; all where nothing is."""
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    return [c for c in contestants if not names or c.name in names]
+    """Those that are named, and ours; all where nothing is."""
+    names = {"ours", *only.split(",")}
+    return [c for c in contestants if not only or c.name in names]
 
 
 def arguments() -> argparse.Namespace:
@@ -297,7 +293,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="checking, too")
     parser.add_argument("--cold", action="store_true", help="the corpus is not in memory")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", default="", help="names from the table, with commas")
+    parser.add_argument("--only", default="", help="names from the table, between commas")
     parser.add_argument("--python", help="another Python, that has duckdb, polars, ...")
     parser.add_argument("--directory", type=Path, help="where the corpus and outputs are put")
     return parser.parse_args()

@@ -37,7 +37,7 @@ class Memory:
             sizes = [_resident(pid) for pid in _tree(self.root)]
             total = sum(now for now, _ in sizes)
             self.largest = max([self.largest, *(peak for _, peak in sizes)])
-            self.tree = max(self.tree, total)
+            self.tree = max(self.tree, self.largest, total)
             self.trace.append((time.perf_counter() - began, total))
             ended.wait(EVERY_S)
 
