@@ -276,15 +276,22 @@ def _pool(size: int) -> Executor:
         return ThreadPoolExecutor(1)
     # Not forked: this process has threads (a live line), and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=_begin)
+    # Ctrl+C is for this process alone: workers begin, and stay, with the signal blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(_WORKERS):
+            pool.submit(os.getpid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 # --- in a worker -------------------------------------------------------------------------
 
 
 def _begin() -> None:
-    """Leave Ctrl+C to the process that started this one, and end when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the process ends that started this one."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,7 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leviathan.errors import LeviathanError
-from leviathan.eta import History
+
+if TYPE_CHECKING:
+    from leviathan.eta import History
 
 
 class _Console(Console):
@@ -252,12 +254,15 @@ class TrainView:
     def __init__(
         self,
         name: str,
-        history: History | None = None,
+        history: "History | None" = None,
         foot: str = "Ctrl+C saves and stops",
         age_s: float = 0,
     ) -> None:
+        from leviathan.eta import History  # brings the run directory's modules; others need none
+
         self.name = name
         self._history = history or History()
+        self._anew = History
         self._foot = foot
         self._started = time.monotonic() - age_s
         self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
@@ -302,7 +307,7 @@ class TrainView:
             if self._line.get("session") != facts["session"]:
                 self._line = {}
             if kind == "start":  # be it of a smaller run
-                self._history = History()
+                self._history = self._anew()
             notice(f"{self.name}: {_beginning(kind, facts)}")
         elif kind == "event" and facts["event"] == "save":
             self._checkpoint = f"checkpoint-{facts['step']}"
