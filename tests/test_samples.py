@@ -282,8 +282,7 @@ def parquet(path: Path, rows: list[dict]) -> Path:
 @pytest.mark.parametrize("sample", ["10pct", "full"])
 def test_a_compressed_corpus_gives_the_sample_of_the_plain_one(tmp_path, pack, sample):
     plain = write(tmp_path / "rows.jsonl", numbered(3000))
-    packed = tmp_path / "packed" / "rows.jsonl.gz"
-    packed.parent.mkdir()
+    packed = tmp_path / "packed.jsonl"  # known by what it begins with
     packed.write_bytes(pack(plain.read_bytes()))
     one, two = (draw(path, sample, 42, tmp_path / "data") for path in (plain, packed))
     assert (one.rows, one.of_rows, one.digest) == (two.rows, two.of_rows, two.digest)
@@ -404,6 +403,23 @@ def test_an_output_of_ones_own_has_its_manifest_beside_it(tmp_path):
     assert draw(source, "10pct", 42, tmp_path / "data", output=out) == drawn
     again = draw(source, "20pct", 42, tmp_path / "data", output=out)  # it is ours to replace
     assert (again.rows, len(out.read_bytes().splitlines())) == (10, 10)
+
+
+def test_what_would_become_a_part_of_the_corpus_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "rows.jsonl", numbered(50))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="lies in the corpus"):
+        draw(Path(), "10pct", 42, Path("work/data"))
+    with pytest.raises(BadInput, match="is a directory"):
+        draw(Path("rows.jsonl"), "10pct", 42, Path("work/data"), output=Path())
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.zst", "rows.parquet"])
+def test_a_file_that_is_not_what_its_name_says_is_damaged(tmp_path, name):
+    source = write(tmp_path / name, numbered(5))
+    with pytest.raises(BadInput, match=f"{name} is damaged: it does not begin as"):
+        draw(source, "full", 42, tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["precious.jsonl", "rows.jsonl"])

@@ -31,6 +31,7 @@ from leviathan.duplicates import Duplicates
 from leviathan.errors import BadInput
 from leviathan.formats import Shape
 from leviathan.index import ordered
+from leviathan.lengths import Report
 from leviathan.neighbours import Neighbours
 from leviathan.spill import Spill
 
@@ -167,6 +168,34 @@ class Audit:
             marked.append(more)
             for record in here[:_EXAMPLES]:
                 self.add_example(kind, int(record["row"]), what(record))
+        self.flags.close()
+        self.flags = marked
+
+    def mark_lengths(self, report: Report) -> None:
+        """Flag rows by their tokens, every one of which was counted."""
+        found, limit = report.statistics, report.sequence_len
+        tokens, masked, trainable = (
+            np.asarray(one) for one in (found.tokens, found.masked, found.trainable)
+        )
+        empty = trainable == 0
+        if report.fate == "cut":
+            empty |= masked >= limit
+        self._mark_rows("masked", empty, lambda row: f"{tokens[row]:,} tokens")
+        if report.fate != "split":
+            self._mark_rows("over_long", tokens > limit, lambda row: f"{tokens[row]:,} tokens")
+
+    def _mark_rows(self, kind: str, chosen: NDArray[np.bool_], what: Callable[[int], str]) -> None:
+        """Flag rows chosen by their number; blank lines have none."""
+        marked, before = Spill("<u4"), 0
+        for first, flags in self.flags.pieces():
+            lines = np.flatnonzero((flags & BLANK) == 0)
+            rows = np.flatnonzero(chosen[before : before + len(lines)])
+            more = flags.copy()
+            more[lines[rows]] |= _BITS[kind]
+            marked.append(more)
+            for row in rows[:_EXAMPLES].tolist():
+                self.add_example(kind, first + int(lines[row]), what(before + row))
+            before += len(lines)
         self.flags.close()
         self.flags = marked
 

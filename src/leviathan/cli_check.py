@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from leviathan.audit import Audit, Finding
     from leviathan.formats import Shape
     from leviathan.layers import Config
+    from leviathan.lengths import Report
     from leviathan.mending import Mended
 
 
@@ -39,6 +40,9 @@ def data_check(
     similarity: Annotated[
         float, typer.Option("--similarity", help="From which texts are near-duplicates.")
     ] = 0.8,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row: which are too long, not how many.")
+    ] = False,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sets: SetOption = None,
@@ -62,12 +66,15 @@ def data_check(
     wish = audit.Wish(shape, similarity if near else None)
     progress = ui.corpus_progress()
     with audit.look(source, wish, progress) as looked:
+        lengths = _lengths(config, shape, exact=exact, progress=progress)
+        if exact and not isinstance(lengths, str):
+            looked.mark_lengths(lengths)
         findings = looked.findings()
         mended = mending.mend(looked, fix, rejected, progress) if fix else None
         if as_json:
-            ui.document(_document(looked, findings, surprise, mended))
+            ui.document(_document(looked, findings, surprise, lengths, mended))
         else:
-            _show(looked, findings, surprise, mended)
+            _show(looked, findings, surprise, lengths, mended)
     if mended is None and any(finding.severity == "error" for finding in findings):
         raise typer.Exit(3)
 
@@ -100,9 +107,36 @@ def _shape(config: "Config", source: Path) -> tuple["Shape", str | None]:
     )
 
 
+def _lengths(config: "Config", shape: "Shape", *, exact: bool, progress: Any) -> "Report | str":
+    """How long rows are in tokens, or why that was not looked at."""
+    from leviathan import figures, formats, survey
+    from leviathan.errors import BadInput
+
+    if shape.kind != formats.of(config.tree).kind:
+        return f"the recipe does not read {shape.kind} rows"
+    try:
+        source, report = survey.lengths_of(config, exact=exact, closer=False, progress=progress)
+    except BadInput as error:
+        return error.message
+    figures.keep(source, report.statistics)
+    return report
+
+
+def _lengths_text(report: "Report") -> str:
+    from leviathan import lengths
+
+    (fate,) = (fate for fate in report.fates if fate.sequence_len == report.sequence_len)
+    between = None if fate.over.low == fate.over.high else (fate.over.low, fate.over.high)
+    return (
+        f"{lengths.percent(fate.over.value, between)} of the rows are longer than "
+        f"sequence_len {report.sequence_len:,} and {report.fate}; "
+        f"{report.statistics.source}"
+    )
+
+
 def _show(
     looked: "Audit", findings: tuple["Finding", ...], surprise: str | None,
-    mended: "Mended | None",
+    lengths: "Report | str", mended: "Mended | None",
 ) -> None:  # fmt: skip
     from leviathan import ui
 
@@ -117,6 +151,7 @@ def _show(
         ui.finding(state, finding.kind, f"{finding.rows:,} ({share})", finding.text)
         for example in finding.examples[:3]:
             ui.detail(example.text)
+    ui.facts([("lengths", lengths if isinstance(lengths, str) else _lengths_text(lengths))])
     if mended:
         ui.say(f"wrote {mended.path}: {mended.rows:,} rows")
         ui.say(f"rejected {mended.rejected:,}: {mended.rejects}")
@@ -126,10 +161,13 @@ def _show(
 
 def _document(
     looked: "Audit", findings: tuple["Finding", ...], surprise: str | None,
-    mended: "Mended | None",
+    lengths: "Report | str", mended: "Mended | None",
 ) -> dict[str, Any]:  # fmt: skip
     from dataclasses import asdict
 
+    from leviathan import lengths as telling
+
+    told = lengths if isinstance(lengths, str) else telling.as_document(lengths, None)
     return {
         "corpus": str(looked.path),
         "format": looked.shape.kind,
@@ -138,5 +176,6 @@ def _document(
         "bytes": looked.size,
         "sound": not any(finding.severity == "error" for finding in findings),
         "findings": [asdict(finding) for finding in findings],
+        "lengths": told,
         "fixed": asdict(mended) if mended else None,
     }

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from leviathan import cli_stats
 from leviathan.cli_config import (
     GROUP,
     JsonOption,
@@ -24,6 +25,9 @@ data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(data_app, name="data")
+
+
+data_app.command("stats")(cli_stats.stats)
 
 
 @data_app.command("sample")
@@ -90,7 +94,7 @@ def token_count(text: str) -> int:
 
 def _rows_for(tokens: str, source: Path, recipe: str, profile: str, sample: str) -> tuple[str, str]:
     """A row count whose rows make about so many tokens, and how good that is."""
-    from leviathan import layers, samples
+    from leviathan import figures, layers, samples
     from leviathan import tokens as measuring
     from leviathan.errors import BadInput
 
@@ -98,7 +102,7 @@ def _rows_for(tokens: str, source: Path, recipe: str, profile: str, sample: str)
     if sample != "10pct":
         raise BadInput("--tokens and --sample both say how much", "give one of them")
     config = layers.build(recipe, profile, "full", [f"corpus={source}"])
-    asked = measuring.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
+    asked = figures.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
     found = measuring.measure(asked)
     rows = round(wanted / found.mean_tokens)
     if rows < 1 or rows > found.rows * (1 + 4 * found.rows_error / found.rows):

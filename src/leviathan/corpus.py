@@ -27,6 +27,7 @@ REQUIRED_FIELDS = {
 BOM = b"\xef\xbb\xbf"
 Kind = Literal["plain", "gzip", "zstd", "parquet"]
 _MAGIC: dict[bytes, Kind] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
+_SUFFIXES: dict[str, Kind] = {".gz": "gzip", ".zst": "zstd", ".parquet": "parquet"}
 _NAMES = (".jsonl", ".ndjson", ".parquet")
 _PACKED = (".gz", ".zst")
 _PROGRESS_BYTES = 8 << 20
@@ -98,7 +99,10 @@ def _part(path: Path) -> Part:
     except OSError as error:
         raise BadInput(f"corpus {path} cannot be read: {error.strerror}") from error
     kinds = [kind for magic, kind in _MAGIC.items() if head.startswith(magic)]
-    return Part(path, kinds[0] if kinds else "plain", path.stat().st_size)
+    kind = kinds[0] if kinds else "plain"
+    if head and path.suffix in _SUFFIXES and _SUFFIXES[path.suffix] != kind:
+        raise _damaged(path, f"it does not begin as {path.suffix} files do")
+    return Part(path, kind, path.stat().st_size)
 
 
 def is_plain(corpus: Path) -> bool:

@@ -50,12 +50,12 @@ def kinds(more: list[str], fewer: list[str]) -> frozenset[str]:
 
 def rejects_path(path: Path) -> Path:
     """Where the rejected rows of a clean corpus go."""
-    return path.with_name(f"{path.name}.rejects.jsonl")
+    return Path(f"{path}.rejects.jsonl")
 
 
 def manifest_path(path: Path) -> Path:
     """Where it is written what a clean corpus was made of."""
-    return path.with_name(f"{path.name}.manifest.json")
+    return Path(f"{path}.manifest.json")
 
 
 def refuse(path: Path, source: Path) -> None:

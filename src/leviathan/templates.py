@@ -166,6 +166,17 @@ def _chat_format(
     return Format("chat", (field,), render, tuple(unfollowed))
 
 
+def chat_text(tree: dict[str, Any], default_template: str | None) -> str | None:
+    """The Jinja text that the rows of a merged ``tree`` go through; None where none does.
+
+    Raises:
+        BadInput: see ``read``.
+    """
+    entry = tree["datasets"][0]
+    is_chat = entry.get("type") == "chat_template"
+    return _chat_template(tree, entry, default_template) if is_chat else None
+
+
 def _chat_template(
     tree: dict[str, Any], entry: dict[str, Any], default_template: str | None
 ) -> str | None:
