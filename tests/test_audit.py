@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import audit, blocks, mending
+from leviathan import audit, blocks, mending, scrutiny
 from leviathan.errors import BadInput, LeviathanError
 from leviathan.formats import Shape
 
@@ -35,7 +35,7 @@ ROWS = [BAD[n][0] if n in BAD else row for n, row in enumerate(GOOD)]
 
 
 def look(path: Path, near: float | None = None) -> audit.Audit:
-    return audit.look(path, audit.Wish(Shape("alpaca"), near))
+    return audit.look(path, scrutiny.Wish(Shape("alpaca"), near))
 
 
 def findings(path: Path, **options) -> dict[str, list[str]]:

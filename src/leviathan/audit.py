@@ -1,75 +1,43 @@
 """Owns looking at every row of a corpus: what is wrong, where, and how often.
 
 Changes nothing; ``mending`` writes the clean corpus. What is wrong with one row is told by
-``formats`` and ``hazards``, which rows are the same by ``duplicates`` and ``neighbours``.
+``scrutiny``, in processes started here; which rows are the same by ``duplicates`` and
+``neighbours``.
 """
 
 import multiprocessing
 import os
 import signal
-import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import orjson
-import xxhash
 from numpy.typing import NDArray
 
-from leviathan import blocks, corpus, hazards, identity, neighbours
-from leviathan.blocks import Block
-from leviathan.corpus import Part, Progress, Row
+from leviathan import blocks, corpus, scrutiny
+from leviathan.corpus import Progress
 from leviathan.duplicates import Duplicates
-from leviathan.errors import BadInput
+from leviathan.findings import BITS, BLANK, EXAMPLES, KINDS, Severity
 from leviathan.formats import Shape
 from leviathan.index import ordered
-from leviathan.lengths import Report
-from leviathan.neighbours import Neighbours
+from leviathan.neighbours import SLOTS, Neighbours
+from leviathan.scrutiny import Wish
 from leviathan.spill import Spill
 
-Severity = Literal["error", "warning"]
+if TYPE_CHECKING:
+    from leviathan.lengths import Report
 
-KINDS: dict[str, tuple[Severity, str]] = {
-    "not_utf8": ("error", "not UTF-8"),
-    "not_json": ("error", "not JSON"),
-    "not_object": ("error", "JSON, but no object"),
-    "not_text": ("error", "half a surrogate pair, which is no text"),
-    "missing_field": ("error", "a field is missing"),
-    "wrong_type": ("error", "a field holds something else than text"),
-    "nothing_trained": ("error", "nothing to train on"),
-    "unknown_role": ("error", "a role that chat templates do not know"),
-    "secret": ("error", "looks like a secret: a key or a token"),
-    "duplicate": ("warning", "trains the very text of an earlier row"),
-    "near_duplicate": ("warning", "nearly the text of an earlier row"),
-    "role_order": ("warning", "turns in an unusual order"),
-    "empty_field": ("warning", "an empty field"),
-    "control": ("warning", "control characters, or text that was decoded wrongly"),
-    "over_long": ("warning", "longer than sequence_len"),
-    "masked": ("warning", "no token is left to train on within sequence_len"),
-}
-"""Every kind of finding: ``error`` is what breaks a training or should not be trained on."""
-_BITS = {kind: 1 << bit for bit, kind in enumerate(KINDS)}
-_ERRORS = sum(bit for kind, bit in _BITS.items() if KINDS[kind][0] == "error")
-BLANK = 1 << 31
-"""Flag of a line that is no row."""
-_EXAMPLES = 5
-_NO_ROW = object()
 _SHOWN = 100
 _IN_PROCESS_BYTES = 16 << 20  # below this, other processes would not have begun in time
 _WORKERS = min(8, len(os.sched_getaffinity(0)))
-
-
-def bits(kinds: Iterator[str] | frozenset[str]) -> int:
-    """The flags of these kinds."""
-    return sum(_BITS[kind] for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -99,27 +67,6 @@ class Finding:
     """The first few."""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What to look for."""
-
-    shape: Shape
-    near: float | None = None
-    """Similarity from which rows count as near-duplicates; None: they are not looked for."""
-
-
-@dataclass
-class _Looked:
-    """What a worker says of one block."""
-
-    flags: NDArray[np.uint32]
-    hashes: NDArray[np.uint64]
-    signatures: NDArray[np.uint8] | None
-    size: int
-    examples: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line in the block from 0, kind, and what."""
-
-
 class Audit:
     """A corpus that was looked at: a flag for each kind of finding on every line, on disk."""
 
@@ -147,7 +94,7 @@ class Audit:
 
     def add_example(self, kind: str, line: int, what: str) -> None:
         """Remember what is wrong in a line, if it is among the first of its kind."""
-        if len(self._examples[kind]) < _EXAMPLES:
+        if len(self._examples[kind]) < EXAMPLES:
             path, number = self.place(line)
             self._examples[kind].append(Example(str(path), number, what[:_SHOWN]))
 
@@ -162,16 +109,16 @@ class Audit:
         marked, records = Spill("<u4"), _Ahead(found)
         for first, flags in self.flags.pieces():
             here = records.below(first + len(flags))
-            here = here[flags[here["row"] - first] & _BITS["duplicate"] == 0]
+            here = here[flags[here["row"] - first] & BITS["duplicate"] == 0]
             more = flags.copy()
-            more[here["row"] - first] |= _BITS[kind]
+            more[here["row"] - first] |= BITS[kind]
             marked.append(more)
-            for record in here[:_EXAMPLES]:
+            for record in here[:EXAMPLES]:
                 self.add_example(kind, int(record["row"]), what(record))
         self.flags.close()
         self.flags = marked
 
-    def mark_lengths(self, report: Report) -> None:
+    def mark_lengths(self, report: "Report") -> None:
         """Flag rows by their tokens, every one of which was counted."""
         found, limit = report.statistics, report.sequence_len
         tokens, masked, trainable = (
@@ -191,9 +138,9 @@ class Audit:
             lines = np.flatnonzero((flags & BLANK) == 0)
             rows = np.flatnonzero(chosen[before : before + len(lines)])
             more = flags.copy()
-            more[lines[rows]] |= _BITS[kind]
+            more[lines[rows]] |= BITS[kind]
             marked.append(more)
-            for row in rows[:_EXAMPLES].tolist():
+            for row in rows[:EXAMPLES].tolist():
                 self.add_example(kind, first + int(lines[row]), what(before + row))
             before += len(lines)
         self.flags.close()
@@ -211,7 +158,7 @@ class Audit:
         """What is wrong: errors first, what is found most often first."""
         counts: Counter[str] = Counter()
         for _, flags in self.flags.pieces():
-            for kind, bit in _BITS.items():
+            for kind, bit in BITS.items():
                 counts[kind] += int(np.count_nonzero(flags & bit))
         rows = max(self.rows(), 1)
         found = [
@@ -258,21 +205,22 @@ def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
     total, done, line = sum(part.size for part in audit.parts), 0, 0
     duplicates = Duplicates()
     near = Neighbours(wish.near) if wish.near is not None else None
-    work = partial(_look, wish=wish)
+    work = partial(scrutiny.look, wish=wish)
     with (
         _pool(total) as pool,
         closing(ordered(blocks.of(audit.parts), work, pool, 2 * _WORKERS)) as looked,
     ):
         for block, found in looked:
-            audit.lines_of[audit.parts.index(block.part)] += len(found.flags)
+            lines = len(found.flags) // 4
+            audit.lines_of[audit.parts.index(block.part)] += lines
             audit.size += found.size
-            audit.flags.append(found.flags)
-            duplicates.add(found.hashes)
-            if near is not None and found.signatures is not None:
-                near.add(found.signatures)
+            audit.flags.append(np.frombuffer(found.flags, np.uint32))
+            duplicates.add(np.frombuffer(found.hashes, np.uint64))
+            if near is not None:
+                near.add(np.frombuffer(found.signatures, np.uint8).reshape(-1, SLOTS))
             for number, kind, what in found.examples:
                 audit.add_example(kind, line + number, what)
-            line += len(found.flags)
+            line += lines
             done += block.share
             if progress:
                 progress("checking", done, total)
@@ -305,7 +253,7 @@ def _pool(size: int) -> Executor:
         return ThreadPoolExecutor(1)
     # Not forked: this process has threads (a live line), and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=scrutiny.follow_parent)
     # Ctrl+C is for this process alone: workers begin, and stay, with the signal blocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -314,96 +262,3 @@ def _pool(size: int) -> Executor:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pool
-
-
-# --- in a worker -------------------------------------------------------------------------
-
-
-def _begin() -> None:
-    """End when the process ends that started this one."""
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _look(block: Block, wish: Wish) -> _Looked:
-    data = block.read()
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if block.first and lines:
-        lines[0] = lines[0].removeprefix(corpus.BOM)
-    lookup = _Lines(block.part, wish, len(lines))
-    for number, line in enumerate(lines):
-        lookup.take(number, line)
-    for place, kind, what in hazards.find(data):
-        lookup.note(data.count(b"\n", 0, place), kind, what)
-    signed = neighbours.signatures(lookup.texts) if wish.near is not None else None
-    return _Looked(lookup.flags, lookup.hashes, signed, len(data), lookup.examples)
-
-
-class _Lines:
-    """The lines of one block, taken one after another."""
-
-    def __init__(self, part: Part, wish: Wish, count: int) -> None:
-        self.flags = np.zeros(count, np.uint32)
-        self.hashes = np.zeros(count, np.uint64)
-        self.texts: list[bytes] = []
-        self.examples: list[tuple[int, str, str]] = []
-        self._part, self._shape, self._near = part, wish.shape, wish.near is not None
-        self._fields = (wish.shape.field,) if wish.shape.field else ()
-        self._noted: Counter[str] = Counter()
-
-    def note(self, number: int, kind: str, what: str) -> None:
-        """Something is wrong in a line."""
-        self.flags[number] |= _BITS[kind]
-        self._noted[kind] += 1
-        if self._noted[kind] <= _EXAMPLES:
-            self.examples.append((number, kind, what))
-
-    def take(self, number: int, line: bytes) -> None:
-        """Look at one line."""
-        text = b""
-        try:
-            row = orjson.loads(line)
-        except ValueError:
-            row = self._refused(number, line)
-        if type(row) is dict:
-            for kind, what in self._shape.problems(row):
-                self.note(number, kind, what)
-            if not self.flags[number] & _ERRORS:
-                text = identity.content(row, self._shape.kind, self._fields)
-                self.hashes[number] = xxhash.xxh3_64_intdigest(text) or 1
-        elif row is not _NO_ROW:
-            self.note(number, "not_object", f"found {type(row).__name__}")
-        if self._near:
-            self.texts.append(text)
-
-    def _refused(self, number: int, line: bytes) -> Any:
-        if not line.strip():
-            self.flags[number] = BLANK
-            return _NO_ROW
-        kind, what, row = _judge(Row(self._part.path, number + 1, line))
-        if kind:
-            self.note(number, kind, what)
-            return _NO_ROW
-        return row
-
-
-def _judge(row: Row) -> tuple[str, str, Any]:
-    """What is wrong with a line that the fast parser refused, in the words of the strict one."""
-    try:
-        return "", "", corpus.parse_row(Row(row.path, "", row.line))
-    except BadInput as error:
-        what = error.message.removeprefix(f"{row.path}:: ")
-    for start, kind in (("not UTF-8", "not_utf8"), ("half a surrogate", "not_text")):
-        if what.startswith(start):
-            return kind, what, None
-    if what.startswith("a row must be an object"):
-        return "not_object", what.partition(", ")[2], None
-    return "not_json", what.removeprefix("not JSON: "), None

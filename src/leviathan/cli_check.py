@@ -53,7 +53,7 @@ def data_check(
     Exit code 3 where a row would break a training or should not be trained on (with --fix: 0, once
     the clean corpus is written).
     """
-    from leviathan import audit, mending, ui
+    from leviathan import audit, mending, scrutiny, ui
 
     config = _config(corpus, profile, recipe, sets or [])
     source = Path(config.recipe.corpus)
@@ -63,7 +63,7 @@ def data_check(
     if fix:
         mending.refuse(fix, source)
     shape, surprise = _shape(config, source)
-    wish = audit.Wish(shape, similarity if near else None)
+    wish = scrutiny.Wish(shape, similarity if near else None)
     progress = ui.corpus_progress()
     with audit.look(source, wish, progress) as looked:
         lengths = _lengths(config, shape, exact=exact, progress=progress)

@@ -3,48 +3,50 @@
 Does not look for such rows (``duplicates``, ``neighbours``, ``mixture``).
 """
 
-import json
 from typing import Any
 
-_FIELDS = {"alpaca": ("instruction", "input", "output"), "completion": ("text",)}
+import xxhash
 
 
-def texts(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> list[str]:
+def texts(row: dict[str, Any], kind: str, field: str = "") -> list[str]:
     """What a row trains, in order; keys, ids and other fields are left out.
 
     Args:
         row: parsed.
         kind: ``alpaca``, ``chat``, ``sharegpt``, ``completion``; of others, every text.
-        fields: names that differ from the kind's own: the messages' or the text's.
+        field: of the messages, or of the text.
     """
     if kind == "alpaca":
-        asked, given, answer = row.get("instruction"), row.get("input"), row.get("output")
-        if type(asked) is str and type(answer) is str and (given is None or type(given) is str):
-            return [asked, given or "", answer]
+        names = row.get("instruction"), row.get("input"), row.get("output")
+        return [value if type(value) is str else _joined(value) for value in names]
+    if kind == "completion":
+        value = row.get(field or "text")
+        return [value if type(value) is str else _joined(value)]
     if kind in {"chat", "sharegpt"}:
-        messages = row.get(fields[0] if fields else "messages")
+        messages = row.get(field or "messages")
         if isinstance(messages, list):
             return [text for message in messages for text in _strings(message)]
-    names = (fields if fields and kind == "completion" else None) or _FIELDS.get(kind)
-    if names:
-        return [value if isinstance(value, str) else _json(value) for value in
-                (row.get(name) or "" for name in names)]  # fmt: skip
     return _strings(row)
 
 
-def content(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> bytes:
-    """``texts`` for a hash: equal for rows that train the same."""
-    return "\0".join(texts(row, kind, fields)).encode(errors="surrogatepass")
+def digest(texts: list[str]) -> int:
+    """64 bits that are equal for the same texts; never 0.
+
+    XXH3 of each text, seeded with that of those before it.
+    """
+    found = len(texts)
+    for text in texts:
+        found = xxhash.xxh3_64_intdigest(text.encode(), found)
+    return found or 1
 
 
-def plain(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> bytes:
-    """The same for rows that differ in white space and capitals only."""
-    joined = "\0".join(" ".join(text.split()) for text in texts(row, kind, fields))
-    return joined.casefold().encode(errors="surrogatepass")
+def plain(texts: list[str]) -> bytes:
+    """The same bytes for texts that differ in white space and capitals only."""
+    return "\0".join(" ".join(text.split()) for text in texts).casefold().encode()
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _joined(value: Any) -> str:
+    return "\0".join(_strings(value))
 
 
 def _strings(value: Any) -> list[str]:
