@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 import tiny
-from leviathan import corpus, figures, tokens
+from leviathan import figures, samples, tokens
 from leviathan.errors import BadInput
 
 ALPACA = [{"type": "alpaca", "ds_type": "json"}]
@@ -53,7 +53,7 @@ def test_every_row_counted_once_serves_any_sample(source, monkeypatch, sample, s
 
 def test_it_serves_a_sample_that_is_drawn_too(source, monkeypatch):
     tokens.measure(source, exact=True)
-    drawn = corpus.draw(source.corpus, "10pct", 42, source.directory)
+    drawn = samples.draw(replace(source, sample="10pct").wish)
     never_look(monkeypatch)
     found = tokens.measure(replace(source, sample="10pct"))
     assert (found.rows, found.size) == (drawn.rows, drawn.bytes)
@@ -61,7 +61,7 @@ def test_it_serves_a_sample_that_is_drawn_too(source, monkeypatch):
 
 def test_drawing_the_whole_corpus_does_not_lose_the_figures(source, monkeypatch):
     found = tokens.measure(source, exact=True)
-    corpus.draw(source.corpus, "full", 42, source.directory)
+    samples.draw(replace(source, sample="full").wish)
     never_look(monkeypatch)
     assert tokens.measure(source) == found
 

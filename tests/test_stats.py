@@ -76,7 +76,7 @@ def test_the_screen(run_cli, base):
     table = [
         line.split()
         for line in lines
-        if re.match(r" +[\d,]+ ", line) and "%" in line and "┤" not in line
+        if re.match(r" +[\d,]+ ", line) and "┤" not in line and "%" in line
     ]
     assert [row[0] for row in table] == ["256", "1,024", "2,048", "4,096", "8,192"]
     assert table[0][1:4] == ["*", "10", "%"]

@@ -39,7 +39,7 @@ class Counted:
         self.trainable.extend(count.trainable for count in counts)
         self.sizes.extend(sizes)
 
-    def chosen(self, rows: npt.NDArray[np.uint32]) -> "Counted":
+    def chosen(self, rows: npt.NDArray[np.integer]) -> "Counted":
         """Only the rows of these numbers."""
         every = (self.tokens, self.masked, self.trainable, self.sizes)
         return Counted(*(array("I", np.asarray(one)[rows].tobytes()) for one in every))

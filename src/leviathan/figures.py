@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from leviathan import corpus, files, templates, tokenizer
+from leviathan import corpus, files, samples, selection, templates, tokenizer
 from leviathan.errors import BadInput
 from leviathan.estimate import Counted, total
 
@@ -83,13 +83,18 @@ class Source:
 
     corpus: Path
     sample: str
-    """As ``corpus.parse_sample`` takes it."""
+    """As ``samples.parse`` takes it."""
     seed: int
     """Of the sample."""
     directory: Path
     """Where samples lie, and these figures are kept."""
     tree: dict[str, Any]
     """Merged Axolotl configuration."""
+
+    @property
+    def wish(self) -> samples.Wish:
+        """The sample that would be drawn."""
+        return samples.Wish(self.corpus, self.sample, self.seed, self.directory)
 
 
 def whole(
@@ -134,7 +139,7 @@ def refuse_nothing(counted: Counted, source: Source) -> None:
 
 def keep(source: Source, found: Statistics) -> Path | None:
     """Keep what was found for the next time; where, or None if that cannot be written."""
-    serves_all = found.whole and corpus.parse_sample(source.sample) is None
+    serves_all = found.whole and samples.parse(source.sample) is None
     path = _cache_path(source, tokenizer.find(source.tree), of_all=serves_all)
     rows = len(found.tokens)
     document = {f.name: getattr(found, f.name) for f in fields(found)} | dict.fromkeys(_ROWS, rows)
@@ -171,17 +176,15 @@ def known(source: Source, file: Path | None) -> Statistics | None:
 
 
 def _part(every: Statistics, source: Source) -> Statistics:
-    """The statistics of the rows that ``corpus.draw`` would select, from those of all."""
-    wanted = corpus.parse_sample(source.sample)
-    chosen = corpus.rows_wanted(wanted, every.rows, source.corpus)
+    """The statistics of the rows that ``samples.draw`` would select, from those of all."""
+    wanted = samples.parse(source.sample)
+    chosen = samples.rows_wanted(wanted, every.rows, source.corpus)
     if chosen == every.rows:
         return every
-    rows = corpus.selected(
-        ((row, b"") for row in range(every.rows)), chosen, every.rows, source.seed
-    )
+    mask = selection.Selection(chosen, every.rows, source.seed).mask(every.rows)
     counted = Counted(every.tokens, every.masked, every.trainable, every.sizes)
     return whole(
-        counted.chosen(np.fromiter((row for row, _ in rows), np.uint32, chosen)),
+        counted.chosen(np.flatnonzero(mask)),
         source,
         splits=every.splits,
         error=every.total_error,
@@ -196,19 +199,17 @@ def _cache_path(source: Source, file: Path | None, *, of_all: bool) -> Path:
     Args:
         of_all: every row of the corpus, which serves any sample of it; not of this sample.
     """
-    stat = source.corpus.stat()
     keys = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
             "tokens", "eot_tokens", *templates.UNFOLLOWED_KEYS)  # fmt: skip
-    depends = [
-        _FORMAT, str(source.corpus.resolve()), stat.st_size, stat.st_mtime_ns,
+    depends: list[Any] = [
+        _FORMAT, str(source.corpus.resolve()), *corpus.state(source.corpus),
         tokenizer.digest(file) if file else None, str(file),
         importlib.util.find_spec("tokenizers") is not None,
         templates.chat_text(source.tree, tokenizer.chat_template(file)),
         {key: source.tree.get(key) for key in keys},
     ]  # fmt: skip
     if not of_all:
-        sample = (source.corpus, source.sample, source.seed, source.directory)
-        drawn = corpus.already_drawn(*sample)
+        drawn = samples.already_drawn(source.wish)
         depends += [source.sample, source.seed, drawn and drawn.digest]
     name = xxhash.xxh3_64_hexdigest(json.dumps(depends, sort_keys=True, default=str).encode())
     return source.directory / f"{source.corpus.stem}-{name}.tokens"
@@ -240,10 +241,10 @@ def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
         name: of the corpus, for the evidence.
         rows: of the whole corpus.
         size: of the whole corpus in bytes.
-        sample: as ``corpus.parse_sample`` takes it.
+        sample: as ``samples.parse`` takes it.
     """
-    wanted = corpus.parse_sample(sample)
-    chosen = corpus.rows_wanted(wanted, rows, Path(name))
+    wanted = samples.parse(sample)
+    chosen = samples.rows_wanted(wanted, rows, Path(name))
     mean = size / rows / tokenizer.BYTES_PER_TOKEN
     spread = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
     quantiles = (spread.inv_cdf((n + 0.5) / _ASSUMED_ROWS) for n in range(_ASSUMED_ROWS))

@@ -18,11 +18,11 @@ from leviathan import (
     models,
     plan,
     runs,
+    samples,
     shapes,
     status,
     steps,
     tokens,
-    train,
 )
 from leviathan.calibrations import Calibration
 from leviathan.corpus import Progress
@@ -98,7 +98,7 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     """
     recipe = config.recipe
     path = Path(recipe.corpus)
-    source = figures.Source(path, config.sample, recipe.seed, train.DATA, config.tree)
+    source = figures.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
     shape = shapes.load(str(config.tree["base_model"]))
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
@@ -117,6 +117,7 @@ def lengths_of(
     path: Path | None = None,
     *,
     exact: bool = False,
+    closer: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Source, Report]:
     """The lengths of a corpus' rows, told for ``config``, and what was measured. Keeps nothing.
@@ -125,6 +126,7 @@ def lengths_of(
         config: format, tokenizer, sample and seed, and the settings of its profile.
         path: the corpus; None for the recipe's.
         exact: tokenise every row.
+        closer: see ``tokens.measure``.
         progress: called as bytes are read.
 
     Raises:
@@ -132,12 +134,12 @@ def lengths_of(
     """
     recipe, base_model = config.recipe, str(config.tree["base_model"])
     source = figures.Source(
-        path or Path(recipe.corpus), config.sample, recipe.seed, train.DATA, config.tree
+        path or Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY, config.tree
     )
     models.local_or_hub(base_model)
     chosen = knobs.read(config.tree, config.profile.hardware.count)
     rules = steps.rules(config.tree)
-    found = tokens.measure(source, exact=exact, closer=True, progress=progress, kept=False)
+    found = tokens.measure(source, exact=exact, closer=closer, progress=progress, kept=False)
     return source, lengths.describe(found, chosen, rules, _positions(base_model))
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from leviathan import corpus, figures, templates, tokenizer
-from leviathan.corpus import Progress
+from leviathan import corpus, figures, index, samples, selection, templates, tokenizer
+from leviathan.corpus import Progress, Row
 from leviathan.errors import BadInput
 from leviathan.estimate import Counted, Estimate, Line, total
 from leviathan.figures import Source, Statistics
@@ -50,16 +50,16 @@ def measure(
         BadInput: no corpus, no such rows in it, rows without the format's fields or
             without text, a tokenizer or chat template that cannot be read.
     """
-    corpus.parse_sample(source.sample)
+    samples.parse(source.sample)
     corpus.refuse_unreadable(source.corpus)
     file = tokenizer.find(source.tree)
     known = figures.known(source, file)
     if known and (known.whole or not (exact or (closer and known.counted < len(known.tokens)))):
         return known
-    drawn = corpus.already_drawn(source.corpus, source.sample, source.seed, source.directory)
+    drawn = samples.already_drawn(source.wish)
     look = _Look.begin(source, drawn, file)
     corpus.check_head(source.corpus, look.required)
-    small = look.path.stat().st_size <= (_BLOCKS * _BLOCK_BYTES if closer else WHOLE_BYTES)
+    small = corpus.plain_bytes(look.path) <= (_BLOCKS * _BLOCK_BYTES if closer else WHOLE_BYTES)
     found = look.every_row(progress) if exact or small else look.some_rows(closer, progress)
     if kept:
         figures.keep(source, found)
@@ -74,13 +74,13 @@ class _Look:
     """One look at a corpus: where it lies, how its rows become text, what counts them."""
 
     source: Source
-    drawn: corpus.Sample | None
+    drawn: samples.Sample | None
     form: templates.Format
     tokenizer: Tokenizer | None
     missing: str
 
     @classmethod
-    def begin(cls, source: Source, drawn: corpus.Sample | None, file: Path | None) -> "_Look":
+    def begin(cls, source: Source, drawn: samples.Sample | None, file: Path | None) -> "_Look":
         form = templates.read(
             source.tree,
             tokenizer.special_tokens(file, source.tree),
@@ -102,15 +102,15 @@ class _Look:
         return self.form.required
 
     def every_row(self, progress: Progress | None) -> Statistics:
-        """All rows of the sample: of its file, or those that ``corpus.draw`` would select."""
-        wanted = corpus.parse_sample(self.source.sample)
+        """All rows of the sample: of its file, or those that ``samples.draw`` would select."""
+        wanted = samples.parse(self.source.sample)
         rows = corpus.read_with_progress(self.path, "tokenising", progress)
         if not (self.drawn or wanted is None):
             counting = corpus.read_with_progress(self.source.corpus, "counting", progress)
             of_rows = sum(1 for _ in counting)
-            chosen = corpus.rows_wanted(wanted, of_rows, self.source.corpus)
+            chosen = samples.rows_wanted(wanted, of_rows, self.source.corpus)
             if chosen < of_rows:
-                rows = corpus.selected(rows, chosen, of_rows, self.source.seed)
+                rows = selection.selected(rows, chosen, of_rows, self.source.seed)
         counted = Counted()
         for batch in _batches(rows):
             counted.add(map(_size, batch), self._counts(batch))
@@ -125,7 +125,7 @@ class _Look:
 
     def some_rows(self, closer: bool, progress: Progress | None) -> Statistics:
         """Rows that begin in evenly spread blocks; of those a part is tokenised."""
-        blocks = _read_blocks(self.path)
+        blocks = _read_blocks(self.path) if corpus.is_plain(self.path) else _read_all(self.path)
         size, done = sum(map(_size, blocks.lines)), 0
         every = 1 if closer else max(1, round(size / _TOKENISED_BYTES))
         counted = Counted()
@@ -144,26 +144,26 @@ class _Look:
     def _estimate(self, blocks: "_Blocks", line: Line) -> Estimate:
         if self.drawn:
             return Estimate(self.drawn.rows, 0.0, blocks.bytes / self.drawn.rows, 0.0, line)
-        wanted = corpus.parse_sample(self.source.sample)
+        wanted = samples.parse(self.source.sample)
         mean = (blocks.bytes / blocks.rows, blocks.mean_bytes_error)
         if isinstance(wanted, int):
             most = math.ceil(blocks.rows + 4 * blocks.rows_error)
-            return Estimate(corpus.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
+            return Estimate(samples.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
         share = wanted or 1.0
         return Estimate(max(1, round(blocks.rows * share)), blocks.rows_error * share, *mean, line)
 
-    def _counts(self, batch: list[tuple[int | str, bytes]]) -> list[Count]:
-        texts = [self._text(place, line) for place, line in batch]
+    def _counts(self, batch: list[Row]) -> list[Count]:
+        texts = [self._text(row) for row in batch]
         if self.tokenizer is None:
             return tokenizer.assume(texts)
         return self.tokenizer.count(texts, adds_special_tokens=self.form.adds_special_tokens)
 
-    def _text(self, place: int | str, line: bytes) -> templates.Text:
-        row = corpus.parse_row(line, self.path, place, self.required)
+    def _text(self, row: Row) -> templates.Text:
+        parsed = corpus.parse_row(row, self.required)
         try:
-            return self.form.render(row)
+            return self.form.render(parsed)
         except BadInput as error:
-            raise BadInput(f"{self.path}:{place}: {error.message}", error.hint) from error
+            raise BadInput(f"{row.path}:{row.number}: {error.message}", error.hint) from error
 
     @property
     def _assumed(self) -> float:
@@ -203,14 +203,12 @@ class _Look:
         return how
 
 
-def _size(row: tuple[int | str, bytes]) -> int:
-    return len(row[1])
+def _size(row: Row) -> int:
+    return len(row.line)
 
 
-def _batches(
-    rows: Iterable[tuple[int | str, bytes]],
-) -> Iterator[list[tuple[int | str, bytes]]]:
-    batch: list[tuple[int | str, bytes]] = []
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     for row in rows:
         batch.append(row)
         if len(batch) == _AT_ONCE:
@@ -227,8 +225,8 @@ def _batches(
 class _Blocks:
     """Rows that begin in blocks of one size, and what they say about the whole file."""
 
-    lines: list[tuple[str, bytes]]
-    """Place in the file and bytes of every row, by place."""
+    lines: list[Row]
+    """By place."""
     bytes: int
     """Of the whole file."""
     rows: float
@@ -266,11 +264,21 @@ def _read_blocks(path: Path) -> _Blocks:
         raise BadInput(f"corpus {path} has no row in {_BLOCKS} places", "it may hold no line ends")
     error = math.sqrt(_variance(counts) * len(counts) * (1 - covered / size)) * size / covered
     return _Blocks(
-        [(f"byte {place}", line) for place, line in sorted(lines)],
+        [Row(path, f"byte {place}", line) for place, line in sorted(lines)],
         size,
         len(lines) * size / covered,
         error,
     )
+
+
+def _read_all(path: Path) -> _Blocks:
+    """Rows evenly spread over a corpus that cannot be read here and there: it is read whole."""
+    with index.build(path) as found:
+        if not found.rows:
+            raise corpus.empty(path)
+        every = max(1, found.size // _READ_BYTES)
+        rows = itertools.islice(corpus.read_rows(path), 0, None, every)
+        return _Blocks(list(rows), found.size, found.rows, 0.0)
 
 
 def _variance(counts: dict[int, int]) -> float:

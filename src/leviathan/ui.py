@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leviathan.errors import LeviathanError
-from leviathan.eta import History
+
+if TYPE_CHECKING:
+    from leviathan.eta import History
 
 
 class _Console(Console):
@@ -112,6 +114,16 @@ def state(word: str) -> Text:
 def title(name: str, word: str, text: str = "") -> None:
     """The head of one screen about a run: its name, its state, and why, on stdout."""
     _out.print(Text.assemble((name, "bold"), "  ", state(word), (f"  {text}" if text else "", "")))
+
+
+def finding(word: str, name: str, count: str, text: str) -> None:
+    """One kind of finding: how grave, how often, what it is, on stdout."""
+    _out.print(Text.assemble(state(word), "  ", (name, "bold"), f"  {count}  ", (text, "dim")))
+
+
+def detail(text: str) -> None:
+    """A line that belongs to the one above, on stdout."""
+    _out.print(Text(f"      {text}", "dim"))
 
 
 def progress(share: float) -> None:
@@ -310,12 +322,15 @@ class TrainView:
     def __init__(
         self,
         name: str,
-        history: History | None = None,
+        history: "History | None" = None,
         foot: str = "Ctrl+C saves and stops",
         age_s: float = 0,
     ) -> None:
+        from leviathan.eta import History  # brings the run directory's modules; others need none
+
         self.name = name
         self._history = history or History()
+        self._anew = History
         self._foot = foot
         self._started = time.monotonic() - age_s
         self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
@@ -360,7 +375,7 @@ class TrainView:
             if self._line.get("session") != facts["session"]:
                 self._line = {}
             if kind == "start":  # be it of a smaller run
-                self._history = History()
+                self._history = self._anew()
             notice(f"{self.name}: {_beginning(kind, facts)}")
         elif kind == "event" and facts["event"] == "save":
             self._checkpoint = f"checkpoint-{facts['step']}"
