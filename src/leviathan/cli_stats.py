@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def stats(
     corpus: Annotated[
-        Path | None, typer.Argument(help="A JSONL file.", show_default="the recipe's")
+        Path | None, typer.Argument(help="A JSONL file; without one, the recipe's corpus.")
     ] = None,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
@@ -34,9 +34,9 @@ def stats(
 ) -> None:
     """How long the rows are in tokens, what a sequence_len loses of them, and which to use.
 
-    Counted with the base model's own tokenizer and the format that training uses, and kept, so
-    that plan knows. Of a corpus over 16 MiB, rows in evenly spread places are counted, and
-    every figure has its error; --exact counts all.
+    Without CORPUS, of the recipe's. Counted with the base model's own tokenizer and the format
+    that training uses, and kept, so that plan knows. Of a corpus over 16 MiB, rows in evenly
+    spread places are counted, and every figure has its error; --exact counts all.
     """
     from leviathan import figures, layers, lengths, render, schema, survey, ui
 

@@ -317,14 +317,14 @@ def percent(share: float, ends: tuple[float, float] | None = None) -> str:
         share: of 1.
         ends: of its interval, told behind it.
     """
-    pct, *between = (100 * each for each in (share, *(ends or ())))
-    told = pct or max(between, default=0)  # what decides about digits
-    least = min(told or 100, 100 - told or 100)
-    if 0 < least < 10**-4:
-        return "<0.0001 %" if told < 1 else ">99.9999 %"
-    digits = min(4, max(1 if ends and least < 100 else 0, 1 - math.floor(math.log10(least))))
-    said = f"{pct:.{digits}f} %"
-    return f"{said} ({between[0]:.{digits}f} to {between[1]:.{digits}f})" if ends else said
+    told = [100 * each for each in (share, *(ends or ()))]
+    decide = told[:1] if 0 < share < 1 else told  # of none and all, how sure that is
+    least = min(part for each in decide for part in (each, 100 - each) if part)
+    if least < 10**-4:
+        return "<0.0001 %" if told[0] < 50 else ">99.9999 %"
+    digits = min(4, max(1 if ends else 0, 1 - math.floor(math.log10(least))))
+    texts = [f"{each:.{digits if 0 < each < 100 else 0}f}" for each in told]
+    return f"{texts[0]} % ({texts[1]} to {texts[2]})" if ends else f"{texts[0]} %"
 
 
 def as_document(report: Report, path: Path | None) -> dict[str, Any]:
