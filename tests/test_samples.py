@@ -351,9 +351,10 @@ def test_a_directory_whose_shards_changed_is_drawn_again(tmp_path, change):
     assert seen
 
 
-def test_parquet_values_that_json_has_no_form_for_are_named(tmp_path):
-    source = parquet(tmp_path / "rows.parquet", [{"n": b"\xff\xfe"}])
-    with pytest.raises(BadInput, match=r"rows\.parquet: a value JSON has no form for"):
+@pytest.mark.parametrize("value", [b"\xff\xfe", [{"a": b"x"}]])
+def test_parquet_columns_that_are_no_text_are_named(tmp_path, value):
+    source = parquet(tmp_path / "rows.parquet", [{"n": value}])
+    with pytest.raises(BadInput, match=r"rows\.parquet: column 'n' holds .*binary"):
         draw(source, "full", 42, tmp_path / "data")
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -198,11 +198,23 @@ class _Ahead:
 def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
     """Look at every row; the caller closes what is returned.
 
+    Twice, where the corpus comes from writers of different habits (``glance``).
+
     Raises:
         BadInput: there is no corpus, it is empty, or a compressed file is damaged.
     """
+    audit, mixed = _look(path, wish, progress)
+    if mixed and not wish.decoded and wish.near is None:
+        audit.__exit__()
+        audit, _ = _look(path, replace(wish, decoded=True), progress)
+    return audit
+
+
+def _look(path: Path, wish: Wish, progress: Progress | None) -> tuple[Audit, bool]:
+    """What was found, and whether texts are written in more than one way."""
     audit = Audit(path, wish.shape)
     total, done, line = sum(part.size for part in audit.parts), 0, 0
+    plain = escaped = False
     duplicates = Duplicates()
     near = Neighbours(wish.near) if wish.near is not None else None
     work = partial(scrutiny.look, wish=wish)
@@ -220,6 +232,7 @@ def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
                 near.add(np.frombuffer(found.signatures, np.uint8).reshape(-1, SLOTS))
             for number, kind, what in found.examples:
                 audit.add_example(kind, line + number, what)
+            plain, escaped = plain or found.plain, escaped or found.escaped
             line += lines
             done += block.share
             if progress:
@@ -229,7 +242,7 @@ def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
         raise corpus.empty(path)
     if corpus.state(path) != audit.state:
         raise corpus.changed(path)
-    return audit
+    return audit, plain and escaped
 
 
 def _compare(audit: Audit, duplicates: Duplicates, near: Neighbours | None) -> None:

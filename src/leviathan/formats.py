@@ -14,7 +14,7 @@ Problem = tuple[str, str]
 """A kind of finding (``audit.KINDS``) and what it is about in this row."""
 
 # Roles as Axolotl's default mapping and the common chat templates know them.
-_ROLES = {
+ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
@@ -37,6 +37,19 @@ class Shape:
     role: str = "role"
     content: str = "content"
     """A message's keys."""
+
+    def texts(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """What a row trains, in order; keys, ids and other fields are left out."""
+        if self.kind == "alpaca":
+            return tuple(_text(row.get(name)) for name in ("instruction", "input", "output"))
+        if self.kind == "completion":
+            return (_text(row.get(self.field)),)
+        messages = row.get(self.field)
+        if self.kind in {"chat", "sharegpt"} and isinstance(messages, list):
+            turns = [message for message in messages if isinstance(message, dict)]
+            keys = (self.role, self.content)
+            return tuple(_text(message.get(key)) for message in turns for key in keys)
+        return tuple(_strings(row))
 
     def problems(self, row: dict[str, Any]) -> Iterator[Problem]:
         """What is wrong with a row."""
@@ -72,7 +85,7 @@ class Shape:
                 found = f"no {self.role!r}" if missing else f"{self.role!r} holds {_name(role)}"
                 yield "missing_field" if missing else "wrong_type", f"{place}: {found}"
                 return
-            roles.append(_ROLES.get(role, ""))
+            roles.append(ROLES.get(role, ""))
             if not roles[-1]:
                 yield "unknown_role", f"{place}: {self.role} {role[:_SHOWN]!r}"
             yield from self._text(message, place)
@@ -94,18 +107,14 @@ class Shape:
 
 
 def _alpaca(row: dict[str, Any]) -> Iterator[Problem]:
-    asked, given, answer = row.get("instruction"), row.get("input"), row.get("output")
-    if type(asked) is str and type(answer) is str and (given is None or type(given) is str):
-        if not answer or answer.isspace():
-            yield "nothing_trained", "empty 'output'"
-        if not asked or asked.isspace():
-            yield "empty_field", "empty 'instruction'"
-        return
-    for name, value in (("instruction", asked), ("input", given), ("output", answer)):
+    for name in ("instruction", "input", "output"):
+        value = row.get(name)
         if value is None and name != "input":
             yield "missing_field", f"no {name!r}"
         elif value is not None and not isinstance(value, str):
             yield "wrong_type", f"{name!r} holds {_name(value)}, not text"
+        elif name != "input" and (not value or value.isspace()):
+            yield "nothing_trained" if name == "output" else "empty_field", f"empty {name!r}"
 
 
 def _completion(row: dict[str, Any], field: str) -> Iterator[Problem]:
@@ -139,6 +148,17 @@ _NAMES: dict[type, str] = {
 
 def _name(value: Any) -> str:
     return _NAMES.get(type(value), type(value).__name__)
+
+
+def _text(value: Any) -> str:
+    return value if type(value) is str else "\0".join(_strings(value))
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in inner for text in _strings(item)]
 
 
 # --- which shape -------------------------------------------------------------------------

@@ -89,12 +89,12 @@ def _found(
         if kind == "secret":
             if not _inside_word(data, begin):
                 yield begin, kind, f"{data[begin:end].decode().strip()}..."
-        elif data[begin] != _BACKSLASH or not _escaped(data, begin):
+        elif data[begin] != _BACKSLASH or not escaped(data, begin):
             yield begin, kind, found[0].decode()
 
 
-def _escaped(data: bytes, place: int) -> bool:
-    """Whether the text itself shows a backslash here."""
+def escaped(data: bytes, place: int) -> bool:
+    """Whether the backslash here is the second of a pair: the text itself shows one."""
     before = place
     while before and data[before - 1] == _BACKSLASH:
         before -= 1

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from leviathan import blocks, corpus, files, findings, samples
@@ -134,4 +134,4 @@ def _write_rejects(
         found = [kind for kind in KINDS if flags[number] & BITS[kind]]
         row = lines[number].rstrip(b"\r\n").decode(errors="backslashreplace")
         document = {"path": str(part.path), "line": before + number + 1, "kinds": found, "row": row}
-        out.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+        out.write(msgspec.json.encode(document) + b"\n")

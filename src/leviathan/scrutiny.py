@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+import msgspec
 
-from leviathan import corpus, hazards, identity
+from leviathan import corpus, glance, hazards, identity
 from leviathan.blocks import Block
 from leviathan.corpus import Part, Row
 from leviathan.errors import BadInput
@@ -30,6 +30,8 @@ class Wish:
     shape: Shape
     near: float | None = None
     """Similarity from which rows count as near-duplicates; None: they are not looked for."""
+    decoded: bool = False
+    """Compare texts, not the way they are written; takes longer."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Looked:
     signatures: bytes
     """Of each line, where near-duplicates are looked for (``neighbours``)."""
     size: int
+    plain: bool
+    """Some characters stand there as they are that other writers would escape,"""
+    escaped: bool
+    """and some are escaped."""
     examples: list[tuple[int, str, str]]
     """Line in the block from 0, kind, and what."""
 
@@ -62,19 +68,21 @@ def follow_parent() -> None:
 def look(block: Block, wish: Wish) -> Looked:
     """Everything that can be said of a block by itself."""
     data = block.read()
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if block.first and lines:
-        lines[0] = lines[0].removeprefix(corpus.BOM)
-    found = _Lines(block.part, wish, len(lines))
-    for number, line in enumerate(lines):
-        found.take(number, line)
+    lines = data.removeprefix(corpus.BOM) if block.first else data
+    escaped = glance.has_escapes(lines)
+    seen = None
+    if wish.near is None and not (wish.decoded and escaped):
+        seen = glance.fingerprints(lines, wish.shape)
+    if seen is None:
+        seen = [0] * (lines.count(b"\n") + (lines != b"" and not lines.endswith(b"\n")))
+    found = _Lines(block.part, wish, len(seen))
+    found.take(lines, seen)
     for place, kind, what in hazards.find(data):
         found.note(data.count(b"\n", 0, place), kind, what)
     return Looked(
-        found.flags.tobytes(), found.hashes.tobytes(), found.signatures(), len(data), found.examples
-    )
+        found.flags.tobytes(), found.hashes.tobytes(), found.signatures(), len(data),
+        not lines.isascii(), escaped, found.examples,
+    )  # fmt: skip
 
 
 class _Lines:
@@ -83,8 +91,8 @@ class _Lines:
     def __init__(self, part: Part, wish: Wish, count: int) -> None:
         self.flags, self.hashes = array("I", bytes(4 * count)), array("Q", bytes(8 * count))
         self.examples: list[tuple[int, str, str]] = []
-        self._part, self._shape, self._near = part, wish.shape, wish.near is not None
         self._texts: list[str] = []
+        self._part, self._shape, self._near = part, wish.shape, wish.near is not None
         self._noted: Counter[str] = Counter()
 
     def note(self, number: int, kind: str, what: str) -> None:
@@ -94,23 +102,34 @@ class _Lines:
         if self._noted[kind] <= EXAMPLES:
             self.examples.append((number, kind, what))
 
-    def take(self, number: int, line: bytes) -> None:
-        """Look at one line."""
-        texts: list[str] = []
+    def take(self, lines: bytes, seen: list[int]) -> None:
+        """All lines: those that were seen to be sound, and closer the others."""
+        self.hashes = array("Q", seen)
+        if all(seen):
+            return
+        for number, (line, known) in enumerate(zip(corpus.lines_of(lines), seen, strict=True)):
+            if known:
+                continue
+            texts = self._look_closer(number, line)
+            if texts is not None:
+                self.hashes[number] = identity.fingerprint(texts)
+            if self._near:
+                self._texts.append("\n".join(texts or ()))
+
+    def _look_closer(self, number: int, line: bytes) -> tuple[str, ...] | None:
+        """What a row trains, unless it cannot be trained on."""
         try:
-            row = orjson.loads(line)
-        except ValueError:
+            row = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             row = self._refused(number, line)
         if type(row) is dict:
             for kind, what in self._shape.problems(row):
                 self.note(number, kind, what)
             if not self.flags[number] & ERRORS:
-                texts = identity.texts(row, self._shape.kind, self._shape.field)
-                self.hashes[number] = identity.digest(texts)
+                return self._shape.texts(row)
         elif row is not _NO_ROW:
             self.note(number, "not_object", f"found {type(row).__name__}")
-        if self._near:
-            self._texts.append("\n".join(texts))
+        return None
 
     def signatures(self) -> bytes:
         """Of all lines; none where near-duplicates are not looked for."""
