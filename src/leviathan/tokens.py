@@ -29,7 +29,7 @@ _TOKENISED_BYTES = 256 << 10
 _READ_BYTES = 64 << 20
 _AT_ONCE = 256
 _STRIDE = 37  # prime to _BLOCKS: blocks in an order that is spread wherever it stops
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _ASSUMED_ROWS, _SIGMA = 2000, 0.6
 
 
@@ -435,7 +435,7 @@ def _cache_path(source: Source, file: Path | None, drawn: corpus.Sample | None) 
     """Beside the samples, named after everything the figures depend on."""
     stat = source.corpus.stat()
     keys = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
-            "tokens", "eot_tokens", *templates.UNFOLLOWED_KEYS)  # fmt: skip
+            "tokens", "eot_tokens", "chat_template_kwargs", *templates.UNFOLLOWED_KEYS)  # fmt: skip
     depends = [
         _CACHE_FORMAT, str(source.corpus.resolve()), stat.st_size, stat.st_mtime_ns, source.sample,
         source.seed, tokenizer.digest(file) if file else None, str(file), drawn and drawn.digest,
