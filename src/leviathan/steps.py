@@ -195,7 +195,7 @@ def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> "array[int]":
     limit, made = knobs.sequence_len, array("I")
     truncates = rules.excess_length == "truncate"
     for tokens, masked in zip(statistics.tokens, statistics.masked, strict=True):
-        for piece in _pieces(tokens, limit) if statistics.splits else [tokens]:
+        for piece in split(tokens, limit) if statistics.splits else [tokens]:
             length = min(piece, limit) if truncates else piece
             untrained = knobs.packing and masked >= length and not statistics.splits
             gone = piece < rules.min_tokens or length > limit or untrained
@@ -203,7 +203,7 @@ def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> "array[int]":
     return made
 
 
-def _pieces(tokens: int, limit: int) -> list[int]:
+def split(tokens: int, limit: int) -> list[int]:
     """A completion's text, cut to at most 64 pieces of ``sequence_len``."""
     whole, rest = divmod(min(tokens, _COMPLETION_PIECES * limit), limit)
     return [limit] * whole + [rest] * bool(rest)

@@ -73,6 +73,10 @@ class Tokenizer:
         self._backend.add_special_tokens([AddedToken(text, **plain) for text in more])
         self._bos, self._eos = (self._id(name) for name in ("bos_token", "eos_token"))
 
+        decoder = self._backend.get_added_tokens_decoder().items()
+        self.own = frozenset(number for number, token in decoder if token.special)
+        """Ids of the special tokens."""
+
     def _id(self, name: str) -> int | None:
         text = self.special.get(name)
         found = self._backend.token_to_id(text) if text else None
