@@ -112,7 +112,7 @@ def test_a_bad_row_is_told_and_the_others_are_read(tree, no_axolotl):
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"base_model": "no/where"}, "axolotl is not installed; no tokenizer.json of no/where here"),
+    ({"base_model": "no/where"}, "axolotl is not installed; no tokenizer of no/where here"),
     ({"datasets": [{"type": "chat_template", "chat_template": "nonsense"}]},
      "axolotl is not installed; chat_template 'nonsense' is not one Axolotl knows; "),
     ({"rl": "dpo"}, "rl is set: only supervised fine-tuning is shown"),
@@ -130,7 +130,7 @@ def test_no_rows(tree):
 def test_without_a_tokenizer_axolotl_is_not_asked(tree, axolotl):
     axolotl("touch started")
     found = read({**tree, "base_model": "no/where"}, ROWS["alpaca"])
-    assert found.reason == "no tokenizer of no/where here; no tokenizer.json of no/where here"
+    assert found.reason == "no tokenizer of no/where here"
 
 
 def test_a_size_that_is_none_is_the_users_error(tree):
@@ -165,6 +165,11 @@ def test_both_are_compared(tree, axolotl, change, agrees):
     assert (found.agrees, found.rows[0].agrees) == (agrees, agrees)
 
 
+def test_what_is_left_is_compared(tree, axolotl):
+    axolotl(answer_of(tree, ROWS["alpaca"]).replace('"left": [', '"left": [5, '))
+    assert read(tree, ROWS["alpaca"]).agrees is False
+
+
 def test_of_a_row_too_long_what_is_behind_the_limit_is_not_compared(tree, axolotl):
     tree["sequence_len"] = 130
     row = {"instruction": "a", "output": "alpha beta " * 60}
@@ -186,7 +191,7 @@ def test_axolotl_gets_the_tree_and_the_rows(tree, axolotl, tmp_path):
 
 
 @pytest.mark.parametrize(("script", "reason"), [
-    ("echo one >&2; echo two >&2; exit 3", "axolotl's process ended with code 3: two"),
+    ("echo one >&2; printf '10%%\\r two\\n\\n' >&2; exit 3", "axolotl's process ended with code 3: two"),
     ("kill -9 $$", "axolotl's process ended with code -9"),
     ('echo "{" > "$answer"', "axolotl's process ended with code 0"),
     ("echo '{\"problem\": \"axolotl refuses it\"}' > \"$answer\"", "axolotl refuses it"),
@@ -315,6 +320,8 @@ def test_the_screen_in_colour(monkeypatch):
     assert "  \x1b[4m<s>\x1b[0mSay it:↵↵\n" in drawn
     assert "  \x1b[1;32mit,↵\x1b[0m\n  \x1b[1;32mtwice\x1b[0m\x1b[1;4;32m</s>\x1b[0m\n" in drawn
     assert "⟦" not in drawn
+    drawn = screen(monkeypatch, first, force_terminal=True, no_color=True)
+    assert "  <s>Say it:↵↵\n  ⟦it,↵\n  twice</s>⟧\n" in drawn
 
 
 def test_long_rows_wrap_and_say_what_is_left_out(monkeypatch):

@@ -181,7 +181,6 @@ class _Child:
 
     def __init__(self, tree: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="leviathan-preview-")
-        self._rows = len(rows)
         folder = Path(self._directory.name)
         self._answer, self._told = folder / "answer.json", folder / "told"
         question = folder / "question.json"
@@ -207,7 +206,8 @@ class _Child:
         try:
             found = json.loads(self._answer.read_bytes())
         except (OSError, ValueError):
-            last = self._told.read_text(errors="replace").strip().splitlines()[-1:]
+            told = self._told.read_text(errors="replace").replace("\r", "\n").split("\n")
+            last = [line.strip() for line in told if line.strip()][-1:]
             return None, ": ".join([f"axolotl's process ended with code {code}", *last])
         if "problem" in found:
             return None, str(found["problem"])
@@ -243,7 +243,7 @@ def _rendered(
     """Every row by ``templates`` and ``tokenizer``; or none, and why."""
     file = tokenizer.find(tree)
     if file is None:
-        return [], f"no tokenizer.json of {_name(tree)} here"
+        return [], f"no tokenizer of {_name(tree)} here"
     special, template = tokenizer.special_tokens(file, tree), tokenizer.chat_template(file)
     try:
         form, made = templates.read(tree, special, template), Tokenizer(file, tree)
@@ -293,10 +293,7 @@ def _same(theirs: Previewed, own: Previewed, limit: int) -> bool:
     """
     if bool(theirs.problem) != bool(own.problem) or theirs.left != own.left:
         return False
-    cut = len(theirs.tokens) != len(own.tokens)
-    if cut and min(len(theirs.tokens), len(own.tokens)) <= limit:
-        return bool(theirs.problem)
-    some = limit if cut else None
+    some = limit if len(theirs.tokens) != len(own.tokens) else None
     return [(t.id, t.trained) for t in theirs.tokens[:some]] == [
         (t.id, t.trained) for t in own.tokens[:some]
     ]
