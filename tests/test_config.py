@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from leviathan import config, corpus, layers, render
+from leviathan import config, corpus, layers, render, samples
 from leviathan.config import Recipe
 from leviathan.errors import BadInput
 from leviathan.layers import build
@@ -247,7 +247,7 @@ def test_differences_between_profiles(project):
     [("10pct", 0.1), ("0.5pct", 0.005), ("100pct", 1.0), ("full", None), ("5000", 5000), ("1", 1)],
 )
 def test_parse_sample(text, value):
-    assert corpus.parse_sample(text) == value
+    assert samples.parse(text) == value
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_parse_sample(text, value):
 )  # fmt: skip
 def test_what_is_no_sample_is_bad_input(text):
     with pytest.raises(BadInput, match="is not a sample"):
-        corpus.parse_sample(text)
+        samples.parse(text)
 
 
 @pytest.mark.parametrize("name", ["a", "my-run_2.0", "2026-11-21", "x" * 100])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fakes.processes import LEVIATHAN
-from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, speed, tokens
+from leviathan import calibrations, figures, knobs, layers, machine, plan, runs, shapes, speed
 from leviathan.calibrations import Calibration
 from test_bad_input import SHAPE
 from test_speed import LLAMA_8B
@@ -31,7 +31,7 @@ def llama():
 
 def planned(llama, profile, *sets, sample="10pct", **options):
     config = layers.build("leviathan", profile, sample, list(sets))
-    return plan.make(config, llama, tokens.assumed("c.jsonl", ROWS, BYTES, sample), **options)
+    return plan.make(config, llama, figures.assumed("c.jsonl", ROWS, BYTES, sample), **options)
 
 
 def measured(llama, profile, *sets, **changed):
@@ -142,17 +142,20 @@ def test_a_bench_that_fell_back_to_other_attention_refutes_all_the_same(llama):
     )
 
 
-def test_an_evaluation_batch_of_twice_the_rows_takes_twice_as_long(llama):
-    known = [measured(llama, "a4000")]
+@pytest.mark.parametrize("packed", ["true", "false"])
+def test_an_evaluation_takes_as_long_in_batches_of_twice_the_rows(llama, packed):
+    """They are half as many; packed, they are of the training batch's size whatever is asked."""
+    sets = f"eval_sample_packing={packed}"
+    known = [measured(llama, "a4000", sets)]
     one, two = (
-        planned(llama, "a4000", f"eval_batch_size={size}", known=known, device="RTX A4000")
+        planned(llama, "a4000", sets, f"eval_batch_size={size}", known=known, device="RTX A4000")
         for size in (1, 2)
     )
     evaluated = [
         made.hours.mid * 3600 - made.steps.slots / made.speed.mid_tok_s - made.saves * 3 - 120
         for made in (one, two)
     ]
-    assert evaluated[1] == pytest.approx(evaluated[0], rel=0.1)  # half as many batches
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=0.1)
 
 
 def test_without_a_known_size_nothing_is_judged(llama):

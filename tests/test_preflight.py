@@ -388,11 +388,13 @@ def test_limits(tree, host, state):
 
 
 def needs(project, *sets, sample="full", hub="hub"):
-    from leviathan import layers, runs, train
+    from leviathan import layers, runs, samples
 
     config = layers.build("tiny", "tiny", sample, sets)
     paths = runs.RunPaths(runs.TRAINING / "r")
-    found = preflight.of_training(config, machine(), paths, train.DATA, keys_read=True).inputs
+    found = preflight.of_training(
+        config, machine(), paths, samples.DIRECTORY, keys_read=True
+    ).inputs
     return {n.what: n.bytes for v in found.volumes for n in v.needs}, found
 
 
@@ -440,14 +442,15 @@ def test_each_file_system_is_counted_once_and_by_itself(project, monkeypatch):
 @pytest.mark.parametrize(("free_gib", "state"), [(15.5, "pass"), (8.0, "fail")])
 def test_free_memory_against_the_formula(project, free_gib, state):
     """What the A4000's YAML takes is known before anything is downloaded."""
-    from leviathan import layers, runs, train
+    from leviathan import layers, runs, samples
 
     config = layers.build("leviathan", "a4000", "10pct", [])
     here = machine([Gpu("NVIDIA RTX A4000", 16.0, free_gib, "sm_86")])
     paths = runs.RunPaths(runs.TRAINING / "r")
-    found = preflight.of_training(config, here, paths, train.DATA, keys_read=True)
+    found = preflight.of_training(config, here, paths, samples.DIRECTORY, keys_read=True)
     assert check_gpu.memory(found).state == state
     unknown = layers.build("tiny", "tiny", "full", ["base_model=my/model"])
     assert (
-        preflight.of_training(unknown, here, paths, train.DATA, keys_read=True).needed_gib is None
+        preflight.of_training(unknown, here, paths, samples.DIRECTORY, keys_read=True).needed_gib
+        is None
     )

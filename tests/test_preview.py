@@ -241,6 +241,14 @@ def test_a_row_refused_for_what_others_have_is_explained(tree, axolotl):
     assert found.agrees is False  # Leviathan reads each row by itself
 
 
+def test_the_first_rows_that_can_be_parsed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\nno JSON\n{"a": 2}\n{"a": 3}\n')
+    assert cli_preview.first(path, 2) == ([{"a": 1}, {"a": 2}], [f"{path}:1", f"{path}:4"])
+    assert cli_preview.first(path, 9)[0] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert cli_preview.first(path, 0) == ([], [])
+
+
 # --- on screen --------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from leviathan import corpus, tokenizer, tokens
+from leviathan import figures, samples, tokenizer, tokens
 from leviathan.errors import BadInput
 from leviathan.templates import Text
 
@@ -27,7 +27,7 @@ def base(tmp_path_factory):
 def source(tmp_path, base):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 200)
     tree = {"base_model": str(base), "datasets": ALPACA}
-    return tokens.Source(rows, "full", 42, tmp_path / "data", tree)
+    return figures.Source(rows, "full", 42, tmp_path / "data", tree)
 
 
 def write_large(path, rows):
@@ -47,7 +47,7 @@ def test_a_small_corpus_is_tokenised_whole(source):
     assert found.exact
     assert found.total_tokens == sum(found.tokens)
     assert found.bytes_per_token == source.corpus.stat().st_size / sum(found.tokens)
-    assert found.row_tokens == tuple(sorted(found.tokens))
+    assert found.row_tokens.tolist() == sorted(found.tokens)
     # Alpaca's loss is on the answer.
     assert found.trainable_share == pytest.approx(1 - sum(found.masked) / sum(found.tokens))
     assert 0 < found.trainable_share < 0.3
@@ -58,7 +58,7 @@ def test_a_small_corpus_is_tokenised_whole(source):
 def test_a_sample_is_the_same_before_and_after_it_is_drawn(source, sample):
     source = replace(source, sample=sample)
     before = tokens.measure(source)
-    drawn = corpus.draw(source.corpus, sample, 42, source.directory)
+    drawn = samples.draw(source.wish)
     after = tokens.measure(source)
     assert after == before
     assert after.rows == drawn.rows
@@ -87,7 +87,7 @@ def test_a_large_corpus_is_estimated_within_what_it_says(source, monkeypatch):
 def test_rows_of_a_drawn_sample_are_not_estimated(source, monkeypatch):
     monkeypatch.setattr(tokens, "WHOLE_BYTES", 1000)
     source = replace(source, corpus=write_large(source.corpus, 5000), sample="2000")
-    drawn = corpus.draw(source.corpus, "2000", 42, source.directory)
+    drawn = samples.draw(replace(source, sample="2000").wish)
     found = tokens.measure(source)
     assert (found.rows, found.rows_error, found.exact) == (drawn.rows, 0, False)
     assert 0 < found.mean_error < 0.02 * found.mean_tokens
@@ -100,7 +100,7 @@ def test_long_rows_are_found_no_more_often_than_short_ones(tmp_path):
         for number in range(40_000):
             out.write(b"x" * (1000 if number % 2 else 100) + b"\n")
     blocks = tokens._read_blocks(path)
-    long = sum(len(line) > 500 for _, line in blocks.lines)
+    long = sum(len(line) > 500 for _, _, line in blocks.lines)
     assert long / len(blocks.lines) == pytest.approx(0.5, abs=0.01)
     assert blocks.rows == pytest.approx(40_000, rel=0.01)
 
@@ -136,9 +136,9 @@ def test_a_file_within_the_blocks_is_read_once_and_whole(tmp_path, size):
     lines = [b"%d" % number * (1 + number % 7) + b"\n" for number in range(size)]
     path.write_bytes(b"\n \n".join(lines))
     blocks = tokens._read_blocks(path)
-    assert [line for _, line in blocks.lines] == lines or size == 1
+    assert [line for _, _, line in blocks.lines] == lines or size == 1
     assert (blocks.rows, blocks.rows_error) == (size, 0)
-    for place, line in blocks.lines:
+    for _, place, line in blocks.lines:
         assert path.read_bytes()[int(place.split()[1]) :].startswith(line)
 
 

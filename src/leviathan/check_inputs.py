@@ -62,7 +62,7 @@ def rows(subject: Subject) -> Check | None:
         return Check("corpus", "fail", error.message, error.hint or "mend the corpus")
     has = f" have {', '.join(fields)}" if fields else " are JSON objects"
     return Check(
-        "corpus", "pass", f"{path}, {_size(path.stat().st_size)}; the first {looked_at} rows{has}"
+        "corpus", "pass", f"{path}, {_size(corpus.state(path)[0])}; the first {looked_at} rows{has}"
     )
 
 

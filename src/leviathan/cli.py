@@ -122,6 +122,7 @@ def root(
 def _register() -> None:
     from leviathan import (
         cli_bench,
+        cli_check,
         cli_checkpoints,
         cli_config,
         cli_data,
@@ -136,6 +137,7 @@ def _register() -> None:
     cli_doctor.register(app)
     cli_config.register(app)
     cli_data.register(app)
+    cli_check.register(app)
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)

@@ -1,11 +1,23 @@
 """Owns the ``data`` commands: the corpus and its samples."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leviathan.cli_config import GROUP, JsonOption, SampleOption
+from leviathan import cli_stats
+from leviathan.cli_config import (
+    GROUP,
+    JsonOption,
+    ProfileOption,
+    RecipeOption,
+    SampleOption,
+)
+
+CorpusArgument = Annotated[
+    Path | None, typer.Argument(help="A file or a directory of them; else the recipe's.")
+]
 
 data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
 
@@ -15,19 +27,90 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data_app, name="data")
 
 
+data_app.command("stats")(cli_stats.stats)
+
+
 @data_app.command("sample")
 def data_sample(
-    corpus: Annotated[Path, typer.Argument(help="A JSONL file.")],
+    corpus: CorpusArgument = None,
     sample: SampleOption = "10pct",
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="As many rows as make 50M tokens, about.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Keep the proportions of this field's values.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 42,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, instead of one in work/data.")
+    ] = None,
+    profile: ProfileOption = "a4000",
+    recipe: RecipeOption = "leviathan",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw an exact, ordered, seeded sample into work/data/, bytes unchanged."""
-    from leviathan import corpus as corpora
-    from leviathan import train, ui
+    """Draw an exact, ordered, seeded sample, bytes unchanged.
 
-    drawn = corpora.draw(corpus, sample, seed, train.DATA, progress=ui.corpus_progress())
+    Reads JSONL, plain or compressed (.gz, .zst), Parquet, and directories of them. Profile and
+    recipe matter for --tokens: they say how a row becomes tokens. Rows are not parsed: data
+    check and train do that.
+    """
+    from leviathan import samples, ui
+
+    source = corpus or _recipe_corpus(recipe)
+    if tokens is not None:
+        sample, note = _rows_for(tokens, source, recipe, profile, sample)
+        ui.notice(note)
+    wish = samples.Wish(source, sample, seed, samples.DIRECTORY, by, output)
+    drawn = samples.draw(wish, None, progress=ui.corpus_progress())
     if as_json:
-        ui.document(corpora.as_document(drawn))
+        ui.document(samples.as_document(drawn))
         return
     ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
+    if drawn.strata:
+        ui.table([f"{by}", "rows"], sorted(drawn.strata.items(), key=lambda s: -s[1]), right="rows")
+
+
+def _recipe_corpus(recipe: str) -> Path:
+    from leviathan import config  # pydantic takes longer to come than a small sample
+
+    return Path(config.load_recipe(recipe)[1].corpus)
+
+
+def token_count(text: str) -> int:
+    """``50M`` -> 50,000,000; k, M, G or B (billions) and T, or a plain number.
+
+    Raises:
+        BadInput: anything else, or less than one.
+    """
+    from leviathan.errors import BadInput
+
+    powers = {"": 0, "k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgbt]?)", text.strip().lower().replace("_", ""))
+    count = round(float(match[1]) * 10 ** powers[match[2]]) if match else 0
+    if count < 1:
+        raise BadInput(f"--tokens {text!r} is no number of tokens", "as 50M, 1.5B or 200000")
+    return count
+
+
+def _rows_for(tokens: str, source: Path, recipe: str, profile: str, sample: str) -> tuple[str, str]:
+    """A row count whose rows make about so many tokens, and how good that is."""
+    from leviathan import figures, layers, samples
+    from leviathan import tokens as measuring
+    from leviathan.errors import BadInput
+
+    wanted = token_count(tokens)
+    if sample != "10pct":
+        raise BadInput("--tokens and --sample both say how much", "give one of them")
+    config = layers.build(recipe, profile, "full", [f"corpus={source}"])
+    asked = figures.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
+    found = measuring.measure(asked)
+    rows = round(wanted / found.mean_tokens)
+    if rows < 1 or rows > found.rows * (1 + 4 * found.rows_error / found.rows):
+        raise BadInput(
+            f"--tokens {tokens}: {source} has about {found.rows:,} rows of "
+            f"{found.mean_tokens:,.0f} tokens, {found.total_tokens:,.0f} in all",
+            "ask for fewer, or repeat it with data mix",
+        )
+    error = 100 * found.mean_error / found.mean_tokens
+    note = f"about {rows * found.mean_tokens:,.0f} tokens (+-{error:.1f} %): {found.source}"
+    return str(rows), note

@@ -81,14 +81,14 @@ def _keys_read(keys: Any, *, deep: bool) -> bool | None:
 def _training(
     profile: str | None, recipe: str | None, sample: str | None, sets: list[str], *, deep: bool
 ) -> Any:
-    from leviathan import layers, machine, preflight, render, runs, train
+    from leviathan import layers, machine, preflight, render, runs, samples
 
     config = layers.build(recipe or "leviathan", profile or "a4000", sample or "10pct", sets)
     keys = _keys(deep=deep)
     render.check_keys(config, keys)
     paths = runs.RunPaths(runs.TRAINING / layers.run_name(config, None))
     return preflight.of_training(
-        config, machine.probe(), paths, train.DATA, keys_read=_keys_read(keys, deep=deep)
+        config, machine.probe(), paths, samples.DIRECTORY, keys_read=_keys_read(keys, deep=deep)
     )
 
 

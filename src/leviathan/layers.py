@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leviathan import yamlfile
+from leviathan import samples, yamlfile
 from leviathan.config import (
     Model,
     Profile,
@@ -19,7 +19,7 @@ from leviathan.config import (
     load_recipe,
     validated,
 )
-from leviathan.corpus import REQUIRED_FIELDS, parse_sample
+from leviathan.corpus import REQUIRED_FIELDS
 from leviathan.errors import BadInput
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
@@ -135,7 +135,7 @@ def build(
         BadInput: anything wrong in the files, the sample or an override; all of a
             file's problems come in one error, a line each.
     """
-    parse_sample(sample)
+    samples.parse(sample)
     asked = (recipe_name, profile_name)
     overrides = tuple(overrides)
     (recipe_name, recipe, recipe_file), (profile_name, profile, profile_file) = _load(*asked)

@@ -322,9 +322,9 @@ def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[st
 def _spread_rows(path: Path, count: int) -> list[str]:
     wanted = {round(i * (count - 1) / (_PROBES - 1)) for i in range(_PROBES)}
     rows = []
-    for index, (number, line) in enumerate(corpus.read_rows(path)):
+    for index, row in enumerate(corpus.read_rows(path)):
         if index in wanted:
-            rows.append(_text(corpus.parse_row(line, path, number, ())))
+            rows.append(_text(corpus.parse_row(row)))
         if index >= max(wanted):
             break
     return rows

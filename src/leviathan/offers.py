@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from leviathan import corpus, layers, plan
+from leviathan import layers, plan, samples
 from leviathan.config import Profile
 from leviathan.errors import BadInput
 from leviathan.layers import Config
@@ -137,7 +137,7 @@ def _largest(holds: Callable[[int], bool], parts: Sequence[int], guess: float) -
 
 def _rows_of_corpus(found: Survey) -> float:
     """Rows of the whole corpus; of the sample where that was asked for as a count."""
-    wanted = corpus.parse_sample(found.config.sample)
+    wanted = samples.parse(found.config.sample)
     return found.statistics.rows / (wanted if isinstance(wanted, float) else 1.0)
 
 

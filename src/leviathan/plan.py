@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from leviathan import calibrations, disk, knobs, memory, speed, steps
 from leviathan.calibrations import Calibration
 from leviathan.config import Profile
 from leviathan.decoder import Shape
 from leviathan.eta import History
+from leviathan.figures import Statistics
 from leviathan.knobs import Knobs
 from leviathan.layers import Config
 from leviathan.memory import Memory
 from leviathan.speed import Speed
 from leviathan.steps import Steps
-from leviathan.tokens import Statistics
 
 # Seconds from the command to the first step where no bench has measured it: imports, loading
 # and quantising 15 GiB, compiling kernels. Assumed; it matters to trials of minutes only.
@@ -223,8 +225,16 @@ def _evidence(
 
 def _attended(statistics: Statistics, chosen: Knobs) -> float:
     """Tokens a token's row holds, on average over tokens: packed rows do not see each other."""
-    lengths = [min(tokens, chosen.sequence_len) for tokens in statistics.tokens]
-    return sum(n * n for n in lengths) / max(1, sum(lengths))
+    lengths = np.minimum(np.asarray(statistics.tokens, float), chosen.sequence_len)
+    return float(lengths @ lengths) / max(1.0, float(lengths.sum()))
+
+
+def _eval_batch_tokens(essential: dict[str, Any]) -> int:
+    """Slots of one evaluation batch: packed, it is of a training batch's size (Axolotl 0.19,
+    core/trainers/base.py, ``_create_multipack_sampler``)."""
+    packed = essential["packing"] and essential["eval_packing"]
+    rows = essential["micro_batch_size" if packed else "eval_batch_size"]
+    return int(rows * essential["sequence_len"])
 
 
 def _hours(
@@ -235,13 +245,12 @@ def _hours(
     if pace is None:
         return None
     doubt = min(statistics.total_error, 0.9)
-    tokens = counted.eval_batches * chosen.processes * chosen.eval_batch_size * chosen.sequence_len
-    evaluation = tokens / pace.eval_tok_s
+    batch = _eval_batch_tokens(calibrations.essential(chosen))
+    evaluation = counted.eval_batches * chosen.processes * batch / pace.eval_tok_s
     save = (forecast.checkpoint or 0) / _SAVE_BYTES_S
     start = _START_S
     if measured and measured.eval_s_per_batch is not None:
-        there = measured.knobs["eval_batch_size"] * measured.knobs["sequence_len"]
-        larger = chosen.eval_batch_size * chosen.sequence_len / max(there, 1)
+        larger = batch / max(_eval_batch_tokens(measured.knobs), 1)
         evaluation = counted.eval_batches * measured.eval_s_per_batch * larger
     if measured and measured.save_s is not None:
         save = measured.save_s

@@ -14,11 +14,11 @@ from leviathan import (
     check_shell,
     check_software,
     checkpoints,
-    corpus,
     disk,
     knobs,
     machine,
     memory,
+    samples,
     shapes,
 )
 from leviathan.checkup import Check, Inputs, Subject
@@ -121,9 +121,9 @@ def _needs(
     # The newest few and the best are kept; another is written before one is let go.
     more = max(config.profile.checkpoints.keep + 1 - kept, 0)
     source = Path(config.recipe.corpus)
-    size = corpus.expected_bytes(source, config.sample) if source.is_file() else 0
-    drawn = corpus.sample_path(source, config.sample, config.recipe.seed, data)
-    copied = 0 if config.sample == "full" or drawn.exists() else size
+    wish = samples.Wish(source, config.sample, config.recipe.seed, data)
+    size = samples.expected_bytes(source, config.sample) if source.exists() else 0
+    copied = 0 if not size or wish.path.exists() or samples.in_place(wish) else size
     tokenised = 0 if paths.prepared_mark.exists() else size
     packed = bool(config.tree.get("sample_packing"))
     return [

@@ -275,7 +275,7 @@ def _each(
 
 def _kept(tokens: tuple[Token, ...], rules: steps.Rules, limit: int, *, splits: bool) -> Previewed:
     """A row and what is left of it."""
-    pieces = steps.split(len(tokens), limit) if splits else [len(tokens)] * bool(tokens)
+    pieces = _pieces(len(tokens), limit) if splits else [len(tokens)] * bool(tokens)
     long = any(piece > limit for piece in pieces)
     if long and rules.excess_length == "raise":
         return Previewed(tokens, problem=f"{len(tokens):,} tokens, sequence_len is {limit:,}")
@@ -283,6 +283,12 @@ def _kept(tokens: tuple[Token, ...], rules: steps.Rules, limit: int, *, splits: 
         pieces = [min(piece, limit) for piece in pieces]
     left = (piece for piece in pieces if rules.min_tokens <= piece <= limit)
     return Previewed(tokens, tuple(left))
+
+
+def _pieces(count: int, limit: int) -> list[int]:
+    """A completion's text, cut to so many pieces of ``limit`` tokens at most."""
+    whole, rest = divmod(min(count, steps.COMPLETION_PIECES * limit), limit)
+    return [limit] * whole + [rest] * bool(rest)
 
 
 def _same(theirs: Previewed, own: Previewed, limit: int) -> bool:

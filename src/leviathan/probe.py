@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from leviathan import config, corpus, files
-from leviathan.corpus import Sample
 from leviathan.errors import BadInput
 from leviathan.knobs import Knobs
+from leviathan.samples import Sample
 
 WORST_STEPS = 2
 """Steps of the longest rows: only the second meets the optimizer's state in memory."""
@@ -269,8 +269,8 @@ class _Scan:
 def _mean_bytes(path: Path, sequence_len: int) -> float:
     """Of the first rows, of each no more than training can take."""
     total, count = 0, 0
-    for _, line in corpus.read_rows(path):
-        total, count = total + min(len(line), sequence_len * _TOKEN_BYTES), count + 1
+    for row in corpus.read_rows(path):
+        total, count = total + min(len(row.line), sequence_len * _TOKEN_BYTES), count + 1
         if count == _SEEN_FOR_MEAN:
             break
     return total / max(count, 1)
@@ -312,7 +312,7 @@ def _read(path: Path, places: list[_Place], required: tuple[str, ...]) -> Iterat
         for place in places:
             stream.seek(place.offset)
             line = stream.read(place.size)
-            corpus.parse_row(line, path, place.number, required)
+            corpus.parse_row(corpus.Row(path, place.number, line), required)
             yield line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") + b"\n"
 
 

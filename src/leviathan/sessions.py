@@ -28,11 +28,11 @@ from leviathan import (
     train,
 )
 from leviathan.budget import Budget
-from leviathan.corpus import Sample
 from leviathan.diagnosis import Diagnosis, diagnose
 from leviathan.errors import Refused
 from leviathan.ladder import Change
 from leviathan.layers import Config
+from leviathan.samples import Sample
 from leviathan.supervise import Listener, Outcome, Requests, signals_to, supervise
 from leviathan.train import Decision
 

@@ -170,6 +170,17 @@ def _chat_format(
     return Format("chat", (reading.field,), chat.text, tuple(unfollowed))
 
 
+def chat_text(tree: dict[str, Any], default_template: str | None) -> str | None:
+    """The Jinja text that the rows of a merged ``tree`` go through; None where none does.
+
+    Raises:
+        BadInput: see ``read``.
+    """
+    entry = tree["datasets"][0]
+    is_chat = entry.get("type") == "chat_template"
+    return chat_templates.chosen(tree, entry, default_template) if is_chat else None
+
+
 def _template(
     tree: dict[str, Any], entry: dict[str, Any], special: dict[str, str], own: str | None
 ) -> tuple[Template | None, str]:

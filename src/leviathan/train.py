@@ -21,18 +21,17 @@ from leviathan import (
     models,
     preflight,
     runs,
+    samples,
     schema,
 )
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
 from leviathan.checkup import Check
-from leviathan.corpus import Sample
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
 from leviathan.layers import Config, run_name
 from leviathan.probe import Probe
-
-DATA = Path("work/data")
+from leviathan.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,9 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
         )  # fmt: skip
     if chosen and record:
         _refuse_foreign(chosen, record, config)
-    subject = preflight.of_training(config, here, paths, DATA, keys_read=keys is not None)
+    subject = preflight.of_training(
+        config, here, paths, samples.DIRECTORY, keys_read=keys is not None
+    )
     found = tuple(preflight.checks(subject))
     if record and record.state == "done" and resume == "auto":
         return Decision("nothing", config, paths, record, None, (), found, here, keys)
@@ -218,16 +219,14 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     """The run's sample, drawn now or reused.
 
     Raises:
-        BadInput: see ``corpus.draw``.
+        BadInput: see ``samples.draw``.
         Refused: the corpus is not the one the run was begun with.
     """
     if decision.probe:
         return decision.probe.sample
     recipe = decision.config.recipe
-    sample = corpus.draw(
-        Path(recipe.corpus), decision.config.sample, recipe.seed, DATA,
-        layers.row_fields(decision.config), progress,
-    )  # fmt: skip
+    wish = samples.Wish(Path(recipe.corpus), decision.config.sample, recipe.seed, samples.DIRECTORY)
+    sample = samples.draw(wish, layers.row_fields(decision.config), progress)
     record = decision.record if decision.resume_from else None
     if record and record.corpus.get("digest") != sample.digest:
         raise Refused(
@@ -285,8 +284,9 @@ def preview(config: Config, name: str | None = None) -> rendering.Rendered:
     here = machine.probe()
     recipe = config.recipe
     dataset = Path(recipe.corpus)
-    if config.sample != "full":
-        dataset = corpus.sample_path(dataset, config.sample, recipe.seed, DATA)
+    wish = samples.Wish(dataset, config.sample, recipe.seed, samples.DIRECTORY)
+    if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
+        dataset = wish.path
     base = Path(config.tree["base_model"])
     target = rendering.Target(
         run_dir=(runs.TRAINING / run_name(config, name)).resolve(),
