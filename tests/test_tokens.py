@@ -215,7 +215,8 @@ def test_what_is_not_followed_is_named(source, tree, named):
 
 
 CHAT = [{"type": "chat_template", "chat_template": "chatml"}]
-JINJA = [{"type": "chat_template", "chat_template_jinja": "{{ raise_exception('users first') }}"}]
+JINJA = [{"type": "chat_template", "chat_template": "jinja",
+          "chat_template_jinja": "{{ raise_exception('users first') }}"}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ JINJA = [{"type": "chat_template", "chat_template_jinja": "{{ raise_exception('u
         ([{"instruction": "", "output": ""}] * 3, {}, "{corpus} has no text to train on"),
         ([{"instruction": "a", "output": 3}], {}, "{path}:1: 'output' holds int, not text"),
         ([{"messages": "hi"}], {"datasets": CHAT}, "{path}:1: 'messages' is not a list of messages"),
-        ([{"messages": [{"content": "a"}]}], {"datasets": CHAT}, "{path}:1: a message in 'messages' has no role"),
+        ([{"messages": [{"content": "a"}]}], {"datasets": CHAT}, "{path}:1: a message in 'messages' has no 'role'"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {"datasets": CHAT}, "{corpus} has no text to train on"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {"datasets": JINJA}, "{path}:1: the chat template refuses it: users first"),
         ([{}], {"datasets": [{**CHAT[0], "chat_template": "chatmI"}]}, "chat_template 'chatmI' is not one Axolotl knows; alpaca,"),

@@ -22,6 +22,7 @@ Progress = Callable[[str, int, int], None]
 REQUIRED_FIELDS = {
     "alpaca": ("instruction", "output"),
     "chat": ("messages",),
+    "sharegpt": ("conversations",),
     "completion": ("text",),
 }
 BOM = b"\xef\xbb\xbf"
@@ -369,7 +370,7 @@ def parse_row(row: Row, required: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing:
         raise BadInput(
             f"{where}: no {missing[0]!r} in this row (it has: {', '.join(parsed) or 'nothing'})",
-            "set format: in the recipe to alpaca, chat or completion",
+            "set format: in the recipe to alpaca, chat, sharegpt or completion",
         )
     return parsed
 

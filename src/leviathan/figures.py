@@ -21,7 +21,7 @@ from leviathan import corpus, files, samples, selection, templates, tokenizer
 from leviathan.errors import BadInput
 from leviathan.estimate import Counted, total
 
-_FORMAT = 2
+_FORMAT = 3
 _ROWS = ("tokens", "masked", "trainable", "sizes")
 _ROW_BYTES = array("I").itemsize
 _ASSUMED_ROWS, _SIGMA = 2000, 0.6
@@ -200,7 +200,7 @@ def _cache_path(source: Source, file: Path | None, *, of_all: bool) -> Path:
         of_all: every row of the corpus, which serves any sample of it; not of this sample.
     """
     keys = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
-            "tokens", "eot_tokens", *templates.UNFOLLOWED_KEYS)  # fmt: skip
+            "tokens", "eot_tokens", "chat_template_kwargs", *templates.UNFOLLOWED_KEYS)  # fmt: skip
     depends: list[Any] = [
         _FORMAT, str(source.corpus.resolve()), *corpus.state(source.corpus),
         tokenizer.digest(file) if file else None, str(file),

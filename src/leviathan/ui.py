@@ -23,6 +23,7 @@ from leviathan.errors import LeviathanError
 
 if TYPE_CHECKING:
     from leviathan.eta import History
+    from leviathan.excerpt import Part
 
 
 class _Console(Console):
@@ -194,6 +195,59 @@ def _labels(ticks: Sequence[tuple[int, str]], width: int) -> tuple[str, set[int]
             line = f"{line:<{begin}}{label}"
             kept.add(column)
     return line, kept
+
+
+_ROW_WIDTH = 100
+_TRAINED = "bold green"
+
+
+def token_legend() -> None:
+    """How ``tokens`` tells tokens with loss from masked ones, on stdout."""
+    if _in_colour():
+        text = Text.assemble(("green", _TRAINED), " is trained on, the rest is masked; ")
+        _out.print(text.append("special tokens", "underline").append(" are underlined"))
+    else:
+        say("what is trained on stands between \u27e6 and \u27e7, the rest is masked")
+
+
+def tokens(parts: "Sequence[Part]") -> None:
+    """A row's text, trained or masked, on stdout; a line ends where the text's does, too."""
+    text, colour, within = Text(), _in_colour(), False
+    for part in parts:
+        if not colour and part.trained != within:
+            text.append("\u27e6" if part.trained else "\u27e7")
+        within = part.trained
+        if part.left_out:
+            begin = "" if text.plain.endswith("\n") else "\n"
+            text.append(f"{begin}{_gap(part)}\n", "dim italic")
+            continue
+        style = f"{_TRAINED if part.trained else ''} {'underline' if part.special else ''}"
+        text.append(part.text, style.strip() if colour else "")
+    text.append("\u27e7" if within and not colour else "")
+    text.rstrip()
+    for line in text.wrap(_out, _row_width()) if parts else ():
+        _out.print(Text("  ").append_text(line))
+
+
+def remark(text: str) -> None:
+    """What is to be said of a row, on stdout, under its head."""
+    for line in textwrap.wrap(text, _row_width()):
+        say(f"  {line}", "yellow")
+
+
+def _row_width() -> int:
+    return (min(_out.width, _ROW_WIDTH) if _out.is_terminal else 80) - 2
+
+
+def _in_colour() -> bool:
+    return _out.color_system is not None and not _out.no_color
+
+
+def _gap(part: "Part") -> str:
+    count, trained = part.left_out, part.left_trained
+    kind = {0: "masked ", count: "trained "}.get(trained, "")
+    some = "" if kind else f", {trained:,} of them trained"
+    return f"\u22ef {count:,} more {kind}tokens{some} \u22ef"
 
 
 def raw(text: str) -> None:
