@@ -43,6 +43,9 @@ def data_check(
     exact: Annotated[
         bool, typer.Option("--exact", help="Tokenise every row: which are too long, not how many.")
     ] = False,
+    show: Annotated[
+        int, typer.Option("--show", help="So many first rows as they will be read; 0: none.")
+    ] = 2,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sets: SetOption = None,
@@ -53,7 +56,7 @@ def data_check(
     Exit code 3 where a row would break a training or should not be trained on (with --fix: 0, once
     the clean corpus is written).
     """
-    from leviathan import audit, mending, scrutiny, ui
+    from leviathan import audit, cli_preview, formats, mending, preview, scrutiny, ui
 
     config = _config(corpus, profile, recipe, sets or [])
     source = Path(config.recipe.corpus)
@@ -63,18 +66,29 @@ def data_check(
     if fix:
         mending.refuse(fix, source)
     shape, surprise = _shape(config, source)
+    if surprise:
+        config = _config(corpus, profile, recipe, [*(sets or []), *formats.settings(shape)])
+    rows, places = cli_preview.first(source, show)
     wish = scrutiny.Wish(shape, similarity if near else None)
     progress = ui.corpus_progress()
-    with audit.look(source, wish, progress) as looked:
+    with (
+        preview.start(config.tree, rows) as pending,
+        audit.look(source, wish, progress) as looked,
+    ):
         lengths = _lengths(config, shape, exact=exact, progress=progress)
         if exact and not isinstance(lengths, str):
             looked.mark_lengths(lengths)
         findings = looked.findings()
         mended = mending.mend(looked, fix, rejected, progress) if fix else None
         if as_json:
-            ui.document(_document(looked, findings, surprise, lengths, mended))
+            read = preview.as_document(pending.result())
+            document = _document(looked, findings, surprise, lengths, mended)
+            ui.document({**document, "preview": read})
         else:
-            _show(looked, findings, surprise, lengths, mended)
+            _show(looked, findings, surprise, lengths)
+            if rows:
+                cli_preview.show(pending.result(), places)
+            _next(findings, mended)
     if mended is None and any(finding.severity == "error" for finding in findings):
         raise typer.Exit(3)
 
@@ -103,7 +117,7 @@ def _shape(config: "Config", source: Path) -> tuple["Shape", str | None]:
         return said, None
     return seen, (
         f"these rows are {seen.kind}, and recipe {config.recipe_name} says {said.kind}: "
-        f"checked as {seen.kind}; to train on them, set {formats.READERS[seen.kind](seen)}"
+        f"checked as {seen.kind}; to train on them: --set {' --set '.join(formats.settings(seen))}"
     )
 
 
@@ -136,7 +150,7 @@ def _lengths_text(report: "Report") -> str:
 
 def _show(
     looked: "Audit", findings: tuple["Finding", ...], surprise: str | None,
-    lengths: "Report | str", mended: "Mended | None",
+    lengths: "Report | str",
 ) -> None:  # fmt: skip
     from leviathan import ui
 
@@ -152,6 +166,11 @@ def _show(
         for example in finding.examples[:3]:
             ui.detail(example.text)
     ui.facts([("lengths", lengths if isinstance(lengths, str) else _lengths_text(lengths))])
+
+
+def _next(findings: tuple["Finding", ...], mended: "Mended | None") -> None:
+    from leviathan import ui
+
     if mended:
         ui.say(f"wrote {mended.path}: {mended.rows:,} rows")
         ui.say(f"rejected {mended.rejected:,}: {mended.rejects}")

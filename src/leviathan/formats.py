@@ -5,7 +5,7 @@ Does not read files and does not render rows (``templates``).
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -202,11 +202,9 @@ def _detect(row: dict[str, Any]) -> Shape:
     return Shape("unknown")
 
 
-READERS: dict[Kind, Callable[[Shape], str]] = {
-    "alpaca": lambda _: "format: alpaca",
-    "chat": lambda s: "format: chat" if s.field == "messages" else f"field_messages: {s.field}",
-    "sharegpt": lambda _: "format: sharegpt",
-    "completion": lambda _: "format: completion",
-    "unknown": lambda _: "axolotl: datasets: with a type for such rows",
-}
-"""What a recipe has to say for rows of a shape."""
+def settings(shape: Shape) -> tuple[str, ...]:
+    """What a configuration has to set for rows of a shape, as ``key=value``."""
+    usual = _DEFAULTS.get(shape.kind, ("messages",))[0]
+    named = shape.kind in _DEFAULTS and shape.field != usual
+    field = (f"datasets.0.field_messages={shape.field}",) if named else ()
+    return (f"format={shape.kind}", *field)
