@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import tiny
-from leviathan import cli_preview, preview, schema, ui
+from leviathan import cli_preview, inspection, preview, schema, ui
 from leviathan.errors import BadInput
 from leviathan.layers import DATASET_FORMATS
 from leviathan.preview import Preview, Previewed, Token
@@ -244,9 +244,11 @@ def test_a_row_refused_for_what_others_have_is_explained(tree, axolotl):
 def test_the_first_rows_that_can_be_parsed(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\nno JSON\n{"a": 2}\n{"a": 3}\n')
-    assert cli_preview.first(path, 2) == ([{"a": 1}, {"a": 2}], [f"{path}:1", f"{path}:4"])
-    assert cli_preview.first(path, 9)[0] == [{"a": 1}, {"a": 2}, {"a": 3}]
-    assert cli_preview.first(path, 0) == ([], [])
+    assert [(row.number, row.line) for row in inspection._first(path, 2)] == [
+        (1, b'{"a": 1}\n'), (4, b'{"a": 2}\n'),
+    ]  # fmt: skip
+    assert len(inspection._first(path, 9)) == 3
+    assert inspection._first(path, 0) == []
 
 
 # --- on screen --------------------------------------------------------------------------

@@ -1,28 +1,10 @@
 """Owns the screen of rows as they will be read: ``data check --show``."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leviathan.preview import Preview, Previewed
-
-
-def first(corpus: Path, count: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The first rows that can be parsed, and where each of them stands, as file:line."""
-    from leviathan import corpus as corpora
-    from leviathan.errors import BadInput
-
-    rows, places = list[dict[str, Any]](), list[str]()
-    for row in corpora.read_rows(corpus) if count > 0 else ():
-        try:
-            rows.append(corpora.parse_row(row))
-        except BadInput:
-            continue  # data check tells it
-        places.append(f"{row.path}:{row.number}")
-        if len(rows) == count:
-            break
-    return rows, places
 
 
 def show(found: "Preview", places: Sequence[str]) -> None:

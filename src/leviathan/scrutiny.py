@@ -65,6 +65,11 @@ def follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def look_at_each(several: list[Block], wish: Wish) -> list[Looked]:
+    """Everything that can be said of each block by itself."""
+    return [look(block, wish) for block in several]
+
+
 def look(block: Block, wish: Wish) -> Looked:
     """Everything that can be said of a block by itself."""
     data = block.read()
