@@ -282,11 +282,11 @@ def _pool(size: int) -> Executor:
     # Not forked: this process has threads (a live line), and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=scrutiny.follow_parent)
-    # Ctrl+C is for this process alone: workers begin, and stay, with the signal blocked.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Ctrl+C is for this process alone: whoever is started while it is ignored ignores it for good.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for _ in range(_WORKERS):
             pool.submit(os.getpid)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
     return pool

@@ -16,6 +16,7 @@ from leviathan import audit, corpus, figures, formats, lengths, mending, preview
 from leviathan.audit import Audit, Finding
 from leviathan.corpus import Progress, Row
 from leviathan.errors import BadInput
+from leviathan.figures import Source
 from leviathan.formats import Shape
 from leviathan.layers import Config
 from leviathan.lengths import Report
@@ -91,9 +92,14 @@ def inspect(
         # While other processes look at rows this one has time.
         early = None if request.exact else aside.submit(_lengths, config, shape)
         with audit.look(source, Wish(shape, request.near), progress) as looked:
-            told = early.result() if early else _lengths(config, shape, progress)
-            if early is None and isinstance(told, Report):
-                looked.mark_lengths(told)
+            measured = early.result() if early else _lengths(config, shape, progress)
+            if isinstance(measured, str):
+                told: Report | str = measured
+            else:
+                asked, told = measured
+                figures.keep(asked, told.statistics)
+                if request.exact:
+                    looked.mark_lengths(told)
             return Inspection(
                 corpus=source,
                 shape=shape,
@@ -130,17 +136,17 @@ def _first(source: Path, count: int) -> list[Row]:
     return found
 
 
-def _lengths(config: Config, shape: Shape, progress: Progress | None = None) -> Report | str:
+def _lengths(
+    config: Config, shape: Shape, progress: Progress | None = None
+) -> tuple[Source, Report] | str:
     """How long rows are in tokens: of all of them where ``progress`` is told, else of some."""
     if shape.kind != formats.of(config.tree).kind:
         return f"the recipe does not read {shape.kind} rows"
     exact = progress is not None
     try:
-        source, report = survey.lengths_of(config, exact=exact, closer=False, progress=progress)
+        return survey.lengths_of(config, exact=exact, closer=False, progress=progress)
     except BadInput as error:
         return error.message
-    figures.keep(source, report.statistics)
-    return report
 
 
 def _mended(looked: Audit, request: Request, progress: Progress | None) -> Mended | None:
