@@ -261,7 +261,7 @@ def test_nobody_is_left_when_it_is_ended(tmp_path, number):
     path = tmp_path / "rows.jsonl"
     path.write_bytes((b"\n".join(GOOD) + b"\n") * 40_000)
     command = [sys.executable, "-c", "from leviathan.cli import main; main()", "data", "check",
-               str(path), "--fix", "out.jsonl"]  # fmt: skip
+               str(path), "--near", "--fix", "out.jsonl"]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -270,6 +270,7 @@ def test_nobody_is_left_when_it_is_ended(tmp_path, number):
     while len(_session(process.pid)) < 3 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    time.sleep(0.5)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
     _, told = process.communicate(timeout=20)
     assert process.returncode in {130, -9}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from leviathan import blocks, corpus, scrutiny
+from leviathan import blocks, corpus, scrutiny, signals
 from leviathan.blocks import Block
 from leviathan.corpus import Part, Progress
 from leviathan.duplicates import Duplicates
@@ -283,10 +283,7 @@ def _pool(size: int) -> Executor:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=scrutiny.follow_parent)
     # Ctrl+C is for this process alone: whoever is started while it is ignored ignores it for good.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with signals.taken(signal.SIG_IGN, signal.SIGINT):
         for _ in range(_WORKERS):
             pool.submit(os.getpid)
-    finally:
-        signal.signal(signal.SIGINT, before)
     return pool
