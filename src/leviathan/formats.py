@@ -24,6 +24,10 @@ _DEFAULTS = {
     "chat": ("messages", "role", "content"),
     "sharegpt": ("conversations", "from", "value"),
 }
+AROUND = ("system", "tools")
+"""Fields of a row that go into a conversation beside its messages,"""
+_BESIDE = ("tool_calls",)
+"""and of a message beside its content."""
 _SHOWN = 24
 
 
@@ -46,9 +50,11 @@ class Shape:
             return (_text(row.get(self.field)),)
         messages = row.get(self.field)
         if self.kind in {"chat", "sharegpt"} and isinstance(messages, list):
+            around = [_text(row[name]) for name in AROUND if row.get(name)]
             turns = [message for message in messages if isinstance(message, dict)]
-            keys = (self.role, self.content)
-            return tuple(_text(message.get(key)) for message in turns for key in keys)
+            keys = (self.role, self.content, *_BESIDE)
+            said = (_text(turn.get(key)) for turn in turns for key in keys if turn.get(key))
+            return (*around, *said)
         return tuple(_strings(row))
 
     def problems(self, row: dict[str, Any]) -> Iterator[Problem]:

@@ -16,11 +16,12 @@ import ahocorasick_rs
 import msgspec
 
 from leviathan import hazards, identity
-from leviathan.formats import ROLES, Shape
+from leviathan.formats import AROUND, ROLES, Shape
 
 _QUOTE, _BACKSLASH, _SPACE = 34, 92, 32
 _SIGNS = b'"\\'  # escaped, and no white space
 _EMPTY = msgspec.Raw(b'""')
+_ABSENT = msgspec.Raw(b"null")
 _LEAST = 3  # bytes of a text that is not empty, with its quotes
 _NEXT = {
     "": {"system", "user"}, "system": {"user"}, "user": {"assistant"}, "assistant": {"user"},
@@ -91,10 +92,16 @@ def _decoder(shape: Shape) -> Any:
     elif shape.kind in {"chat", "sharegpt"}:
         message = msgspec.defstruct(
             "Message",
-            [("role", str, field(name=shape.role)), ("content", raw, field(name=shape.content))],
+            [
+                ("role", str, field(name=shape.role)),
+                ("content", raw, field(name=shape.content)),
+                ("tool_calls", raw, _ABSENT),
+            ],
             gc=False,
         )
-        fields = [("messages", list[message], field(name=shape.field))]  # type: ignore[valid-type]
+        messages = list[message]  # type: ignore[valid-type]
+        around = [(name, raw, _ABSENT) for name in AROUND]
+        fields = [("messages", messages, field(name=shape.field)), *around]
     else:
         return None
     return msgspec.json.Decoder(msgspec.defstruct("Row", fields))
@@ -115,14 +122,16 @@ def _completions(rows: list[Any]) -> list[int]:
 
 
 def _talks(rows: list[Any]) -> list[int]:
-    return [_talk(row.messages) for row in rows]
+    return [_talk(row.messages) if row.system is row.tools is _ABSENT else 0 for row in rows]
 
 
 def _talk(messages: list[Any]) -> int:
     texts, last = list[Any](), ""
     for message in messages:
         role = ROLES.get(message.role, "")
-        if role not in _NEXT.get(last, ()) or not _is_text(memoryview(message.content)):
+        if role not in _NEXT.get(last, ()) or message.tool_calls is not _ABSENT:
+            return 0
+        if not _is_text(memoryview(message.content)):
             return 0
         last = role
         texts += _encoded(message.role), message.content
