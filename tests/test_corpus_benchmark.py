@@ -30,6 +30,7 @@ GIVES = {
     "pyarrow": ["yes", "yes", "no"],
     "HF datasets": ["yes", "yes", "no"],
 }
+ROWS = 110
 CHECKERS = ["ours", "raw read", "json.loads loop", "orjson loop", "HF datasets"]
 
 
@@ -50,7 +51,8 @@ def test_sampling_is_judged_by_what_was_written():
     assert list(rows)[2:] == list(GIVES)
     for name, gives in GIVES.items():
         if rows[name][0] != "not here":
-            assert rows[name][-3:] == gives, name
+            chance = gives[0] == "no"  # it may come to the very count
+            assert rows[name][-3 + chance :] == gives[chance:], name
             assert all(float(cell.replace(",", "")) >= 0 for cell in rows[name][:5])
     assert "ours / mawk" in said
     assert "ours / the fastest that is exact, ordered and identical" in said
@@ -59,7 +61,9 @@ def test_sampling_is_judged_by_what_was_written():
 def test_checking():
     rows, said = benchmark("--check", "--only", "json.loads loop,orjson loop,HF datasets,raw read")
     assert list(rows)[2:] == CHECKERS
-    assert all(float(rows[name][1]) > 0 for name in CHECKERS)  # seconds
+    here = [name for name in CHECKERS if rows[name][0] != "not here"]
+    assert {"ours", "json.loads loop"} <= set(here)
+    assert all(float(rows[name][1]) > 0 for name in here)  # seconds
     assert "checking: ours / json.loads loop" in said
 
 
@@ -80,7 +84,7 @@ def test_memory_over_time():
 @pytest.fixture
 def corpus(tmp_path):
     path = tmp_path / "corpus.jsonl"
-    assert corpus_rows.make(path, 200_000) == 100
+    assert corpus_rows.make(path, 200_000) == ROWS
     return path
 
 
@@ -88,9 +92,9 @@ def test_the_corpus_is_one(corpus, tmp_path):
     lines = corpus.read_bytes().splitlines(keepends=True)
     assert 1900 < sum(map(len, lines)) / len(lines) < 2150
     assert max(map(len, lines)) < 2400
-    assert len({json.loads(line)["instruction"] for line in lines}) == len(lines) == 100
+    assert len({json.loads(line)["instruction"] for line in lines}) == len(lines) == ROWS
     assert any(not line.isascii() for line in lines)
-    assert any(b"\\u" in line for line in lines)
+    assert not any(b"\\u" in line for line in lines)  # one writer, one habit
     corpus_rows.make(tmp_path / "again", 200_000)
     assert (tmp_path / "again").read_bytes() == corpus.read_bytes()
 
@@ -109,7 +113,7 @@ def test_the_corpus_is_one(corpus, tmp_path):
 def test_a_sample_is_judged(corpus, tmp_path, change, wrong):
     rows = corpus.read_bytes().splitlines(keepends=True)[::10]
     (tmp_path / "sample").write_bytes(b"".join(change(rows)))
-    judged = corpus_rows.judge(corpus, tmp_path / "sample", 10)
+    judged = corpus_rows.judge(corpus, tmp_path / "sample", ROWS // 10)
     assert judged == {key: key != wrong for key in ("count", "order", "bytes")}
 
 

