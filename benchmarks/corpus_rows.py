@@ -89,7 +89,8 @@ def rows(seed: int) -> Iterator[bytes]:
             size += length + 1
         text = (
             f'{{"instruction": "{number}. {draw.choice(OPENINGS)}: {topic}", '
-            f'"input": "{context}", "output": "{" ".join(chosen)}"}}\n'
+            f'"input": "{context}", "output": "{" ".join(chosen)}", '
+            f'"quality": {draw.randint(0, 100) / 100:.2f}}}\n'  # parsers make 0.9 of 0.90
         )
         yield text.encode()
         number += 1

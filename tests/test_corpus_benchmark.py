@@ -30,7 +30,7 @@ GIVES = {
     "pyarrow": ["yes", "yes", "no"],
     "HF datasets": ["yes", "yes", "no"],
 }
-ROWS = 110
+ROWS = 100
 CHECKERS = ["ours", "raw read", "json.loads loop", "orjson loop", "HF datasets"]
 
 
