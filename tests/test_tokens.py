@@ -1,5 +1,6 @@
 """Statistics of a corpus: whole, of a part, kept, and refused."""
 
+import gzip
 import json
 import math
 import random
@@ -282,3 +283,22 @@ def test_the_prompt_of_alpaca_is_in_front(source):
     text = look.form.render({"instruction": "ask", "output": "answer"})
     assert text == Text(text.prompt, "answer")
     assert "ask" in text.prompt
+
+
+@pytest.mark.parametrize("form", ["gz", "directory"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_corpus_that_is_not_plain_has_the_same_tokens(source, tmp_path, monkeypatch, form, exact):
+    monkeypatch.setattr(tokens, "WHOLE_BYTES", 1000)
+    write_large(source.corpus, 3000)
+    plain = tokens.measure(source, exact=True)
+    data = source.corpus.read_bytes()
+    other = tmp_path / "other"
+    if form == "gz":
+        other.write_bytes(gzip.compress(data))
+    else:
+        other.mkdir()
+        (other / "a.jsonl").write_bytes(data[: data.index(b"\n", 60_000) + 1])
+        (other / "b.jsonl").write_bytes(data[data.index(b"\n", 60_000) + 1 :])
+    found = tokens.measure(replace(source, corpus=other), exact=exact)
+    assert (found.rows, found.rows_error, found.exact) == (3000, 0, exact)
+    assert found.total_tokens == pytest.approx(plain.total_tokens, rel=0 if exact else 0.03)

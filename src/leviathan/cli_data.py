@@ -12,7 +12,6 @@ from leviathan.cli_config import (
     JsonOption,
     ProfileOption,
     RecipeOption,
-    SampleOption,
 )
 
 CorpusArgument = Annotated[
@@ -33,7 +32,9 @@ data_app.command("stats")(cli_stats.stats)
 @data_app.command("sample")
 def data_sample(
     corpus: CorpusArgument = None,
-    sample: SampleOption = "10pct",
+    sample: Annotated[
+        str | None, typer.Option("--sample", "-s", help="10pct (the default), 5000 (rows), full.")
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="As many rows as make 50M tokens, about.")
     ] = None,
@@ -55,12 +56,15 @@ def data_sample(
     check and train do that.
     """
     from leviathan import samples, ui
+    from leviathan.errors import BadInput
 
     source = corpus or _recipe_corpus(recipe)
     if tokens is not None:
-        sample, note = _rows_for(tokens, source, recipe, profile, sample)
+        if sample is not None:
+            raise BadInput("--tokens and --sample both say how much", "give one of them")
+        sample, note = _rows_for(tokens, source, recipe, profile)
         ui.notice(note)
-    wish = samples.Wish(source, sample, seed, samples.DIRECTORY, by, output)
+    wish = samples.Wish(source, sample or "10pct", seed, samples.DIRECTORY, by, output)
     drawn = samples.draw(wish, None, progress=ui.corpus_progress())
     if as_json:
         ui.document(samples.as_document(drawn))
@@ -92,15 +96,13 @@ def token_count(text: str) -> int:
     return count
 
 
-def _rows_for(tokens: str, source: Path, recipe: str, profile: str, sample: str) -> tuple[str, str]:
+def _rows_for(tokens: str, source: Path, recipe: str, profile: str) -> tuple[str, str]:
     """A row count whose rows make about so many tokens, and how good that is."""
     from leviathan import figures, layers, samples
     from leviathan import tokens as measuring
     from leviathan.errors import BadInput
 
     wanted = token_count(tokens)
-    if sample != "10pct":
-        raise BadInput("--tokens and --sample both say how much", "give one of them")
     config = layers.build(recipe, profile, "full", [f"corpus={source}"])
     asked = figures.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
     found = measuring.measure(asked)
