@@ -18,6 +18,8 @@ CorpusArgument = Annotated[
     Path | None, typer.Argument(help="A file or a directory of them; else the recipe's.")
 ]
 
+_STRATA = 20  # shown; all of them fill no screen that anyone reads
+
 data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
 
 
@@ -71,7 +73,10 @@ def data_sample(
         return
     ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
     if drawn.strata:
-        ui.table([f"{by}", "rows"], sorted(drawn.strata.items(), key=lambda s: -s[1]), right="rows")
+        ordered = sorted(drawn.strata.items(), key=lambda stratum: -stratum[1])
+        ui.table([f"{by}", "rows"], ordered[:_STRATA], right="rows")
+        if len(ordered) > _STRATA:
+            ui.notice(f"and {len(ordered) - _STRATA:,} more values: --json has all")
 
 
 def _recipe_corpus(recipe: str) -> Path:
