@@ -305,6 +305,8 @@ def main() -> None:
     PYTHONS.extend([options.python] if options.python else [])
     sides = [("sampling", SAMPLING), *([("checking", CHECKING)] if options.check else [])]
     print(machine())
+    if options.directory:
+        options.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         corpus = generate(Path(name) / "corpus.jsonl", options.gb, cold=options.cold)
         print(f"{corpus.size:,} bytes, {corpus.rows:,} rows, {'cold' if options.cold else 'warm'}")
