@@ -128,6 +128,7 @@ def _register() -> None:
         cli_data,
         cli_demo,
         cli_doctor,
+        cli_mix,
         cli_model,
         cli_plan,
         cli_runs,
@@ -138,6 +139,7 @@ def _register() -> None:
     cli_config.register(app)
     cli_data.register(app)
     cli_check.register(app)
+    cli_mix.register(app)
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)

@@ -6,6 +6,9 @@ Does not look for such rows (``duplicates``, ``neighbours``, ``mixture``).
 import json
 from typing import Any
 
+_ROLES = {"human": "user", "gpt": "assistant"}
+_MESSAGE = (("role", "content"), ("from", "value"))
+_AROUND = ("system", "tools")
 _FIELDS = {"alpaca": ("instruction", "input", "output"), "completion": ("text",)}
 
 
@@ -15,7 +18,8 @@ def texts(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> list[
     Args:
         row: parsed.
         kind: ``alpaca``, ``chat``, ``sharegpt``, ``completion``; of others, every text.
-        fields: names that differ from the kind's own: the messages' or the text's.
+        fields: names that differ from the kind's own: the text's, or the messages', and behind
+            them a message's role and content.
     """
     if kind == "alpaca":
         asked, given, answer = row.get("instruction"), row.get("input"), row.get("output")
@@ -24,7 +28,8 @@ def texts(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> list[
     if kind in {"chat", "sharegpt"}:
         messages = row.get(fields[0] if fields else "messages")
         if isinstance(messages, list):
-            return [text for message in messages for text in _strings(message)]
+            around = [_json(row[name]) for name in _AROUND if row.get(name)]
+            return around + [text for said in messages for text in _message(said, fields[1:])]
     names = (fields if fields and kind == "completion" else None) or _FIELDS.get(kind)
     if names:
         return [value if isinstance(value, str) else _json(value) for value in
@@ -43,6 +48,19 @@ def plain(row: dict[str, Any], kind: str, fields: tuple[str, ...] = ()) -> bytes
     return joined.casefold().encode(errors="surrogatepass")
 
 
+def _message(message: Any, names: tuple[str, ...]) -> list[str]:
+    """Who says what; names, times and other fields of a message are left out."""
+    if not isinstance(message, dict):
+        return _strings(message)
+    for role, content in (names, *_MESSAGE) if len(names) == 2 else _MESSAGE:
+        who = message.get(role)
+        if isinstance(who, str):
+            called = message.get("tool_calls")
+            more = [_json(called)] if called else []
+            return [_ROLES.get(who, who), *_strings(message.get(content)), *more]
+    return _strings(message)
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
@@ -50,5 +68,6 @@ def _json(value: Any) -> str:
 def _strings(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in inner for text in _strings(item)]
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []

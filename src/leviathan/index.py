@@ -252,12 +252,15 @@ class Window:
     """The bytes from the first row to the end of the last, where they come from a stream."""
 
 
-def windows(index: Index, masks: Iterator[NDArray[np.bool_]]) -> Iterator[Window]:
+def windows(
+    index: Index, masks: Iterator[NDArray[np.bool_]], size: int = _WINDOW_BYTES
+) -> Iterator[Window]:
     """The chosen rows in order, as what to read.
 
     Args:
         index: of the corpus.
         masks: which rows of each chunk of ``index.chunks()``.
+        size: bytes of a window, about, of plain parts.
     """
     streamed: dict[Part, _Stream] = {}
     for (part, spans), mask in zip(index.chunks(), masks, strict=True):
@@ -266,8 +269,8 @@ def windows(index: Index, masks: Iterator[NDArray[np.bool_]]) -> Iterator[Window
             streamed = streamed if part in streamed else {part: _Stream(part)}
             yield from streamed[part].windows(chosen)
         elif len(chosen):
-            cells = chosen[:, 0] // _WINDOW_BYTES
-            apart = (chosen[1:, 0] - chosen[:-1, 1] > _GAP_BYTES) | (cells[1:] != cells[:-1])
+            cells, gaps = chosen[:, 0] // size, chosen[1:, 0] - chosen[:-1, 1]
+            apart = (gaps > min(size, _GAP_BYTES)) | (cells[1:] != cells[:-1])
             for group in np.split(chosen, np.flatnonzero(apart) + 1):
                 yield Window(part, group, None)
 
@@ -309,6 +312,12 @@ def read(
         closing(ordered(chosen, one, pool, 2 * THREADS)) as found,
     ):
         yield from found
+
+
+def read_in_turn(chosen: Iterator[Window]) -> Iterator[tuple[Window, memoryview]]:
+    """Each window with its bytes, which are good until the next one is asked for; no threads."""
+    local = threading.local()
+    return ((window, _bytes(window, local)) for window in chosen)
 
 
 def _bytes(window: Window, local: threading.local) -> memoryview:

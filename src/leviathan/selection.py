@@ -83,7 +83,7 @@ def selected(items: Iterable[Item], wanted: int, of_rows: int, seed: int) -> Ite
         yield from itertools.compress(batch, drawn.mask(len(batch)).tolist())
 
 
-def shares(wanted: int, rows: Mapping[Name, int]) -> dict[Name, int]:
+def shares(wanted: int, rows: Mapping[Name, int | Fraction]) -> dict[Name, int]:
     """``wanted`` rows shared out in proportion to ``rows``, by largest remainders.
 
     Every stratum's share is off by less than one row, and all make ``wanted``.

@@ -83,6 +83,13 @@ class Tokenizer:
             for text, prompt, answer in zip(texts, prompts, answers, strict=True)
         ]
 
+    def lengths(self, texts: Sequence[Text], *, adds_special_tokens: bool) -> list[int]:
+        """The tokens of ``count`` alone: a conversation's trained turns are not looked for."""
+        if adds_special_tokens:
+            return [found.tokens for found in self.count(texts, adds_special_tokens=True)]
+        answers = [text.answer for text in texts]
+        return [len(x) for x in self._backend.encode_batch_fast(answers, add_special_tokens=False)]
+
     def _pair(self, text: Text, prompt: list[int], answer: list[int]) -> Count:
         asked = len(prompt) if text.prompt else 0
         answered = len(answer) if text.answer else 0
