@@ -132,7 +132,7 @@ CASES = {
     "run name of render": (nothing, [*RENDER, "--name", "../x"], ["--name '../x' cannot be a run's name"]),
     # --- corpus
     "missing corpus": (lambda: Path("rows.jsonl").unlink(), TRAIN, ["corpus rows.jsonl does not exist; set corpus: in the recipe"]),
-    "corpus that is a directory": (nothing, [*TRAIN, "--set", "corpus=configs"], ["corpus configs is not a file"]),
+    "corpus that is a directory": (nothing, [*TRAIN, "--set", "corpus=configs"], ["corpus configs is a directory without data files"]),
     "corpus that is not JSONL": (rows(ROW, ROW, "hello"), TRAIN, ["rows.jsonl:3: not JSON"]),
     "bad row far down": (rows(*[ROW] * 150, "hello"), TRAIN, ["rows.jsonl:151: not JSON"]),
     "bad row far down in a share": (rows(*[ROW] * 150, "hello"), ["train", *TINY, "-s", "150"], ["rows.jsonl:151: not JSON"]),

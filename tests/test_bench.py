@@ -173,6 +173,7 @@ def test_without_a_corpus_rows_are_made_up(benches):
         (["--set", "corpus=nowhere.jsonl", "--set", "datasets.0.type=chat_template"],
          "corpus nowhere.jsonl does not exist"),
         (["--set", "corpus=bad.jsonl"], "bad.jsonl:1: not JSON"),
+        (["--set", "corpus=shards"], "bench measures one plain JSONL file, and shards is none"),
         (["--set", "learning_rat=1"], "learning_rate"),
     ],
 )  # fmt: skip
@@ -182,6 +183,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(run_cli, project, argument
         (project / name / "config.json").write_text(text)
     (project / "empty").mkdir()
     (project / "bad.jsonl").write_text("{\n")
+    (project / "shards").mkdir()
+    (project / "shards/a.jsonl").write_text("{}\n")
     before = listing(project)
     done = run_cli("bench", *TINY, *arguments)
     assert done.exit_code == 2, done.output

@@ -1,10 +1,12 @@
 """Layers, provenance, overrides, names and errors of the configuration."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from leviathan import config, layers, samples
+from leviathan import config, corpus, layers, render, samples
+from leviathan.config import Recipe
 from leviathan.errors import BadInput
 from leviathan.layers import build
 
@@ -126,6 +128,14 @@ def test_set_of_leviathans_own_keys_reaches_the_recipe(project):
     assert merged.recipe.suite == "demo"
     assert merged.tree["datasets"] == layers.dataset_entries("chat")
     assert not {"corpus", "format", "suite"} & set(merged.tree)
+
+
+def test_every_format_is_one_axolotl_takes(project, keys):
+    for row_format in get_args(Recipe.model_fields["format"].annotation):
+        merged = build("tiny", "tiny", "full", [f"format={row_format}"])
+        assert merged.tree["datasets"] == layers.dataset_entries(row_format)
+        assert layers.row_fields(merged) == corpus.REQUIRED_FIELDS[row_format]
+        render.check_keys(merged, keys)
 
 
 @pytest.mark.parametrize("text", ["lora_dropout=null", "lora_dropout=", "lora_dropout=~"])

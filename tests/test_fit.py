@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from leviathan import comparison, fit, layers, offers, plan, shapes, survey, tokens
+from leviathan import comparison, figures, fit, layers, offers, plan, shapes, survey
 from leviathan.errors import BadInput
 from test_speed import LLAMA_8B
 
@@ -18,7 +18,7 @@ def llama():
 
 def surveyed(llama, profile, *sets, sample="10pct"):
     config = layers.build("leviathan", profile, sample, list(sets))
-    statistics = tokens.assumed("corpus.jsonl", ROWS, BYTES, sample)
+    statistics = figures.assumed("corpus.jsonl", ROWS, BYTES, sample)
     return survey.Survey(config, llama, statistics, (), 32.0, None)
 
 
@@ -184,7 +184,7 @@ def test_the_largest_part_is_found_from_any_guess_in_few_tries(holding, guess):
 
 
 def test_a_few_rows_have_no_share_on_many_gpus_and_no_traceback(llama):
-    few = replace(surveyed(llama, "a100"), statistics=tokens.assumed("c", 300, 700_000, "full"))
+    few = replace(surveyed(llama, "a100"), statistics=figures.assumed("c", 300, 700_000, "full"))
     few = replace(few, config=replace(few.config, sample="full"))
     assert few.plan().steps.train_rows < 50  # 256 are held out
     assert offers.shares(few, 3) == []

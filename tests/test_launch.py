@@ -1,5 +1,6 @@
 """Real ``leviathan train`` processes on a fake accelerate: endings, signals, resuming."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -616,3 +618,25 @@ def test_a_launcher_that_dies_alone_is_a_failure_and_not_a_stop(trainings, numbe
     )
     assert [s["outcome"] for s in record(trainings)["sessions"]] == ["failed", "done"]
     assert record(trainings)["sessions"][1]["resumed_from"] >= 7
+
+
+@pytest.mark.parametrize("form", ["gz", "directory"])
+def test_what_is_not_plain_is_copied_plain_before_it_is_trained_on(trainings, form):
+    """Axolotl is given one JSONL file, whatever the corpus is."""
+    rows = Path(yaml.safe_load((trainings.project / "configs/recipes/tiny.yaml").read_text())["corpus"])  # fmt: skip
+    data = (trainings.project / rows).read_bytes()
+    if form == "gz":
+        (trainings.project / "packed.jsonl.gz").write_bytes(gzip.compress(data))
+        name = "packed.jsonl.gz"
+    else:
+        (trainings.project / "shards").mkdir()
+        for number, line in enumerate(data.splitlines(keepends=True)):
+            (trainings.project / f"shards/{number:04d}.jsonl").write_bytes(line)
+        name = "shards"
+    done = trainings.run("--set", f"corpus={name}")
+    assert done.code == 0, done
+    launched = yaml.safe_load((trainings.run_dir / "axolotl.yaml").read_text())
+    path = Path(launched["datasets"][0]["path"])
+    assert path.read_bytes() == data
+    assert path.is_relative_to(trainings.project / "work/data")
+    assert record(trainings)["corpus"]["rows"] == len(data.splitlines())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fakes.processes import LEVIATHAN
-from leviathan import calibrations, knobs, layers, machine, plan, runs, shapes, speed, tokens
+from leviathan import calibrations, figures, knobs, layers, machine, plan, runs, shapes, speed
 from leviathan.calibrations import Calibration
 from test_bad_input import SHAPE
 from test_speed import LLAMA_8B
@@ -31,7 +31,7 @@ def llama():
 
 def planned(llama, profile, *sets, sample="10pct", **options):
     config = layers.build("leviathan", profile, sample, list(sets))
-    return plan.make(config, llama, tokens.assumed("c.jsonl", ROWS, BYTES, sample), **options)
+    return plan.make(config, llama, figures.assumed("c.jsonl", ROWS, BYTES, sample), **options)
 
 
 def measured(llama, profile, *sets, **changed):

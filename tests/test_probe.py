@@ -103,7 +103,7 @@ def test_a_bad_row_is_named(tmp_path, text, complaint):
         probe.from_corpus(path, KNOBS, 2, 2, REQUIRED)
 
 
-@pytest.mark.parametrize("row_format", ["alpaca", "chat", "completion"])
+@pytest.mark.parametrize("row_format", ["alpaca", "chat", "sharegpt", "completion"])
 def test_made_up_rows_fit_the_format_and_are_long(row_format):
     from leviathan.corpus import REQUIRED_FIELDS
 

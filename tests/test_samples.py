@@ -1,14 +1,20 @@
 """Sampling: exact counts, order, bytes unchanged, the same rows for the same seed for ever."""
 
+import gzip
 import json
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import xxhash
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leviathan import samples
+from leviathan import corpus, samples
 from leviathan.errors import BadInput
 from leviathan.samples import Sample, Wish
 
@@ -259,3 +265,217 @@ def test_progress_counts_up_to_the_whole_file(tmp_path):
     draw(source, "10pct", 42, tmp_path / "data", progress=lambda *a: seen.append(a))
     size = source.stat().st_size
     assert seen == [("counting", size, size), ("sampling", size, size)]
+
+
+# --- other files than one of JSONL --------------------------------------------------
+
+
+def parquet(path: Path, rows: list[dict]) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
+@pytest.mark.parametrize("sample", ["10pct", "full"])
+def test_a_compressed_corpus_gives_the_sample_of_the_plain_one(tmp_path, pack, sample):
+    plain = write(tmp_path / "rows.jsonl", numbered(3000))
+    packed = tmp_path / "packed.jsonl"  # known by what it begins with
+    packed.write_bytes(pack(plain.read_bytes()))
+    one, two = (draw(path, sample, 42, tmp_path / "data") for path in (plain, packed))
+    assert (one.rows, one.of_rows, one.digest) == (two.rows, two.of_rows, two.digest)
+    assert Path(one.path).read_bytes() == Path(two.path).read_bytes()
+    assert Path(two.path) != packed  # Axolotl is given plain JSONL, always
+
+
+def test_a_directory_is_its_shards_by_name(tmp_path):
+    shards = tmp_path / "corpus"
+    (shards / "b").mkdir(parents=True)
+    rows = numbered(40)
+    write(shards / "a.jsonl", rows[:10])
+    (shards / "b" / "1.jsonl.gz").write_bytes(gzip.compress(b"\n".join(rows[10:20])))
+    (shards / "b" / "2.ndjson.zst").write_bytes(zstandard.compress(b"\n".join(rows[20:30])))
+    parquet(shards / "c.parquet", [json.loads(row) for row in rows[30:]])
+    (shards / "README.md").write_text("not a shard")
+    (shards / ".hidden.jsonl").write_text("nor this")
+    whole = draw(shards, "full", 42, tmp_path / "data")
+    assert (whole.rows, drawn_numbers(whole)) == (40, list(range(40)))
+    part = draw(shards, "50pct", 42, tmp_path / "data")
+    lone = draw(write(tmp_path / "one.jsonl", rows), "50pct", 42, tmp_path / "data")
+    assert drawn_numbers(part) == drawn_numbers(lone)
+
+
+def test_shards_without_a_last_line_end_or_with_a_mark_are_joined_well(tmp_path):
+    shards = tmp_path / "corpus"
+    shards.mkdir()
+    for name in "abc":
+        (shards / f"{name}.jsonl").write_bytes(b'\xef\xbb\xbf{"n": 1}\r\n{"n": 2}')
+    drawn = draw(shards, "full", 42, tmp_path / "data", required=("n",))
+    rows = b'{"n": 1}\r\n{"n": 2}'
+    assert Path(drawn.path).read_bytes() == b"\xef\xbb\xbf" + b"\n".join([rows] * 3)
+    assert drawn.bytes == Path(drawn.path).stat().st_size
+
+
+def test_a_bad_row_in_a_shard_is_named_by_shard_and_line(tmp_path):
+    shards = tmp_path / "corpus"
+    shards.mkdir()
+    write(shards / "a.jsonl", numbered(150))
+    (shards / "b.jsonl.gz").write_bytes(gzip.compress(b"\n".join([*numbered(150), b"oops"])))
+    with pytest.raises(BadInput, match=r"b\.jsonl\.gz:151: not JSON"):
+        draw(shards, "full", 42, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: (d / "c.jsonl").write_text('{"n": 9}\n'),
+        lambda d: (d / "a.jsonl").unlink(),
+        lambda d: (d / "b.jsonl").rename(d / "x.jsonl"),
+        lambda d: (d / "b.jsonl").write_text('{"n": 7}\n'),
+    ],
+    ids=["one more", "one gone", "renamed", "changed"],
+)
+def test_a_directory_whose_shards_changed_is_drawn_again(tmp_path, change):
+    shards = tmp_path / "corpus"
+    shards.mkdir()
+    for n, name in enumerate("ab"):
+        write(shards / f"{name}.jsonl", [b'{"n": %d}' % n])
+    first = draw(shards, "full", 42, tmp_path / "data")
+    assert draw(shards, "full", 42, tmp_path / "data") == first
+    change(shards)
+    seen = []
+    draw(shards, "full", 42, tmp_path / "data", progress=lambda *a: seen.append(a))
+    assert seen
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe", [{"a": b"x"}]])
+def test_parquet_columns_that_are_no_text_are_named(tmp_path, value):
+    source = parquet(tmp_path / "rows.parquet", [{"n": value}])
+    with pytest.raises(BadInput, match=r"rows\.parquet: column 'n' holds .*binary"):
+        draw(source, "full", 42, tmp_path / "data")
+
+
+# --- strata -------------------------------------------------------------------------
+
+
+def test_a_field_keeps_its_proportions(tmp_path):
+    rows = [
+        json.dumps({"n": n, "meta": {"source": "web" if n % 10 else ["a", "book"][n % 20 == 0]}})
+        for n in range(1000)
+    ]
+    source = write(tmp_path / "rows.jsonl", [row.encode() for row in [*rows, '{"n": 1000}']])
+    drawn = draw(source, "10pct", 42, tmp_path / "data", by="meta.source")
+    counted = Counter(
+        json.loads(line).get("meta", {}).get("source")
+        for line in Path(drawn.path).read_text().splitlines()
+    )
+    assert counted == {"web": 90, "a": 5, "book": 5}
+    assert drawn.strata == {'"web"': 90, '"a"': 5, '"book"': 5, "null": 0}
+    assert drawn_numbers(drawn) == sorted(drawn_numbers(drawn))
+    other = draw(source, "10pct", 42, tmp_path / "data")
+    assert other.path != drawn.path
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("n", "--by n has more than 1,000 different values"), ("x", "--by x: no row has such")],
+)
+def test_a_field_that_groups_nothing_is_refused(tmp_path, field, message):
+    source = write(tmp_path / "rows.jsonl", numbered(1100))
+    with pytest.raises(BadInput, match=message):
+        draw(source, "10pct", 42, tmp_path / "data", by=field)
+    assert not (tmp_path / "data").exists()
+
+
+# --- a file of one's own ------------------------------------------------------------
+
+
+def test_an_output_of_ones_own_has_its_manifest_beside_it(tmp_path):
+    source, out = write(tmp_path / "rows.jsonl", numbered(50)), tmp_path / "out" / "some.jsonl"
+    drawn = draw(source, "10pct", 42, tmp_path / "data", output=out)
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        "some.jsonl",
+        "some.jsonl.manifest.json",
+    ]
+    assert not (tmp_path / "data").exists()
+    assert draw(source, "10pct", 42, tmp_path / "data", output=out) == drawn
+    again = draw(source, "20pct", 42, tmp_path / "data", output=out)  # it is ours to replace
+    assert (again.rows, len(out.read_bytes().splitlines())) == (10, 10)
+
+
+def test_what_would_become_a_part_of_the_corpus_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "rows.jsonl", numbered(50))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="lies in the corpus"):
+        draw(Path(), "10pct", 42, Path("work/data"))
+    with pytest.raises(BadInput, match="is a directory"):
+        draw(Path("rows.jsonl"), "10pct", 42, Path("work/data"), output=Path())
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.zst", "rows.parquet"])
+def test_a_file_that_is_not_what_its_name_says_is_damaged(tmp_path, name):
+    source = write(tmp_path / name, numbered(5))
+    with pytest.raises(BadInput, match=f"{name} is damaged: it does not begin as"):
+        draw(source, "full", 42, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["precious.jsonl", "rows.jsonl"])
+def test_a_file_of_someone_elses_is_never_overwritten(tmp_path, name):
+    source = write(tmp_path / "rows.jsonl", numbered(50))
+    other = tmp_path / name
+    if not other.exists():
+        other.write_text("precious")
+    before = other.read_bytes()
+    with pytest.raises(BadInput, match="is there already"):
+        draw(source, "10pct", 42, tmp_path / "data", output=other)
+    assert other.read_bytes() == before
+
+
+# --- what is copied unread ------------------------------------------------------------
+
+
+def test_rows_copied_unread_are_read_before_they_are_trained_on(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [*numbered(150), b"broken"])
+    drawn = draw(source, "full", 42, tmp_path / "data", required=None)
+    assert (drawn.rows, drawn.checked) == (151, None)
+    with pytest.raises(BadInput, match=r"rows\.jsonl:151: not JSON"):
+        draw(source, "full", 42, tmp_path / "data")
+
+
+def test_a_line_of_a_hundred_megabytes_is_one_row(tmp_path):
+    long = b'{"n": 0, "t": "' + b"x" * 100_000_000 + b'"}'
+    source = write(tmp_path / "rows.jsonl", [*numbered(3), long, *numbered(3)])
+    drawn = draw(source, "100pct", 42, tmp_path / "data", output=tmp_path / "copy.jsonl")
+    assert drawn.of_rows == 7
+    assert drawn.digest == corpus.file_digest(source)
+
+
+def test_the_sample_and_what_it_leaves_make_the_corpus(tmp_path):
+    """NUL bytes, bytes that are no UTF-8, separators: none of it is looked at."""
+    rows = [b"%d \x00\xff\xe2\x80\xa8\x85\x1e" % n for n in range(500)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    drawn = draw(source, "30pct", 42, tmp_path / "data", required=None)
+    taken = Path(drawn.path).read_bytes().split(b"\n")[:-1]
+    assert len(taken) == 150
+    left = [row for row in rows if row not in set(taken)]
+    assert sorted([*taken, *left]) == sorted(rows)
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.1, 0.3, 0.5, 0.8])
+def test_kill_9_leaves_the_old_sample_or_the_new_one(tmp_path, moment):
+    source = write(tmp_path / "rows.jsonl", [b'{"n": %d, "t": "%s"}' % (n, b"x" * 3000) for n in range(20_000)])  # fmt: skip
+    out = tmp_path / "out.jsonl"
+    old = draw(source, "10", 42, tmp_path / "data", output=out)
+    command = [sys.executable, "-c", "from leviathan.cli import main; main()", "data", "sample",
+               str(source), "--sample", "90pct", "-o", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    time.sleep(0.25 + moment)
+    process.kill()
+    process.wait()
+    assert corpus.file_digest(out) in {old.digest, draw(source, "90pct", 42, tmp_path / "data", required=None).digest}  # fmt: skip
+    draw(source, "90pct", 42, tmp_path / "data", output=out)  # and the next one cleans up
+    assert not list(tmp_path.glob(".*.tmp"))

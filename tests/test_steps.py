@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from leviathan import knobs, steps, tokens
+from leviathan import figures, knobs, steps
 from leviathan.errors import BadInput
 
 LENGTHS = [20 + n * n * 7 % 180 for n in range(400)]
 
 
 def statistics(lengths, masked=None, *, rows=None, splits=False, exact=True):
-    return tokens.Statistics(
+    return figures.Statistics(
         rows=rows or len(lengths), rows_error=0.0,
         tokens=array("I", lengths), masked=array("I", masked or [0] * len(lengths)),
         mean_tokens=sum(lengths) / len(lengths), mean_error=0.0, total_error=0.0, trainable_share=1.0,

@@ -1,5 +1,6 @@
 """Statistics of a corpus: whole, of a part, kept, and refused."""
 
+import gzip
 import json
 import math
 import random
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from leviathan import samples, tokenizer, tokens
+from leviathan import figures, samples, tokenizer, tokens
 from leviathan.errors import BadInput
 from leviathan.templates import Text
 
@@ -27,7 +28,7 @@ def base(tmp_path_factory):
 def source(tmp_path, base):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 200)
     tree = {"base_model": str(base), "datasets": ALPACA}
-    return tokens.Source(rows, "full", 42, tmp_path / "data", tree)
+    return figures.Source(rows, "full", 42, tmp_path / "data", tree)
 
 
 def write_large(path, rows):
@@ -47,7 +48,7 @@ def test_a_small_corpus_is_tokenised_whole(source):
     assert found.exact
     assert found.total_tokens == sum(found.tokens)
     assert found.bytes_per_token == source.corpus.stat().st_size / sum(found.tokens)
-    assert found.row_tokens == tuple(sorted(found.tokens))
+    assert found.row_tokens.tolist() == sorted(found.tokens)
     # Alpaca's loss is on the answer.
     assert found.trainable_share == pytest.approx(1 - sum(found.masked) / sum(found.tokens))
     assert 0 < found.trainable_share < 0.3
@@ -87,7 +88,7 @@ def test_a_large_corpus_is_estimated_within_what_it_says(source, monkeypatch):
 def test_rows_of_a_drawn_sample_are_not_estimated(source, monkeypatch):
     monkeypatch.setattr(tokens, "WHOLE_BYTES", 1000)
     source = replace(source, corpus=write_large(source.corpus, 5000), sample="2000")
-    drawn = samples.draw(source.wish)
+    drawn = samples.draw(replace(source, sample="2000").wish)
     found = tokens.measure(source)
     assert (found.rows, found.rows_error, found.exact) == (drawn.rows, 0, False)
     assert 0 < found.mean_error < 0.02 * found.mean_tokens
@@ -100,8 +101,8 @@ def test_long_rows_are_found_no_more_often_than_short_ones(tmp_path):
         for number in range(40_000):
             out.write(b"x" * (1000 if number % 2 else 100) + b"\n")
     blocks = tokens._read_blocks(path)
-    long = sum(len(line) > 500 for _, _, line in blocks.rows_read)
-    assert long / len(blocks.rows_read) == pytest.approx(0.5, abs=0.01)
+    long = sum(len(line) > 500 for _, _, line in blocks.lines)
+    assert long / len(blocks.lines) == pytest.approx(0.5, abs=0.01)
     assert blocks.rows == pytest.approx(40_000, rel=0.01)
 
 
@@ -136,9 +137,9 @@ def test_a_file_within_the_blocks_is_read_once_and_whole(tmp_path, size):
     lines = [b"%d" % number * (1 + number % 7) + b"\n" for number in range(size)]
     path.write_bytes(b"\n \n".join(lines))
     blocks = tokens._read_blocks(path)
-    assert [line for _, _, line in blocks.rows_read] == lines or size == 1
+    assert [line for _, _, line in blocks.lines] == lines or size == 1
     assert (blocks.rows, blocks.rows_error) == (size, 0)
-    for _, place, line in blocks.rows_read:
+    for _, place, line in blocks.lines:
         assert path.read_bytes()[int(place.split()[1]) :].startswith(line)
 
 
@@ -215,7 +216,8 @@ def test_what_is_not_followed_is_named(source, tree, named):
 
 
 CHAT = [{"type": "chat_template", "chat_template": "chatml"}]
-JINJA = [{"type": "chat_template", "chat_template_jinja": "{{ raise_exception('users first') }}"}]
+JINJA = [{"type": "chat_template", "chat_template": "jinja",
+          "chat_template_jinja": "{{ raise_exception('users first') }}"}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ JINJA = [{"type": "chat_template", "chat_template_jinja": "{{ raise_exception('u
         ([{"instruction": "", "output": ""}] * 3, {}, "{corpus} has no text to train on"),
         ([{"instruction": "a", "output": 3}], {}, "{path}:1: 'output' holds int, not text"),
         ([{"messages": "hi"}], {"datasets": CHAT}, "{path}:1: 'messages' is not a list of messages"),
-        ([{"messages": [{"content": "a"}]}], {"datasets": CHAT}, "{path}:1: a message in 'messages' has no role"),
+        ([{"messages": [{"content": "a"}]}], {"datasets": CHAT}, "{path}:1: a message in 'messages' has no 'role'"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {"datasets": CHAT}, "{corpus} has no text to train on"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {"datasets": JINJA}, "{path}:1: the chat template refuses it: users first"),
         ([{}], {"datasets": [{**CHAT[0], "chat_template": "chatmI"}]}, "chat_template 'chatmI' is not one Axolotl knows; alpaca,"),
@@ -281,3 +283,22 @@ def test_the_prompt_of_alpaca_is_in_front(source):
     text = look.form.render({"instruction": "ask", "output": "answer"})
     assert text == Text(text.prompt, "answer")
     assert "ask" in text.prompt
+
+
+@pytest.mark.parametrize("form", ["gz", "directory"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_corpus_that_is_not_plain_has_the_same_tokens(source, tmp_path, monkeypatch, form, exact):
+    monkeypatch.setattr(tokens, "WHOLE_BYTES", 1000)
+    write_large(source.corpus, 3000)
+    plain = tokens.measure(source, exact=True)
+    data = source.corpus.read_bytes()
+    other = tmp_path / "other"
+    if form == "gz":
+        other.write_bytes(gzip.compress(data))
+    else:
+        other.mkdir()
+        (other / "a.jsonl").write_bytes(data[: data.index(b"\n", 60_000) + 1])
+        (other / "b.jsonl").write_bytes(data[data.index(b"\n", 60_000) + 1 :])
+    found = tokens.measure(replace(source, corpus=other), exact=exact)
+    assert (found.rows, found.rows_error, found.exact) == (3000, 0, exact)
+    assert found.total_tokens == pytest.approx(plain.total_tokens, rel=0 if exact else 0.03)

@@ -1,74 +1,46 @@
 """Owns looking at every row of a corpus: what is wrong, where, and how often.
 
 Changes nothing; ``mending`` writes the clean corpus. What is wrong with one row is told by
-``formats`` and ``hazards``, which rows are the same by ``duplicates`` and ``neighbours``.
+``scrutiny``, in processes started here; which rows are the same by ``duplicates`` and
+``neighbours``.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
-import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import orjson
-import xxhash
 from numpy.typing import NDArray
 
-from leviathan import blocks, corpus, hazards, identity, neighbours
+from leviathan import blocks, corpus, scrutiny, signals
 from leviathan.blocks import Block
-from leviathan.corpus import Part, Progress, Row
+from leviathan.corpus import Part, Progress
 from leviathan.duplicates import Duplicates
-from leviathan.errors import BadInput
+from leviathan.findings import BITS, BLANK, EXAMPLES, KINDS, Severity
 from leviathan.formats import Shape
 from leviathan.index import ordered
-from leviathan.neighbours import Neighbours
+from leviathan.neighbours import SLOTS, Neighbours
+from leviathan.scrutiny import Looked, Wish
 from leviathan.spill import Spill
 
-Severity = Literal["error", "warning"]
+if TYPE_CHECKING:
+    from leviathan.lengths import Report
 
-KINDS: dict[str, tuple[Severity, str]] = {
-    "not_utf8": ("error", "not UTF-8"),
-    "not_json": ("error", "not JSON"),
-    "not_object": ("error", "JSON, but no object"),
-    "not_text": ("error", "half a surrogate pair, which is no text"),
-    "missing_field": ("error", "a field is missing"),
-    "wrong_type": ("error", "a field holds something else than text"),
-    "nothing_trained": ("error", "nothing to train on"),
-    "unknown_role": ("error", "a role that chat templates do not know"),
-    "secret": ("error", "looks like a secret: a key or a token"),
-    "duplicate": ("warning", "trains the very text of an earlier row"),
-    "near_duplicate": ("warning", "nearly the text of an earlier row"),
-    "role_order": ("warning", "turns in an unusual order"),
-    "empty_field": ("warning", "an empty field"),
-    "control": ("warning", "control characters, or text that was decoded wrongly"),
-    "over_long": ("warning", "longer than sequence_len"),
-    "masked": ("warning", "no token is left to train on within sequence_len"),
-}
-"""Every kind of finding: ``error`` is what breaks a training or should not be trained on."""
-_BITS = {kind: 1 << bit for bit, kind in enumerate(KINDS)}
-_ERRORS = sum(bit for kind, bit in _BITS.items() if KINDS[kind][0] == "error")
-BLANK = 1 << 31
-"""Flag of a line that is no row."""
-_EXAMPLES = 5
-_NO_ROW = object()
 _SHOWN = 100
+_BATCH = 8  # blocks that a worker takes at once: passing one by one costs a tenth of the time
 _IN_PROCESS_BYTES = 16 << 20  # below this, other processes would not have begun in time
 _WORKERS = min(8, len(os.sched_getaffinity(0)))
-
-
-def bits(kinds: Iterator[str] | frozenset[str]) -> int:
-    """The flags of these kinds."""
-    return sum(_BITS[kind] for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -98,27 +70,6 @@ class Finding:
     """The first few."""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What to look for."""
-
-    shape: Shape
-    near: float | None = None
-    """Similarity from which rows count as near-duplicates; None: they are not looked for."""
-
-
-@dataclass
-class _Looked:
-    """What a worker says of one block."""
-
-    flags: NDArray[np.uint32]
-    hashes: NDArray[np.uint64]
-    signatures: NDArray[np.uint8] | None
-    size: int
-    examples: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line in the block from 0, kind, and what."""
-
-
 class Audit:
     """A corpus that was looked at: a flag for each kind of finding on every line, on disk."""
 
@@ -144,9 +95,19 @@ class Audit:
         part = bisect_right(begins, line) - 1
         return self.parts[part].path, line - begins[part] + 1
 
+    def take(self, block: Block, found: Looked) -> None:
+        """Keep what was found in the next block."""
+        before = len(self.flags)
+        flags = np.frombuffer(found.flags, np.uint32)
+        self.lines_of[self.parts.index(block.part)] += len(flags)
+        self.size += found.size
+        self.flags.append(flags)
+        for number, kind, what in found.examples:
+            self.add_example(kind, before + number, what)
+
     def add_example(self, kind: str, line: int, what: str) -> None:
         """Remember what is wrong in a line, if it is among the first of its kind."""
-        if len(self._examples[kind]) < _EXAMPLES:
+        if len(self._examples[kind]) < EXAMPLES:
             path, number = self.place(line)
             self._examples[kind].append(Example(str(path), number, what[:_SHOWN]))
 
@@ -161,12 +122,40 @@ class Audit:
         marked, records = Spill("<u4"), _Ahead(found)
         for first, flags in self.flags.pieces():
             here = records.below(first + len(flags))
-            here = here[flags[here["row"] - first] & _BITS["duplicate"] == 0]
+            here = here[flags[here["row"] - first] & BITS["duplicate"] == 0]
             more = flags.copy()
-            more[here["row"] - first] |= _BITS[kind]
+            more[here["row"] - first] |= BITS[kind]
             marked.append(more)
-            for record in here[:_EXAMPLES]:
+            for record in here[:EXAMPLES]:
                 self.add_example(kind, int(record["row"]), what(record))
+        self.flags.close()
+        self.flags = marked
+
+    def mark_lengths(self, report: "Report") -> None:
+        """Flag rows by their tokens, every one of which was counted."""
+        found, limit = report.statistics, report.sequence_len
+        tokens, masked, trainable = (
+            np.asarray(one) for one in (found.tokens, found.masked, found.trainable)
+        )
+        empty = trainable == 0
+        if report.fate == "cut":
+            empty |= masked >= limit
+        self._mark_rows("masked", empty, lambda row: f"{tokens[row]:,} tokens")
+        if report.fate != "split":
+            self._mark_rows("over_long", tokens > limit, lambda row: f"{tokens[row]:,} tokens")
+
+    def _mark_rows(self, kind: str, chosen: NDArray[np.bool_], what: Callable[[int], str]) -> None:
+        """Flag rows chosen by their number; blank lines have none."""
+        marked, before = Spill("<u4"), 0
+        for first, flags in self.flags.pieces():
+            lines = np.flatnonzero((flags & BLANK) == 0)
+            rows = np.flatnonzero(chosen[before : before + len(lines)])
+            more = flags.copy()
+            more[lines[rows]] |= BITS[kind]
+            marked.append(more)
+            for row in rows[:EXAMPLES].tolist():
+                self.add_example(kind, first + int(lines[row]), what(before + row))
+            before += len(lines)
         self.flags.close()
         self.flags = marked
 
@@ -182,7 +171,7 @@ class Audit:
         """What is wrong: errors first, what is found most often first."""
         counts: Counter[str] = Counter()
         for _, flags in self.flags.pieces():
-            for kind, bit in _BITS.items():
+            for kind, bit in BITS.items():
                 counts[kind] += int(np.count_nonzero(flags & bit))
         rows = max(self.rows(), 1)
         found = [
@@ -222,28 +211,32 @@ class _Ahead:
 def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
     """Look at every row; the caller closes what is returned.
 
+    Twice, where the corpus comes from writers of different habits (``glance``).
+
     Raises:
         BadInput: there is no corpus, it is empty, or a compressed file is damaged.
     """
+    audit, mixed = _look(path, wish, progress)
+    if mixed and not wish.decoded and wish.near is None:
+        audit.__exit__()
+        audit, _ = _look(path, replace(wish, decoded=True), progress)
+    return audit
+
+
+def _look(path: Path, wish: Wish, progress: Progress | None) -> tuple[Audit, bool]:
+    """What was found, and whether texts are written in more than one way."""
     audit = Audit(path, wish.shape)
-    total, done, line = sum(part.size for part in audit.parts), 0, 0
+    total, done = sum(part.size for part in audit.parts), 0
+    plain = escaped = False
     duplicates = Duplicates()
     near = Neighbours(wish.near) if wish.near is not None else None
-    work = partial(_look, wish=wish)
-    with (
-        _pool(total) as pool,
-        closing(ordered(blocks.of(audit.parts), work, pool, 2 * _WORKERS)) as looked,
-    ):
+    with closing(_looked(audit.parts, wish, total)) as looked:
         for block, found in looked:
-            audit.lines_of[audit.parts.index(block.part)] += len(found.flags)
-            audit.size += found.size
-            audit.flags.append(found.flags)
-            duplicates.add(found.hashes)
-            if near is not None and found.signatures is not None:
-                near.add(found.signatures)
-            for number, kind, what in found.examples:
-                audit.add_example(kind, line + number, what)
-            line += len(found.flags)
+            audit.take(block, found)
+            duplicates.add(np.frombuffer(found.hashes, np.uint64))
+            if near is not None:
+                near.add(np.frombuffer(found.signatures, np.uint8).reshape(-1, SLOTS))
+            plain, escaped = plain or found.plain, escaped or found.escaped
             done += block.share
             if progress:
                 progress("checking", done, total)
@@ -252,7 +245,19 @@ def look(path: Path, wish: Wish, progress: Progress | None = None) -> Audit:
         raise corpus.empty(path)
     if corpus.state(path) != audit.state:
         raise corpus.changed(path)
-    return audit
+    return audit, plain and escaped
+
+
+def _looked(
+    parts: tuple[Part, ...], wish: Wish, size: int
+) -> Generator[tuple[Block, Looked], None, None]:
+    """Every block with what a worker says of it, in order."""
+    found = blocks.of(parts)
+    batches = iter(lambda: list(itertools.islice(found, _BATCH)), [])
+    work = partial(scrutiny.look_at_each, wish=wish)
+    with _pool(size) as pool, closing(ordered(batches, work, pool, 2 * _WORKERS)) as looked:
+        for batch, results in looked:
+            yield from zip(batch, results, strict=True)
 
 
 def _compare(audit: Audit, duplicates: Duplicates, near: Neighbours | None) -> None:
@@ -276,98 +281,9 @@ def _pool(size: int) -> Executor:
         return ThreadPoolExecutor(1)
     # Not forked: this process has threads (a live line), and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=_begin)
-
-
-# --- in a worker -------------------------------------------------------------------------
-
-
-def _begin() -> None:
-    """Leave Ctrl+C to the process that started this one, and end when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _look(block: Block, wish: Wish) -> _Looked:
-    data = block.read()
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if block.first and lines:
-        lines[0] = lines[0].removeprefix(corpus.BOM)
-    lookup = _Lines(block.part, wish, len(lines))
-    for number, line in enumerate(lines):
-        lookup.take(number, line)
-    for place, kind, what in hazards.find(data):
-        lookup.note(data.count(b"\n", 0, place), kind, what)
-    signed = neighbours.signatures(lookup.texts) if wish.near is not None else None
-    return _Looked(lookup.flags, lookup.hashes, signed, len(data), lookup.examples)
-
-
-class _Lines:
-    """The lines of one block, taken one after another."""
-
-    def __init__(self, part: Part, wish: Wish, count: int) -> None:
-        self.flags = np.zeros(count, np.uint32)
-        self.hashes = np.zeros(count, np.uint64)
-        self.texts: list[bytes] = []
-        self.examples: list[tuple[int, str, str]] = []
-        self._part, self._shape, self._near = part, wish.shape, wish.near is not None
-        self._fields = (wish.shape.field,) if wish.shape.field else ()
-        self._noted: Counter[str] = Counter()
-
-    def note(self, number: int, kind: str, what: str) -> None:
-        """Something is wrong in a line."""
-        self.flags[number] |= _BITS[kind]
-        self._noted[kind] += 1
-        if self._noted[kind] <= _EXAMPLES:
-            self.examples.append((number, kind, what))
-
-    def take(self, number: int, line: bytes) -> None:
-        """Look at one line."""
-        text = b""
-        try:
-            row = orjson.loads(line)
-        except ValueError:
-            row = self._refused(number, line)
-        if type(row) is dict:
-            for kind, what in self._shape.problems(row):
-                self.note(number, kind, what)
-            if not self.flags[number] & _ERRORS:
-                text = identity.content(row, self._shape.kind, self._fields)
-                self.hashes[number] = xxhash.xxh3_64_intdigest(text) or 1
-        elif row is not _NO_ROW:
-            self.note(number, "not_object", f"found {type(row).__name__}")
-        if self._near:
-            self.texts.append(text)
-
-    def _refused(self, number: int, line: bytes) -> Any:
-        if not line.strip():
-            self.flags[number] = BLANK
-            return _NO_ROW
-        kind, what, row = _judge(Row(self._part.path, number + 1, line))
-        if kind:
-            self.note(number, kind, what)
-            return _NO_ROW
-        return row
-
-
-def _judge(row: Row) -> tuple[str, str, Any]:
-    """What is wrong with a line that the fast parser refused, in the words of the strict one."""
-    try:
-        return "", "", corpus.parse_row(Row(row.path, "", row.line))
-    except BadInput as error:
-        what = error.message.removeprefix(f"{row.path}:: ")
-    for start, kind in (("not UTF-8", "not_utf8"), ("half a surrogate", "not_text")):
-        if what.startswith(start):
-            return kind, what, None
-    if what.startswith("a row must be an object"):
-        return "not_object", what.partition(", ")[2], None
-    return "not_json", what.removeprefix("not JSON: "), None
+    pool = ProcessPoolExecutor(_WORKERS, mp_context=context, initializer=scrutiny.follow_parent)
+    # Ctrl+C is for this process alone: whoever is started while it is ignored ignores it for good.
+    with signals.taken(signal.SIG_IGN, signal.SIGINT):
+        for _ in range(_WORKERS):
+            pool.submit(os.getpid)
+    return pool

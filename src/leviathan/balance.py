@@ -3,7 +3,7 @@
 The cube method (Deville and Tille, Efficient balanced sampling, Biometrika 91, 2004), one pass
 over the rows: two or three undecided ones play against each other until one is in or out, and
 what one gains in chance the others lose, in such measure that the tokens to be expected stay
-what they are. Does not read rows. docs/data-mixing.md says why it is done so.
+what they are. Does not read rows. docs/data.md says why it is done so.
 """
 
 from collections.abc import Sequence

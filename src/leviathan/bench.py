@@ -88,6 +88,11 @@ def decide(config: Config, *, steps: int, warm_up: int, cap_gib: float | None = 
     cap = _cap(config.profile.hardware, here, cap_gib)
     path = Path(config.recipe.corpus)
     if path.exists():
+        if not corpus.is_plain(path):
+            raise BadInput(
+                f"bench measures one plain JSONL file, and {path} is none",
+                "leviathan data sample it to a file, and --set corpus=FILE",
+            )
         corpus.check_head(path, row_fields(config))
     elif config.tree["datasets"] != dataset_entries(config.recipe.format):
         raise BadInput(

@@ -1,7 +1,8 @@
 """Owns ``data check``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,14 +10,16 @@ from leviathan.cli_config import JsonOption, ProfileOption, RecipeOption, SetOpt
 from leviathan.cli_data import CorpusArgument, data_app
 
 if TYPE_CHECKING:
-    from leviathan.audit import Audit, Finding
-    from leviathan.formats import Shape
+    from leviathan.audit import Finding
+    from leviathan.inspection import Inspection
     from leviathan.layers import Config
-    from leviathan.mending import Mended
+    from leviathan.lengths import Report
+
+_SHOWN = 3
 
 
-def register(app: typer.Typer) -> None:
-    """Add this command to the application."""
+def register(_: typer.Typer) -> None:
+    """Add this command to ``data``."""
     data_app.command("check", short_help="Look at every row; --fix writes a clean corpus.")(
         data_check
     )
@@ -39,6 +42,12 @@ def data_check(
     similarity: Annotated[
         float, typer.Option("--similarity", help="From which texts are near-duplicates.")
     ] = 0.8,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row: which are too long, not how many.")
+    ] = False,
+    show: Annotated[
+        int, typer.Option("--show", help="So many first rows as they will be read; 0: none.")
+    ] = 2,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sets: SetOption = None,
@@ -49,94 +58,69 @@ def data_check(
     Exit code 3 where a row would break a training or should not be trained on (with --fix: 0, once
     the clean corpus is written).
     """
-    from leviathan import audit, mending, ui
+    from leviathan import inspection, layers, mending, ui
+    from leviathan.errors import BadInput
 
-    config = _config(corpus, profile, recipe, sets or [])
-    source = Path(config.recipe.corpus)
-    rejected = mending.kinds(reject or [], keep or [])
     if not 0.5 <= similarity < 1:
-        raise _bad(f"--similarity {similarity:g} is out of range", "0.5 to 1, as 0.8")
-    if fix:
-        mending.refuse(fix, source)
-    shape, surprise = _shape(config, source)
-    wish = audit.Wish(shape, similarity if near else None)
-    progress = ui.corpus_progress()
-    with audit.look(source, wish, progress) as looked:
-        findings = looked.findings()
-        mended = mending.mend(looked, fix, rejected, progress) if fix else None
-        if as_json:
-            ui.document(_document(looked, findings, surprise, mended))
-        else:
-            _show(looked, findings, surprise, mended)
-    if mended is None and any(finding.severity == "error" for finding in findings):
+        raise BadInput(f"--similarity {similarity:g} is out of range", "0.5 to 1, as 0.8")
+    request = inspection.Request(
+        exact=exact,
+        near=similarity if near else None,
+        shown=max(show, 0),
+        clean=fix,
+        reject=mending.kinds(reject or [], keep or []),
+    )
+
+    def configure(format_: Sequence[str]) -> "Config":
+        named = [f"corpus={corpus}"] if corpus else []
+        return layers.build(recipe, profile, "full", [*named, *(sets or []), *format_])
+
+    found = inspection.inspect(configure, request, ui.corpus_progress())
+    if as_json:
+        ui.document(inspection.as_document(found))
+    else:
+        _show(found)
+    if not (found.sound or found.mended):
         raise typer.Exit(3)
 
 
-def _bad(message: str, hint: str) -> Exception:
-    from leviathan.errors import BadInput
+def _show(found: "Inspection") -> None:
+    from leviathan import cli_preview, ui
 
-    return BadInput(message, hint)
-
-
-def _config(corpus: Path | None, profile: str, recipe: str, sets: list[str]) -> "Config":
-    from leviathan import layers
-
-    named = [f"corpus={corpus}"] if corpus else []
-    return layers.build(recipe, profile, "full", [*named, *sets])
-
-
-def _shape(config: "Config", source: Path) -> tuple["Shape", str | None]:
-    """How the rows are to be read, and what to say where the recipe says otherwise."""
-    from leviathan import corpus, formats
-
-    said, seen = formats.of(config.tree), formats.detect(corpus.first_rows(source))
-    if said.kind == "unknown" or seen.kind == "unknown" or seen == said:
-        return said, None
-    if said.kind == seen.kind == "completion":
-        return said, None
-    return seen, (
-        f"these rows are {seen.kind}, and recipe {config.recipe_name} says {said.kind}: "
-        f"checked as {seen.kind}; to train on them, set {formats.READERS[seen.kind](seen)}"
-    )
-
-
-def _show(
-    looked: "Audit", findings: tuple["Finding", ...], surprise: str | None,
-    mended: "Mended | None",
-) -> None:  # fmt: skip
-    from leviathan import ui
-
-    rows = looked.rows()
-    word = "fail" if any(f.severity == "error" for f in findings) else "warn" if findings else ""
-    ui.title(str(looked.path), word or "pass", f"{rows:,} rows, {ui.size(looked.size)}")
-    if surprise:
-        ui.warn(surprise)
-    for finding in findings:
-        state = "fail" if finding.severity == "error" else "warn"
-        share = f"{finding.share_pct:.2g} %" if finding.share_pct < 99.5 else "all"
-        ui.finding(state, finding.kind, f"{finding.rows:,} ({share})", finding.text)
-        for example in finding.examples[:3]:
-            ui.detail(example.text)
-    if mended:
-        ui.say(f"wrote {mended.path}: {mended.rows:,} rows")
-        ui.say(f"rejected {mended.rejected:,}: {mended.rejects}")
-    elif findings:
+    word = "fail" if not found.sound else "warn" if found.findings else "pass"
+    ui.title(str(found.corpus), word, f"{found.rows:,} rows, {ui.size(found.bytes)}")
+    if found.surprise:
+        ui.warn(found.surprise)
+    for finding in found.findings:
+        _show_finding(finding)
+    told = found.lengths
+    ui.facts([("lengths", told if isinstance(told, str) else _lengths_text(told))])
+    if found.places:
+        cli_preview.show(found.preview, found.places)
+    if found.mended:
+        ui.say(f"wrote {found.mended.path}: {found.mended.rows:,} rows")
+        ui.say(f"rejected {found.mended.rejected:,}: {found.mended.rejects}")
+    elif found.findings:
         ui.notice("next: leviathan data check --fix CLEAN.jsonl, or --json for every finding")
 
 
-def _document(
-    looked: "Audit", findings: tuple["Finding", ...], surprise: str | None,
-    mended: "Mended | None",
-) -> dict[str, Any]:  # fmt: skip
-    from dataclasses import asdict
+def _show_finding(finding: "Finding") -> None:
+    from leviathan import ui
 
-    return {
-        "corpus": str(looked.path),
-        "format": looked.shape.kind,
-        "format_differs": surprise,
-        "rows": looked.rows(),
-        "bytes": looked.size,
-        "sound": not any(finding.severity == "error" for finding in findings),
-        "findings": [asdict(finding) for finding in findings],
-        "fixed": asdict(mended) if mended else None,
-    }
+    word = "fail" if finding.severity == "error" else "warn"
+    share = f"{finding.share_pct:.2g} %" if finding.share_pct < 99.5 else "all"
+    ui.finding(word, finding.kind, f"{finding.rows:,} ({share})", finding.text)
+    for example in finding.examples[:_SHOWN]:
+        ui.detail(example.text)
+
+
+def _lengths_text(report: "Report") -> str:
+    from leviathan import lengths
+
+    (fate,) = (fate for fate in report.fates if fate.sequence_len == report.sequence_len)
+    between = None if fate.over.low == fate.over.high else (fate.over.low, fate.over.high)
+    return (
+        f"{lengths.percent(fate.over.value, between)} of the rows are longer than "
+        f"sequence_len {report.sequence_len:,} and {report.fate}; "
+        f"{report.statistics.source}"
+    )

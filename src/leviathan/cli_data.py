@@ -6,17 +6,19 @@ from typing import Annotated
 
 import typer
 
+from leviathan import cli_stats
 from leviathan.cli_config import (
     GROUP,
     JsonOption,
     ProfileOption,
     RecipeOption,
-    SampleOption,
 )
 
 CorpusArgument = Annotated[
     Path | None, typer.Argument(help="A file or a directory of them; else the recipe's.")
 ]
+
+_STRATA = 20  # shown; all of them fill no screen that anyone reads
 
 data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
 
@@ -26,10 +28,15 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data_app, name="data")
 
 
+data_app.command("stats")(cli_stats.stats)
+
+
 @data_app.command("sample")
 def data_sample(
     corpus: CorpusArgument = None,
-    sample: SampleOption = "10pct",
+    sample: Annotated[
+        str | None, typer.Option("--sample", "-s", help="10pct (the default), 5000 (rows), full.")
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="As many rows as make 50M tokens, about.")
     ] = None,
@@ -51,19 +58,25 @@ def data_sample(
     check and train do that.
     """
     from leviathan import samples, ui
+    from leviathan.errors import BadInput
 
     source = corpus or _recipe_corpus(recipe)
     if tokens is not None:
-        sample, note = _rows_for(tokens, source, recipe, profile, sample)
+        if sample is not None:
+            raise BadInput("--tokens and --sample both say how much", "give one of them")
+        sample, note = _rows_for(tokens, source, recipe, profile)
         ui.notice(note)
-    wish = samples.Wish(source, sample, seed, samples.DIRECTORY, by, output)
+    wish = samples.Wish(source, sample or "10pct", seed, samples.DIRECTORY, by, output)
     drawn = samples.draw(wish, None, progress=ui.corpus_progress())
     if as_json:
         ui.document(samples.as_document(drawn))
         return
     ui.say(f"{drawn.path}: {drawn.rows:,} of {drawn.of_rows:,} rows, {ui.size(drawn.bytes)}")
     if drawn.strata:
-        ui.table([f"{by}", "rows"], sorted(drawn.strata.items(), key=lambda s: -s[1]), right="rows")
+        ordered = sorted(drawn.strata.items(), key=lambda stratum: -stratum[1])
+        ui.table([f"{by}", "rows"], ordered[:_STRATA], right="rows")
+        if len(ordered) > _STRATA:
+            ui.notice(f"and {len(ordered) - _STRATA:,} more values: --json has all")
 
 
 def _recipe_corpus(recipe: str) -> Path:
@@ -88,17 +101,15 @@ def token_count(text: str) -> int:
     return count
 
 
-def _rows_for(tokens: str, source: Path, recipe: str, profile: str, sample: str) -> tuple[str, str]:
+def _rows_for(tokens: str, source: Path, recipe: str, profile: str) -> tuple[str, str]:
     """A row count whose rows make about so many tokens, and how good that is."""
-    from leviathan import layers, samples
+    from leviathan import figures, layers, samples
     from leviathan import tokens as measuring
     from leviathan.errors import BadInput
 
     wanted = token_count(tokens)
-    if sample != "10pct":
-        raise BadInput("--tokens and --sample both say how much", "give one of them")
     config = layers.build(recipe, profile, "full", [f"corpus={source}"])
-    asked = measuring.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
+    asked = figures.Source(source, "full", config.recipe.seed, samples.DIRECTORY, config.tree)
     found = measuring.measure(asked)
     rows = round(wanted / found.mean_tokens)
     if rows < 1 or rows > found.rows * (1 + 4 * found.rows_error / found.rows):

@@ -254,9 +254,10 @@ class Recipe(_Strict):
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
     """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
-    format: Literal["alpaca", "chat", "completion"] = "alpaca"
+    format: Literal["alpaca", "chat", "sharegpt", "completion"] = "alpaca"
     """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
-    content}]}, completion {text}. Finer control: ``axolotl.datasets``."""
+    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}. Finer control:
+    ``axolotl.datasets``."""
     epochs: float = Field(1, gt=0)
     """Passes over the sample."""
     samples: dict[str, SampleSettings] = {}

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 import xxhash
 
 from leviathan import corpus, formats, identity, templates, tokenizer
@@ -40,8 +40,6 @@ class Counter:
             tokenizer.chat_template(self._file),
         )
         self._shape = formats.of(tree)
-        shape = self._shape
-        self._fields = (shape.field, shape.role, shape.content) if shape.field else ()
         self._installed = importlib.util.find_spec("tokenizers") is not None
 
     @property
@@ -86,12 +84,12 @@ class Counter:
             BadInput: it is no such row; see ``complaint``.
         """
         try:
-            row = orjson.loads(line)
-        except ValueError:
+            row = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(name in row for name in self.form.required):
             row = corpus.parse_row(Row(Path(), "", bytes(line)), self.form.required)
-        said = identity.plain(row, self._shape.kind, self._fields)
+        said = identity.plain(self._shape.texts(row))
         return self.form.render(row), xxhash.xxh3_64_intdigest(said) or 1
 
     def complaint(self, row: Row, error: BadInput) -> BadInput:

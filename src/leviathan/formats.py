@@ -5,7 +5,7 @@ Does not read files and does not render rows (``templates``).
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ Problem = tuple[str, str]
 """A kind of finding (``audit.KINDS``) and what it is about in this row."""
 
 # Roles as Axolotl's default mapping and the common chat templates know them.
-_ROLES = {
+ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
@@ -24,6 +24,10 @@ _DEFAULTS = {
     "chat": ("messages", "role", "content"),
     "sharegpt": ("conversations", "from", "value"),
 }
+AROUND = ("system", "tools")
+"""Fields of a row that go into a conversation beside its messages,"""
+_BESIDE = ("tool_calls",)
+"""and of a message beside its content."""
 _SHOWN = 24
 
 
@@ -37,6 +41,21 @@ class Shape:
     role: str = "role"
     content: str = "content"
     """A message's keys."""
+
+    def texts(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """What a row trains, in order; keys, ids and other fields are left out."""
+        if self.kind == "alpaca":
+            return tuple(_text(row.get(name)) for name in ("instruction", "input", "output"))
+        if self.kind == "completion":
+            return (_text(row.get(self.field)),)
+        messages = row.get(self.field)
+        if self.kind in {"chat", "sharegpt"} and isinstance(messages, list):
+            around = [_text(row[name]) for name in AROUND if row.get(name)]
+            turns = [message for message in messages if isinstance(message, dict)]
+            keys = (self.role, self.content, *_BESIDE)
+            said = (_text(turn.get(key)) for turn in turns for key in keys if turn.get(key))
+            return (*around, *said)
+        return tuple(_strings(row))
 
     def problems(self, row: dict[str, Any]) -> Iterator[Problem]:
         """What is wrong with a row."""
@@ -72,7 +91,7 @@ class Shape:
                 found = f"no {self.role!r}" if missing else f"{self.role!r} holds {_name(role)}"
                 yield "missing_field" if missing else "wrong_type", f"{place}: {found}"
                 return
-            roles.append(_ROLES.get(role, ""))
+            roles.append(ROLES.get(role, ""))
             if not roles[-1]:
                 yield "unknown_role", f"{place}: {self.role} {role[:_SHOWN]!r}"
             yield from self._text(message, place)
@@ -94,18 +113,14 @@ class Shape:
 
 
 def _alpaca(row: dict[str, Any]) -> Iterator[Problem]:
-    asked, given, answer = row.get("instruction"), row.get("input"), row.get("output")
-    if type(asked) is str and type(answer) is str and (given is None or type(given) is str):
-        if not answer or answer.isspace():
-            yield "nothing_trained", "empty 'output'"
-        if not asked or asked.isspace():
-            yield "empty_field", "empty 'instruction'"
-        return
-    for name, value in (("instruction", asked), ("input", given), ("output", answer)):
+    for name in ("instruction", "input", "output"):
+        value = row.get(name)
         if value is None and name != "input":
             yield "missing_field", f"no {name!r}"
         elif value is not None and not isinstance(value, str):
             yield "wrong_type", f"{name!r} holds {_name(value)}, not text"
+        elif name != "input" and (not value or value.isspace()):
+            yield "nothing_trained" if name == "output" else "empty_field", f"empty {name!r}"
 
 
 def _completion(row: dict[str, Any], field: str) -> Iterator[Problem]:
@@ -139,6 +154,17 @@ _NAMES: dict[type, str] = {
 
 def _name(value: Any) -> str:
     return _NAMES.get(type(value), type(value).__name__)
+
+
+def _text(value: Any) -> str:
+    return value if type(value) is str else "\0".join(_strings(value))
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in inner for text in _strings(item)]
 
 
 # --- which shape -------------------------------------------------------------------------
@@ -182,11 +208,9 @@ def _detect(row: dict[str, Any]) -> Shape:
     return Shape("unknown")
 
 
-READERS: dict[Kind, Callable[[Shape], str]] = {
-    "alpaca": lambda _: "format: alpaca",
-    "chat": lambda s: "format: chat" if s.field == "messages" else f"field_messages: {s.field}",
-    "sharegpt": lambda _: "format: sharegpt",
-    "completion": lambda _: "format: completion",
-    "unknown": lambda _: "axolotl: datasets: with a type for such rows",
-}
-"""What a recipe has to say for rows of a shape."""
+def settings(shape: Shape) -> tuple[str, ...]:
+    """What a configuration has to set for rows of a shape, as ``key=value``."""
+    usual = _DEFAULTS.get(shape.kind, ("messages",))[0]
+    named = shape.kind in _DEFAULTS and shape.field != usual
+    field = (f"datasets.0.field_messages={shape.field}",) if named else ()
+    return (f"format={shape.kind}", *field)

@@ -47,28 +47,40 @@ _CONTROL = {
     "\N{REPLACEMENT CHARACTER}": "\N{REPLACEMENT CHARACTER}",
 }
 _BACKSLASH = ord("\\")
+_AT_ONCE = 16  # two searches for half as many each are faster than one for all
 
 
 @cache
-def _searcher() -> tuple[Any, list[tuple[Hazard, re.Pattern[bytes]]]]:
-    import ahocorasick_rs  # 10 GB/s for all beginnings at once; a regular expression 0.1
+def _searchers() -> list[tuple[Any, list[tuple[Hazard, re.Pattern[bytes]]]]]:
+    import ahocorasick_rs  # GB/s for all beginnings at once; a regular expression takes 0.1 GB/s
 
-    known: list[tuple[Hazard, re.Pattern[bytes]]] = [
-        *(("secret", re.compile(form.encode())) for form in _SECRETS.values()),
-        *(("control", re.compile(form.encode())) for form in _CONTROL.values()),
+    known: list[tuple[str, Hazard, str]] = [
+        *((begin, "secret", form) for begin, form in _SECRETS.items()),
+        *((begin, "control", form) for begin, form in _CONTROL.items()),
     ]
-    # Its search by vectors takes patterns leftmost first, and no more than 64 of them.
-    kind = ahocorasick_rs.MatchKind.LeftmostFirst
-    beginnings = [text.encode() for text in (*_SECRETS, *_CONTROL)]
-    return ahocorasick_rs.BytesAhoCorasick(beginnings, matchkind=kind), known
+    made = []
+    for start in range(0, len(known), _AT_ONCE):
+        some = known[start : start + _AT_ONCE]
+        # Leftmost first, as its search by vectors needs it.
+        searcher = ahocorasick_rs.BytesAhoCorasick(
+            [begin.encode() for begin, _, _ in some],
+            matchkind=ahocorasick_rs.MatchKind.LeftmostFirst,
+        )
+        made.append((searcher, [(kind, re.compile(form.encode())) for _, kind, form in some]))
+    return made
 
 
-def find(data: bytes) -> Iterator[tuple[int, Hazard, str]]:
-    """Where a hazard begins in these lines, which one, and what it looks like.
+def find(data: bytes) -> list[tuple[int, Hazard, str]]:
+    """Where each hazard begins in these lines, which one, and what it looks like; in order.
 
     A secret is shown by its first characters only.
     """
-    searcher, known = _searcher()
+    return sorted(hit for searcher, known in _searchers() for hit in _found(data, searcher, known))
+
+
+def _found(
+    data: bytes, searcher: Any, known: list[tuple[Hazard, re.Pattern[bytes]]]
+) -> Iterator[tuple[int, Hazard, str]]:
     for number, begin, end in searcher.find_matches_as_indexes(data):
         kind, form = known[number]
         found = form.match(data, begin)
@@ -77,12 +89,12 @@ def find(data: bytes) -> Iterator[tuple[int, Hazard, str]]:
         if kind == "secret":
             if not _inside_word(data, begin):
                 yield begin, kind, f"{data[begin:end].decode().strip()}..."
-        elif data[begin] != _BACKSLASH or not _escaped(data, begin):
+        elif data[begin] != _BACKSLASH or not escaped(data, begin):
             yield begin, kind, found[0].decode()
 
 
-def _escaped(data: bytes, place: int) -> bool:
-    """Whether the text itself shows a backslash here."""
+def escaped(data: bytes, place: int) -> bool:
+    """Whether the backslash here is the second of a pair: the text itself shows one."""
     before = place
     while before and data[before - 1] == _BACKSLASH:
         before -= 1

@@ -71,6 +71,11 @@ _RUN = "run"  # the layer above all others: what the out-of-memory ladder change
 DATASET_FORMATS: dict[str, dict[str, Any]] = {
     "alpaca": {"type": "alpaca"},
     "chat": {"type": "chat_template", "field_messages": "messages"},
+    "sharegpt": {
+        "type": "chat_template",
+        "field_messages": "conversations",
+        "message_property_mappings": {"role": "from", "content": "value"},
+    },
     "completion": {"type": "completion", "field": "text"},
 }
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from leviathan import audit as auditing
-from leviathan import blocks, corpus, files, samples
-from leviathan.audit import BLANK, KINDS, Audit
+from leviathan import blocks, corpus, files, findings, samples
+from leviathan.audit import Audit
 from leviathan.corpus import Part, Progress
 from leviathan.errors import BadInput
+from leviathan.findings import BITS, BLANK, KINDS
 
 REJECTED = frozenset(
     [*(kind for kind, (severity, _) in KINDS.items() if severity == "error"), "duplicate"]
@@ -50,12 +50,12 @@ def kinds(more: list[str], fewer: list[str]) -> frozenset[str]:
 
 def rejects_path(path: Path) -> Path:
     """Where the rejected rows of a clean corpus go."""
-    return path.with_name(f"{path.name}.rejects.jsonl")
+    return Path(f"{path}.rejects.jsonl")
 
 
 def manifest_path(path: Path) -> Path:
     """Where it is written what a clean corpus was made of."""
-    return path.with_name(f"{path.name}.manifest.json")
+    return Path(f"{path}.manifest.json")
 
 
 def refuse(path: Path, source: Path) -> None:
@@ -73,7 +73,7 @@ def mend(
     Raises:
         LeviathanError: the corpus has changed since it was looked at.
     """
-    unwanted = auditing.bits(reject)
+    unwanted = findings.flags(reject)
     with ExitStack() as both:
         out = both.enter_context(files.replaced(path))
         rejects = both.enter_context(files.replaced(rejects_path(path)))
@@ -131,7 +131,7 @@ def _write_rejects(
         return
     lines = list(corpus.lines_of(data))
     for number in bad.tolist():
-        found = [kind for kind in KINDS if flags[number] & auditing.bits(frozenset([kind]))]
+        found = [kind for kind in KINDS if flags[number] & BITS[kind]]
         row = lines[number].rstrip(b"\r\n").decode(errors="backslashreplace")
         document = {"path": str(part.path), "line": before + number + 1, "kinds": found, "row": row}
-        out.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+        out.write(msgspec.json.encode(document) + b"\n")

@@ -60,7 +60,7 @@ class Wish:
     @cached_property
     def request(self) -> str:
         """A name for everything that was asked for."""
-        from leviathan.counter import Counter  # it brings orjson
+        from leviathan.counter import Counter  # it brings msgspec and templates
 
         sources = [(str(source.path), str(source.weight)) for source in self.sources]
         asked = [_FORMAT, sources, self.tokens, self.rows, self.seed, str(self.holdout)]

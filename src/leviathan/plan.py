@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from leviathan import calibrations, disk, knobs, memory, speed, steps
 from leviathan.calibrations import Calibration
 from leviathan.config import Profile
 from leviathan.decoder import Shape
 from leviathan.eta import History
+from leviathan.figures import Statistics
 from leviathan.knobs import Knobs
 from leviathan.layers import Config
 from leviathan.memory import Memory
 from leviathan.speed import Speed
 from leviathan.steps import Steps
-from leviathan.tokens import Statistics
 
 # Seconds from the command to the first step where no bench has measured it: imports, loading
 # and quantising 15 GiB, compiling kernels. Assumed; it matters to trials of minutes only.
@@ -223,8 +225,8 @@ def _evidence(
 
 def _attended(statistics: Statistics, chosen: Knobs) -> float:
     """Tokens a token's row holds, on average over tokens: packed rows do not see each other."""
-    lengths = [min(tokens, chosen.sequence_len) for tokens in statistics.tokens]
-    return sum(n * n for n in lengths) / max(1, sum(lengths))
+    lengths = np.minimum(np.asarray(statistics.tokens, float), chosen.sequence_len)
+    return float(lengths @ lengths) / max(1.0, float(lengths.sum()))
 
 
 def _eval_batch_tokens(essential: dict[str, Any]) -> int:

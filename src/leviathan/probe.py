@@ -322,6 +322,9 @@ def _row(row_format: str, text: str) -> dict[str, Any]:
     if row_format == "chat":
         asked, answer = {"role": "user", "content": "Go on."}, {"role": "assistant"}
         return {"messages": [asked, {**answer, "content": text}]}
+    if row_format == "sharegpt":
+        asked, answer = {"from": "human", "value": "Go on."}, {"from": "gpt", "value": text}
+        return {"conversations": [asked, answer]}
     return {"text": text}
 
 

@@ -82,14 +82,14 @@ class Wish:
         # Two corpora of one name in different folders must not overwrite each other's samples.
         place = xxhash.xxh3_64(str(self.corpus.parent).encode()).hexdigest()[:6]
         by = f"_by-{re.sub(r'[^A-Za-z0-9.-]', '_', self.by)}" if self.by else ""
-        name = f"{_stem(self.corpus)}-{place}_{self.sample}{by}_seed{self.seed}.jsonl"
+        name = f"{_stem(self.corpus.resolve())}-{place}_{self.sample}{by}_seed{self.seed}.jsonl"
         return self.directory / name
 
     @property
     def manifest(self) -> Path:
         """Where it is written what was drawn."""
         if self.output:
-            return self.output.with_name(f"{self.output.name}.manifest.json")
+            return Path(f"{self.output}.manifest.json")
         return self.path.with_suffix(".json")
 
 
@@ -210,8 +210,7 @@ def draw(
     known = already_drawn(wish)
     if known and _is_checked(known, required):
         return known
-    if wish.output:
-        refuse_overwriting(wish.output, wish.manifest, wish.corpus)
+    refuse_overwriting(wish.path, wish.manifest if wish.output else None, wish.corpus)
     if required is not None:
         corpus.check_head(wish.corpus, required)
     from leviathan import index  # numpy's import costs more than most commands take
@@ -243,9 +242,22 @@ def _is_checked(known: Sample, required: tuple[str, ...] | None) -> bool:
     return known.checked is not None and set(required) <= set(known.checked)
 
 
-def refuse_overwriting(path: Path, manifest: Path, source: Path) -> None:
-    """Raise BadInput where ``path`` is a file that no manifest of Leviathan's speaks of."""
-    if not path.exists():
+def refuse_overwriting(path: Path, manifest: Path | None, source: Path) -> None:
+    """Raise BadInput where writing ``path`` would destroy, or become, what is being read.
+
+    Args:
+        path: to be written.
+        manifest: which must speak of a file that is there already; None: it is ours by its name.
+        source: the corpus that is read.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory", "name a file in it")
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise BadInput(
+            f"{path} lies in the corpus {source}, and would become a part of it",
+            "put it elsewhere with -o, or the corpus into a directory of its own",
+        )
+    if manifest is None or not path.exists():
         return
     try:
         ours = json.loads(manifest.read_text())["path"] == str(path)

@@ -21,6 +21,12 @@ PER_PART = 1 << 17
 _BUFFER = 1 << 20
 
 
+def scratch() -> str | None:
+    """A directory on a disk: /tmp is in memory on many systems. $TMPDIR decides where it is set."""
+    usual = "/var/tmp"  # noqa: S108 - files in it have no name
+    return None if "TMPDIR" in os.environ or not os.access(usual, os.W_OK) else usual
+
+
 class Spill:
     """Records of one type, in the order they came in."""
 
@@ -29,10 +35,11 @@ class Spill:
 
         Args:
             dtype: numpy's type of a record; one with a shape makes rows of an array.
-            directory: where the file is: give one on a disk, as the default may be in memory.
+            directory: where the file is; else ``scratch()``.
         """
         self.dtype = np.dtype(dtype)
-        self._file = tempfile.TemporaryFile(buffering=_BUFFER, dir=directory)  # noqa: SIM115
+        place = directory or scratch()
+        self._file = tempfile.TemporaryFile(buffering=_BUFFER, dir=place)  # noqa: SIM115
         self._count = 0
 
     def __len__(self) -> int:

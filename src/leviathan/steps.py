@@ -7,14 +7,19 @@ Does not read the corpus (``tokens``) nor say how long a step takes.
 import functools
 import math
 import random
-from array import array
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from leviathan import packing
 from leviathan.errors import BadInput
+from leviathan.figures import Statistics
 from leviathan.knobs import Knobs
-from leviathan.tokens import Statistics
+
+Lengths = npt.NDArray[np.uint32]
+"""Tokens of rows: a corpus has millions of them, and none becomes an object here."""
 
 # Attention that keeps packed rows apart without a mask (axolotl/utils/schemas/enums.py);
 # with it a whole micro batch is packed as one bin.
@@ -23,7 +28,9 @@ _PACKING_ATTENTION = {
     "flex_attention", "xformers", "sage", "kernels-community/flash-attn2",
     "kernels-community/flash-attn3", "kernels-community/sage-attention",
 }  # fmt: skip
-_COMPLETION_PIECES = 64  # completion cuts a text after so many sequence lengths
+_LONGEST = 2**32 - 1
+COMPLETION_PIECES = 64
+"""Completion cuts a text after so many sequence lengths."""
 _SIMULATED_ROWS = 5_000  # packed one by one in 0.03 s; more rows are scaled
 _COUNTED_EPOCHS = 4  # Axolotl takes the least of so many shuffles, or of one from 4 ranks on
 
@@ -133,9 +140,9 @@ def predict(statistics: Statistics, knobs: Knobs, rules: Rules = Rules()) -> Ste
 class _Rows:
     """The rows that Axolotl prepares."""
 
-    prepared: "array[int]"
+    prepared: Lengths
     """Tokens of those seen, in the order of the file; 0 for one that is dropped."""
-    lengths: "array[int]"
+    lengths: Lengths
     """The same without those dropped."""
     kept: int
     dropped: int
@@ -144,7 +151,7 @@ class _Rows:
 
     @classmethod
     def made(cls, statistics: Statistics, knobs: Knobs, rules: Rules) -> "_Rows":
-        longest = max(statistics.tokens)
+        longest = int(np.max(statistics.tokens))
         if (
             rules.excess_length == "raise"
             and longest > knobs.sequence_len
@@ -156,23 +163,23 @@ class _Rows:
                 "raise sequence_len, or set excess_length_strategy=drop",
             )
         prepared = prepare(statistics, knobs, rules)
-        lengths = array("I", filter(None, prepared))
+        lengths = prepared[prepared > 0]
         dropped = len(prepared) - len(lengths)
-        if not lengths:
+        if not len(lengths):
             raise _nothing_left(statistics, knobs, rules)
-        mean = sum(lengths) / len(lengths)
+        mean = float(lengths.mean())
         if statistics.exact:
             return cls(prepared, lengths, len(lengths), dropped, mean, all_seen=True)
         # What is unseen is like what is seen, but for the mean, which is known better.
         times = statistics.rows / len(statistics.tokens)
-        mean *= statistics.mean_tokens * len(statistics.tokens) / sum(statistics.tokens)
+        mean *= statistics.mean_tokens * len(statistics.tokens) / int(np.sum(statistics.tokens))
         mean = min(mean, knobs.sequence_len)
         kept = max(1, round(times * len(lengths)))
         return cls(prepared, lengths, kept, round(times * dropped), mean, all_seen=False)
 
 
 def _nothing_left(statistics: Statistics, knobs: Knobs, rules: Rules) -> BadInput:
-    shortest, longest = min(statistics.tokens), max(statistics.tokens)
+    shortest, longest = int(np.min(statistics.tokens)), int(np.max(statistics.tokens))
     said, limit = "no row is left to train on", knobs.sequence_len
     if rules.min_tokens > min(longest, limit):
         return BadInput(
@@ -190,23 +197,28 @@ def _nothing_left(statistics: Statistics, knobs: Knobs, rules: Rules) -> BadInpu
     )
 
 
-def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> "array[int]":
+def prepare(statistics: Statistics, knobs: Knobs, rules: Rules) -> Lengths:
     """Tokens of every row seen, after splitting and truncating; 0 for one that is dropped."""
-    limit, made = knobs.sequence_len, array("I")
-    truncates = rules.excess_length == "truncate"
-    for tokens, masked in zip(statistics.tokens, statistics.masked, strict=True):
-        for piece in _pieces(tokens, limit) if statistics.splits else [tokens]:
-            length = min(piece, limit) if truncates else piece
-            untrained = knobs.packing and masked >= length and not statistics.splits
-            gone = piece < rules.min_tokens or length > limit or untrained
-            made.append(0 if gone else length)
-    return made
+    limit = min(knobs.sequence_len, _LONGEST)
+    pieces = np.asarray(statistics.tokens)
+    if statistics.splits:
+        pieces = _pieces(pieces, limit)
+    lengths = np.minimum(pieces, limit) if rules.excess_length == "truncate" else pieces
+    kept = (pieces >= rules.min_tokens) & (lengths <= limit)
+    if knobs.packing and not statistics.splits:  # a row without a token to train on
+        kept &= np.asarray(statistics.masked) < lengths
+    return np.where(kept, lengths, np.uint32(0))
 
 
-def _pieces(tokens: int, limit: int) -> list[int]:
-    """A completion's text, cut to at most 64 pieces of ``sequence_len``."""
-    whole, rest = divmod(min(tokens, _COMPLETION_PIECES * limit), limit)
-    return [limit] * whole + [rest] * bool(rest)
+def _pieces(tokens: Lengths, limit: int) -> Lengths:
+    """Completion's texts, each cut to at most 64 pieces of ``sequence_len``."""
+    tokens = np.minimum(tokens, min(COMPLETION_PIECES * limit, _LONGEST))
+    each = -(-tokens.astype(np.int64) // limit)
+    ends = np.cumsum(each)
+    pieces = np.full(int(ends[-1]), limit, np.uint32)
+    has_text = each > 0
+    pieces[ends[has_text] - 1] = (tokens[has_text] - 1) % limit + 1
+    return pieces
 
 
 def _held_out(val_set_size: float, rows: int) -> int:
@@ -236,7 +248,7 @@ def _unpacked(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules
     passes = _passes(steps, per_epoch, batches, knobs)
     tokens = rows.mean_tokens * train * passes
     computed = batches * each if rules.drop_last else train
-    slots = _padded(rows, knobs, rules) * computed * passes
+    slots = _padded(rows.lengths, knobs, rules) * computed * passes
     return Steps(
         train_rows=train,
         eval_rows=held_out,
@@ -258,19 +270,27 @@ def _passes(steps: int, per_epoch: int, batches: int, knobs: Knobs) -> float:
     return whole + begun / max(1, batches)
 
 
-def _padded(rows: _Rows, knobs: Knobs, rules: Rules) -> float:
+def _padded(lengths: Lengths, knobs: Knobs, rules: Rules) -> float:
     """Mean positions an unpacked row takes, padded to the longest of its micro batch or further.
 
     As ``pad_to_multiple_of`` says (axolotl/core/builders/causal.py).
     """
     if rules.pad_to_sequence_len:
         return _up(knobs.sequence_len, rules)
-    lengths = list(rows.lengths)
-    random.Random(knobs.seed).shuffle(lengths)  # noqa: S311 - a sample, not a secret
-    size, lengths = knobs.micro_batch_size, lengths[:_SIMULATED_ROWS]
-    batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    drawn = _drawn(lengths, min(len(lengths), _SIMULATED_ROWS), knobs.seed)
+    size = knobs.micro_batch_size
+    batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
     padded = sum(_up(max(batch), rules) * len(batch) for batch in batches)
-    return padded / len(lengths)
+    return padded / len(drawn)
+
+
+def _drawn(lengths: Lengths, number: int, seed: int) -> tuple[int, ...]:
+    """So many of ``lengths`` at random; where there are fewer, some several times."""
+    chance = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    every = range(len(lengths))
+    enough = len(lengths) >= number
+    rows = chance.sample(every, number) if enough else chance.choices(every, k=number)
+    return tuple(lengths[rows].tolist())
 
 
 def _up(tokens: int, rules: Rules) -> int:
@@ -295,8 +315,7 @@ def _packed(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules) 
     steps = knobs.max_steps or _packed_steps(counted, per_epoch, rows, train, knobs, rules)
     used = _passes(steps, per_epoch, batches, knobs) * batches * knobs.processes
     pack = _packing(knobs, rules)
-    row = math.ceil(knobs.sequence_len / rules.pad_to_multiple_of) * rules.pad_to_multiple_of
-    slots = used * pack.bins_per_batch * math.ceil(pack.capacity / row) * row
+    slots = used * pack.bins_per_batch * _bin_slots(pack, knobs, rules)
     per_batch = rows.mean_tokens * train / all_bins * pack.bins_per_batch
     return Steps(
         train_rows=train,
@@ -310,6 +329,12 @@ def _packed(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: Rules) 
         eval_batches=_eval_batches(rows, train, held_out, knobs, rules),
         exact=exact,
     )
+
+
+def _bin_slots(pack: packing.Rules, knobs: Knobs, rules: Rules) -> int:
+    """Positions computed for one bin, be it full or not."""
+    row = math.ceil(knobs.sequence_len / rules.pad_to_multiple_of) * rules.pad_to_multiple_of
+    return math.ceil(pack.capacity / row) * row
 
 
 def _packing(knobs: Knobs, rules: Rules) -> packing.Rules:
@@ -330,24 +355,21 @@ def _packed_batches(rows: _Rows, train: int, knobs: Knobs, rules: Rules) -> tupl
     """Batches of an epoch over all processes, bins before any is dropped, and if exact."""
     pack = _packing(knobs, rules)
     if rows.all_seen and train <= _SIMULATED_ROWS:
-        try:
-            lengths = _in_training_order(rows, knobs, rules)[:train]
-            orders = _epoch_orders(train, knobs, rules)
-        except ImportError:
-            pass  # numpy comes with the training stack; without it the order is not known
-        else:
-            found = [packing.bins([lengths[row] for row in order], pack) for order in orders]
-            return min(found) // pack.bins_per_batch, sum(found) / len(found), True
-    bins = _simulated_bins(rows, train, knobs, pack)
+        lengths = _in_training_order(rows, knobs, rules)[:train]
+        orders = _epoch_orders(train, knobs, rules)
+        found = [packing.bins([lengths[row] for row in order], pack) for order in orders]
+        return min(found) // pack.bins_per_batch, sum(found) / len(found), True
+    bins = _simulated_bins(rows.lengths, rows.mean_tokens * train, train, knobs.seed, pack)
     return max(1, int(bins)) // pack.bins_per_batch, bins, False
 
 
 def _in_training_order(rows: _Rows, knobs: Knobs, rules: Rules) -> list[int]:
     """Lengths as the prepared dataset has them; those held out are its last."""
     if rules.curriculum or not rules.shuffled:
-        return list(rows.lengths)
+        return list(map(int, rows.lengths))
     shuffled = packing.merged_order(len(rows.prepared), knobs.seed)  # before rows are dropped
-    return [rows.prepared[row] for row in shuffled if rows.prepared[row]]
+    lengths = rows.prepared[shuffled]
+    return list(map(int, lengths[lengths > 0]))
 
 
 def _epoch_orders(train: int, knobs: Knobs, rules: Rules) -> list[list[int]]:
@@ -358,22 +380,17 @@ def _epoch_orders(train: int, knobs: Knobs, rules: Rules) -> list[list[int]]:
     return [packing.order(train, knobs.seed, epoch) for epoch in range(1, counted + 1)]
 
 
-def _simulated_bins(rows: _Rows, train: int, knobs: Knobs, pack: packing.Rules) -> float:
-    """Bins that ``train`` rows like those seen fill: as many as can be packed quickly, scaled."""
-    number = min(train, _SIMULATED_ROWS)
-    bins, tokens = _packed_like(rows.lengths.tobytes(), number, knobs.seed, pack)
-    return bins * rows.mean_tokens * train / tokens
+def _simulated_bins(
+    seen: Lengths, tokens: float, rows: int, seed: int, pack: packing.Rules
+) -> float:
+    """Bins that ``rows`` rows like those seen fill: as many as can be packed quickly, scaled."""
+    drawn = _drawn(seen, min(rows, _SIMULATED_ROWS), seed)
+    return _bins(drawn, pack) * tokens / sum(drawn)
 
 
 @functools.lru_cache(maxsize=64)  # who looks for what fits plans the same rows many times
-def _packed_like(seen: bytes, number: int, seed: int, pack: packing.Rules) -> tuple[int, int]:
-    """Bins and tokens of ``number`` rows drawn from those ``seen``."""
-    lengths, chance = array("I", seen), random.Random(seed)  # noqa: S311 - not a secret
-    if len(lengths) >= number:
-        drawn = chance.sample(lengths, number)
-    else:
-        drawn = chance.choices(lengths, k=number)
-    return packing.bins(drawn, pack), sum(drawn)
+def _bins(lengths: tuple[int, ...], pack: packing.Rules) -> int:
+    return packing.bins(lengths, pack)
 
 
 def _packed_steps(
@@ -389,6 +406,19 @@ def _packed_steps(
     each = knobs.gradient_accumulation_steps * knobs.processes
     steps = math.floor(max(1, counted // each) * knobs.epochs)
     return max(1, steps - math.ceil(knobs.epochs) * rules.drop_last)
+
+
+# --- how full ----------------------------------------------------------------------------
+
+
+def efficiency(lengths: Lengths, knobs: Knobs, rules: Rules) -> float:
+    """Share of the positions computed for these rows that are tokens, packed or not."""
+    if not knobs.packing:
+        return float(lengths.mean()) / _padded(lengths, knobs, rules)
+    pack = _packing(knobs, rules)
+    tokens = float(lengths.sum())
+    bins = math.ceil(_simulated_bins(lengths, tokens, len(lengths), knobs.seed, pack))
+    return tokens / (bins * _bin_slots(pack, knobs, rules))
 
 
 # --- evaluation --------------------------------------------------------------------------
@@ -408,10 +438,8 @@ def _eval_batches(rows: _Rows, train: int, held_out: int, knobs: Knobs, rules: R
         )
     pack = _packing(knobs, rules)
     if rows.all_seen and rows.kept <= _SIMULATED_ROWS:
-        try:
-            lengths = _in_training_order(rows, knobs, rules)[train:]
-            return packing.batches(lengths, pack) // knobs.processes
-        except ImportError:
-            pass
-    bins = _simulated_bins(rows, held_out, knobs, pack)
+        lengths = _in_training_order(rows, knobs, rules)[train:]
+        return packing.batches(lengths, pack) // knobs.processes
+    tokens = rows.mean_tokens * held_out
+    bins = _simulated_bins(rows.lengths, tokens, held_out, knobs.seed, pack)
     return int(bins / pack.bins_per_batch / knobs.processes)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from leviathan import corpus, index
@@ -85,8 +85,8 @@ def of(found: Index, field: str, progress: Progress | None = None) -> Strata:
 
 def _parsed(row: memoryview, window: Window, number: int) -> dict[str, Any]:
     try:
-        parsed = orjson.loads(row)
-    except ValueError:
+        parsed = msgspec.json.decode(row)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         parsed = None
     if isinstance(parsed, dict):
         return parsed
@@ -96,4 +96,4 @@ def _parsed(row: memoryview, window: Window, number: int) -> dict[str, Any]:
 def _value(row: Any, path: list[str]) -> bytes:
     for step in path:
         row = row.get(step) if isinstance(row, dict) else None
-    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+    return msgspec.json.encode(row, order="sorted")

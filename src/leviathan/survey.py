@@ -1,4 +1,5 @@
-"""Owns gathering what a plan needs: model shape, token statistics, calibrations, this RAM.
+"""Owns gathering what a plan needs, or a report on lengths: model shape, token statistics,
+calibrations, this RAM.
 
 Reads files and asks the machine. Does not predict (``plan``).
 """
@@ -9,14 +10,18 @@ from typing import Any
 
 from leviathan import (
     calibrations,
+    figures,
     knobs,
     layers,
+    lengths,
     machine,
+    models,
     plan,
     runs,
     samples,
     shapes,
     status,
+    steps,
     tokens,
 )
 from leviathan.calibrations import Calibration
@@ -24,9 +29,10 @@ from leviathan.corpus import Progress
 from leviathan.decoder import Shape
 from leviathan.errors import LeviathanError
 from leviathan.eta import History
+from leviathan.figures import Source, Statistics
 from leviathan.layers import Config
+from leviathan.lengths import Report
 from leviathan.plan import Plan
-from leviathan.tokens import Source, Statistics
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Survey:
     def keep(self) -> None:
         """Keep the statistics for the next plan: called when nothing was refused."""
         if self.source:
-            tokens.keep(self.source, self.statistics)
+            figures.keep(self.source, self.statistics)
 
     def plan(self, config: Config | None = None, *, rows: int | None = None) -> Plan:
         """The plan for ``config`` (default: the one asked for) on ``rows`` of its rows.
@@ -92,11 +98,11 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     """
     recipe = config.recipe
     path = Path(recipe.corpus)
-    source = tokens.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
+    source = figures.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
     shape = shapes.load(str(config.tree["base_model"]))
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
-        statistics = tokens.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
+        statistics = figures.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
         measured_at = None
     else:
         statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
@@ -104,6 +110,46 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     known = tuple(calibrations.read())
     ram_gib = machine.ram_gib()
     return Survey(config, shape, statistics, known, ram_gib, measured_at, _begun(config))
+
+
+def lengths_of(
+    config: Config,
+    path: Path | None = None,
+    *,
+    exact: bool = False,
+    closer: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Source, Report]:
+    """The lengths of a corpus' rows, told for ``config``, and what was measured. Keeps nothing.
+
+    Args:
+        config: format, tokenizer, sample and seed, and the settings of its profile.
+        path: the corpus; None for the recipe's.
+        exact: tokenise every row.
+        closer: see ``tokens.measure``.
+        progress: called as bytes are read.
+
+    Raises:
+        BadInput: see ``tokens.measure`` and ``knobs.read``.
+    """
+    recipe, base_model = config.recipe, str(config.tree["base_model"])
+    source = figures.Source(
+        path or Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY, config.tree
+    )
+    models.local_or_hub(base_model)
+    chosen = knobs.read(config.tree, config.profile.hardware.count)
+    rules = steps.rules(config.tree)
+    found = tokens.measure(source, exact=exact, closer=closer, progress=progress, kept=False)
+    return source, lengths.describe(found, chosen, rules, _positions(base_model))
+
+
+def _positions(base_model: str) -> int | None:
+    """Tokens a row of the base model can have at most, where that is known."""
+    try:
+        found = shapes.config(base_model).get("max_position_embeddings")
+    except LeviathanError:
+        return None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _begun(config: Config) -> tuple[dict[str, Any], History] | None:

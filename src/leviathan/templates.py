@@ -1,18 +1,16 @@
 """Owns the text a corpus row is trained as: Axolotl's alpaca, chat and completion formats.
 
-Does not tokenise (``tokens``) and does not import Axolotl: its chat templates are read as
-files. Formats it cannot follow are rendered roughly, and say so.
+Does not tokenise (``tokens``), read a row's messages (``conversations``) or choose a chat
+template (``chat_templates``). Formats it cannot follow are rendered roughly, and say so.
 """
 
-import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
-from leviathan import models
+from leviathan import chat_templates, conversations, models
+from leviathan.chat_templates import Template
+from leviathan.conversations import Reading
 from leviathan.errors import BadInput
 
 # The prompt with an input, axolotl/prompters.py AlpacaPrompter (a test compares them).
@@ -21,19 +19,41 @@ ALPACA_WITH_INPUT = (
     "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-_ROLES = {"human": "user", "gpt": "assistant"}  # the others keep their names
 _FOLLOWED = {
     "alpaca": {"type"},
     "completion": {"type", "field"},
     "chat_template": {
-        "type", "field_messages", "chat_template", "chat_template_jinja", "roles_to_train",
+        "type", "chat_template", "chat_template_jinja", "train_on_eos", "train_on_eot",
+        *conversations.FOLLOWED,
     },
 }  # fmt: skip
 _OTHERS = ("[[another]]", "zz other zz")  # they begin and end as Axolotl's, and differently
 _ANYWHERE = {"path", "ds_type"}
 UNFOLLOWED_KEYS = ("added_tokens_overrides", "tokenizer_use_mistral_common", "processor_type",
-                    "chat_template_kwargs", "dataset_exact_deduplication", "test_datasets",
+                    "dataset_exact_deduplication", "test_datasets",
                     "dataset_shard_num", "pretraining_dataset", "streaming", "rl")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation in its text."""
+
+    begin: int
+    end: int
+    """Characters of its content; ``begin`` where the text does not have it."""
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which of the tokens that end a turn are trained on."""
+
+    tokens: tuple[str, ...] | None = None
+    """``eot_tokens``; None: the tokenizer's eos token."""
+    eot: str = "turn"
+    """Of these: all, turn (of those that are trained), last, none."""
+    eos: str = "turn"
+    """Of the eos token."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +64,10 @@ class Text:
     """Comes first, tokenised by itself (alpaca's question); empty where there is none."""
     answer: str
     """Comes after it."""
-    trained: tuple[tuple[int, int], ...] | None = None
-    """Spans of characters of ``answer`` with loss; None for all of it."""
+    turns: tuple[Turn, ...] | None = None
+    """Those in ``answer`` that decide what is trained on; None: all of it is."""
     prompt_trained: bool = False
+    ends: Ends = Ends()
 
 
 @dataclass(frozen=True)
@@ -136,160 +157,121 @@ def _chat_format(
     default_template: str | None,
     unfollowed: list[str],
 ) -> Format:
-    field = str(entry.get("field_messages") or "messages")
-    trained = {_ROLES.get(r, r) for r in entry.get("roles_to_train") or ["assistant"]}
-    source = _chat_template(tree, entry, default_template)
-    compiled = _compiled(source) if source else None
-    if compiled is None:
-        unfollowed.append("the chat template (none is at hand)" if not source else "jinja2")
+    reading, inputs = Reading.of(entry), bool(tree.get("train_on_inputs"))
+    template, missing = _template(tree, entry, special, default_template)
+    if template is None:
+        unfollowed.append(missing)
+        return Format(
+            "chat", (reading.field,), lambda row: _plain_chat(row, reading, inputs),
+            tuple(unfollowed),
+        )  # fmt: skip
+    ends = _ends(tree, entry, special, template.source)
+    chat = _Chat(reading, template, ends, inputs, _name(tree))
+    return Format("chat", (reading.field,), chat.text, tuple(unfollowed))
 
-    def render(row: dict[str, Any]) -> Text:
-        turns = _turns(row, field)
-        wanted = trained | {turn["role"] for turn in turns if tree.get("train_on_inputs")}
-        if compiled is None:
-            return _plain_chat(turns, wanted)
+
+def chat_text(tree: dict[str, Any], default_template: str | None) -> str | None:
+    """The Jinja text that the rows of a merged ``tree`` go through; None where none does.
+
+    Raises:
+        BadInput: see ``read``.
+    """
+    entry = tree["datasets"][0]
+    is_chat = entry.get("type") == "chat_template"
+    return chat_templates.chosen(tree, entry, default_template) if is_chat else None
+
+
+def _template(
+    tree: dict[str, Any], entry: dict[str, Any], special: dict[str, str], own: str | None
+) -> tuple[Template | None, str]:
+    """The chat template, or why it cannot be followed."""
+    source = chat_templates.chosen(tree, entry, own)
+    if not source:
+        return None, "the chat template (none is at hand)"
+    try:
+        return Template(source, {**special, **(tree.get("chat_template_kwargs") or {})}), ""
+    except ImportError:
+        return None, "jinja2"
+
+
+def _ends(
+    tree: dict[str, Any], entry: dict[str, Any], special: dict[str, str], source: str
+) -> Ends:
+    eos = str(entry.get("train_on_eos") or "turn")
+    eot = str(entry.get("train_on_eot") or eos)
+    given = tree.get("eot_tokens")
+    if given is None or given == [special.get("eos_token")]:
+        return Ends(None, eot, eos)
+    return Ends(tuple(text for text in given if text in source), eot, eos)
+
+
+def _name(tree: dict[str, Any]) -> str:
+    names = (tree.get(key) for key in ("tokenizer_config", "base_model_config", "base_model"))
+    return str(next((name for name in names if name), ""))
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Rows of messages, rendered by a template."""
+
+    reading: Reading
+    template: Template
+    ends: Ends
+    inputs: bool
+    tokenizer: str
+
+    def text(self, row: dict[str, Any]) -> Text:
+        """One row.
+
+        Raises:
+            BadInput: its messages are none, or the template refuses them.
+        """
+        turns = self.reading.turns(row, self.template.keys)
+        tools = conversations.tools(row)
 
         def put(turns: list[dict[str, Any]]) -> str:
-            return str(
-                compiled.render(
-                    messages=turns, tools=row.get("tools"), add_generation_prompt=False, **special
-                )
-            )
+            return self.template.render(turns, tools)
 
         try:
             text = put(turns)
-            spans = tuple(_spans(text, turns, wanted, put))
+            return Text("", text, tuple(self._found(text, turns, put)), ends=self.ends)
         except Exception as error:  # a template is a program: it may raise anything
             raise BadInput(f"the chat template refuses it: {error}") from error
-        return Text("", text, spans)
 
-    return Format("chat", (field,), render, tuple(unfollowed))
-
-
-def _chat_template(
-    tree: dict[str, Any], entry: dict[str, Any], default_template: str | None
-) -> str | None:
-    """The Jinja text, chosen as axolotl/utils/chat_templates/base.py chooses it."""
-    for place in (entry, tree):
-        choice, jinja = place.get("chat_template"), place.get("chat_template_jinja")
-        if jinja and choice in {None, "jinja"}:
-            return Path(jinja).read_text() if Path(jinja).is_file() else str(jinja)
-        if choice and choice != "tokenizer_default":
-            break
-    else:
-        return default_template
-    name = str(choice)
-    if name.startswith("tokenizer_default_fallback_"):
-        if default_template:
-            return default_template
-        name = name.removeprefix("tokenizer_default_fallback_")
-    return _shipped_template(name)
+    def _found(
+        self,
+        text: str,
+        turns: list[dict[str, Any]],
+        put: Callable[[list[dict[str, Any]]], str],
+    ) -> Iterator[Turn]:
+        every = "all" in {self.ends.eot, self.ends.eos}
+        for index, turn in enumerate(turns):
+            trained = self.reading.trains(turn, inputs=self.inputs)
+            if not (trained or every):
+                continue
+            if index == 0 and turn["role"] == "system" and "mistral" in self.tokenizer.lower():
+                yield Turn(0, 0, trained)  # Axolotl does not look for it there
+                continue
+            yield Turn(*_span(text, turns, index, put), trained)
 
 
-def _shipped_template(name: str) -> str | None:
-    """A template that Axolotl ships; None where Axolotl is not installed."""
-    spec = importlib.util.find_spec("axolotl")  # finds the package, imports nothing
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    for root in roots:
-        folder = Path(root) / "utils/chat_templates/templates"
-        if folder.is_dir():
-            file = folder / f"{name}.jinja"
-            if not file.is_file():
-                names = ", ".join(sorted(path.stem for path in folder.glob("*.jinja")))
-                raise BadInput(f"chat_template {name!r} is not one Axolotl knows", names)
-            return file.read_text()
-    return None
+def _span(
+    text: str, turns: list[dict[str, Any]], index: int, put: Callable[[list[dict[str, Any]]], str]
+) -> tuple[int, int]:
+    """Where a turn's content stands in the rendered ``text``; nowhere: an empty span.
 
-
-@cache
-def _compiled(source: str) -> Any | None:
-    """A Jinja template in the environment that transformers gives it; None without jinja2."""
-    try:
-        import jinja2.ext  # comes with the training stack, not with the base installation
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        return None
-
-    class Generation(jinja2.ext.Extension):
-        """``{% generation %}`` blocks: what is inside them, unchanged."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-        def parse(self, parser: Any) -> Any:
-            """The statements up to ``endgeneration``."""
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise ValueError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, ensure_ascii=False, **options: json.dumps(
-        value, ensure_ascii=ensure_ascii, **options
-    )
-    environment.globals |= {
-        "raise_exception": refuse, "strftime_now": lambda _: "01 Jan 2026",  # any date's length
-    }  # fmt: skip
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise BadInput(f"the chat template is not Jinja: {error}") from error
-
-
-def _turns(row: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    """The messages as Axolotl hands them to a template.
-
-    Raises:
-        BadInput: not a list of messages with role and content.
+    A content is what changes when another is put in its place (and, as Axolotl does it,
+    all else that the turn has, is left out). Two others, that begin and end differently: what
+    one has in common with the content by chance, the other has not.
     """
-    messages = row.get(field)
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except ValueError:
-            messages = None
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{field!r} is not a list of messages", "[{role: user, content: text}, ...]")
-    turns = [_turn(message, field) for message in messages]
-    if turns[0]["role"] != "system" and isinstance(row.get("system"), str):
-        turns.insert(0, {"role": "system", "content": row["system"]})
-    return turns
-
-
-def _turn(message: Any, field: str) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise BadInput(f"a message in {field!r} has no role", "{role: user, content: text}")
-    turn = {key: value for key, value in message.items() if value is not None}
-    turn["role"] = _ROLES.get(turn["role"], turn["role"])
-    if isinstance(turn.get("content"), list):
-        turn["content"] = "".join(_strings([part.get("text", "") for part in turn["content"]]))
-    return turn
-
-
-def _spans(
-    text: str,
-    turns: list[dict[str, Any]],
-    trained: set[str],
-    put: Callable[[list[dict[str, Any]]], str],
-) -> Iterator[tuple[int, int]]:
-    """Where the trained turns' contents stand in the rendered ``text``.
-
-    A content is what changes when another is put in its place. Two others, that begin and
-    end differently: what one has in common with the content by chance, the other has not.
-    """
-    for index, turn in enumerate(turns):
-        if turn["role"] not in trained:
-            continue
-        begin, end = len(text), 0
-        for other in _OTHERS:
-            changed = put([*turns[:index], {**turn, "content": other}, *turns[index + 1 :]])
-            before = _shared(text, changed)
-            after = _shared(text[before:][::-1], changed[before:][::-1])
-            begin, end = min(begin, before), max(end, len(text) - after)
-        if begin < end:
-            yield begin, end
+    begin, end = len(text), 0
+    for other in _OTHERS:
+        dummy = {"role": turns[index]["role"], "content": other}
+        changed = put([*turns[:index], dummy, *turns[index + 1 :]])
+        before = _shared(text, changed)
+        after = _shared(text[before:][::-1], changed[before:][::-1])
+        begin, end = min(begin, before), max(end, len(text) - after)
+    return begin, max(begin, end)
 
 
 def _shared(one: str, other: str) -> int:
@@ -304,13 +286,13 @@ def _shared(one: str, other: str) -> int:
     return low
 
 
-def _plain_chat(turns: list[dict[str, Any]], trained: set[str]) -> Text:
+def _plain_chat(row: dict[str, Any], reading: Reading, inputs: bool) -> Text:
     """The messages with marks about as long as a template's, where there is no template."""
-    text, spans = "", []
-    for turn in turns:
+    text, turns = "", []
+    for turn in reading.turns(row, frozenset()):
         text += f"<|{turn['role']}|>\n"
         content = str(turn.get("content") or "")
-        if content and turn["role"] in trained:
-            spans.append((len(text), len(text) + len(content)))
+        if content and reading.trains(turn, inputs=inputs):
+            turns.append(Turn(len(text), len(text) + len(content), trained=True))
         text += content + "\n"
-    return Text("", text, tuple(spans))
+    return Text("", text, tuple(turns))

@@ -7,7 +7,7 @@ Uses the ``tokenizers`` library alone (no torch). Does not know what a row's tex
 import json
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ class Count:
     trainable: int
 
 
+@dataclass(frozen=True)
+class Spelled:
+    """One row, token by token."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    """Of each token, whether it has loss."""
+
+
 class Tokenizer:
     """A ``tokenizer.json`` with the special tokens of the configuration."""
 
@@ -60,9 +69,13 @@ class Tokenizer:
             [AddedToken(text, **plain) for text in added if isinstance(text, str)]
         )
         self._backend.add_tokens([AddedToken(text, **plain) for text in tree.get("tokens") or []])
+        more = (tree.get("special_tokens") or {}).get("additional_special_tokens") or []
+        self._backend.add_special_tokens([AddedToken(text, **plain) for text in more])
         self._bos, self._eos = (self._id(name) for name in ("bos_token", "eos_token"))
-        ends = tree.get("eot_tokens")
-        self._ends = {self._backend.token_to_id(text) for text in ends or []} | {self._eos}
+
+        decoder = self._backend.get_added_tokens_decoder().items()
+        self.own = frozenset(number for number, token in decoder if token.special)
+        """Ids of the special tokens."""
 
     def _id(self, name: str) -> int | None:
         text = self.special.get(name)
@@ -83,6 +96,25 @@ class Tokenizer:
             for text, prompt, answer in zip(texts, prompts, answers, strict=True)
         ]
 
+    def spell(self, text: Text, *, adds_special_tokens: bool) -> Spelled:
+        """One text token by token; ``count`` says how many they are."""
+        if not adds_special_tokens:
+            encoded = self._backend.encode(text.answer, add_special_tokens=False)
+            places = self._trained(text, encoded)
+            return Spelled(tuple(encoded.ids), tuple(n in places for n in range(len(encoded.ids))))
+        prompt = self._backend.encode(text.prompt).ids if text.prompt else []
+        answer = self._backend.encode(text.answer).ids if text.answer else []
+        if answer and self._eos is not None and answer[-1] != self._eos:
+            answer.append(self._eos)
+        if answer and text.prompt and answer[0] == self._bos:
+            del answer[0]
+        trained = (text.prompt_trained,) * len(prompt) + (True,) * len(answer)
+        return Spelled((*prompt, *answer), trained)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of every token; see the function ``pieces``."""
+        return pieces(ids, lambda some: self._backend.decode(some, skip_special_tokens=False))
+
     def lengths(self, texts: Sequence[Text], *, adds_special_tokens: bool) -> list[int]:
         """The tokens of ``count`` alone: a conversation's trained turns are not looked for."""
         if adds_special_tokens:
@@ -101,15 +133,64 @@ class Tokenizer:
         return Count(asked + answered, masked, asked + answered - masked)
 
     def _chat(self, text: Text, encoded: Any) -> Count:
+        trained = self._trained(text, encoded)
+        return Count(len(encoded.ids), min(trained, default=len(encoded.ids)), len(trained))
+
+    def _trained(self, text: Text, encoded: Any) -> set[int]:
+        """Places of the tokens with loss, as Axolotl's chat_template strategy finds them."""
         ids, offsets = encoded.ids, encoded.offsets
         begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
-        trained: set[int] = set()
-        for begin, end in text.trained or ():
-            first, last = bisect_right(ends, begin), bisect_left(begins, end)
-            trained |= set(range(first, last))
-            near = range(last, min(last + _END_OF_TURN_REACH + 1, len(ids)))
-            trained |= set([index for index in near if ids[index] in self._ends][:1])
-        return Count(len(ids), min(trained, default=len(ids)), len(trained))
+        kinds = self._ends(text)
+        trained, newest = set[int](), dict[int, int]()
+        for turn in text.turns or ():
+            first, behind = bisect_right(ends, turn.begin), bisect_left(begins, turn.end)
+            found = turn.begin < turn.end and first < behind
+            if found and turn.trained:
+                trained |= set(range(first, behind))
+            for kind, (wanted, which) in enumerate(kinds):
+                place = _end_of_turn(ids, wanted, behind if found else -1)
+                if place is None:
+                    continue
+                newest[kind] = place
+                if which == "all" or (which == "turn" and turn.trained):
+                    trained.add(place)
+        lasting = (newest[kind] for kind in newest if kinds[kind][1] == "last")
+        return trained | set(lasting)
+
+    def _ends(self, text: Text) -> tuple[tuple[frozenset[int | None], str], ...]:
+        """Tokens that end a turn, and which of them are trained on."""
+        ends, eos = text.ends, frozenset({self._eos})
+        eot = eos if ends.tokens is None else frozenset(map(self._backend.token_to_id, ends.tokens))
+        return ((eot, ends.eot), (eos, ends.eos))
+
+
+def _end_of_turn(ids: list[int], wanted: frozenset[int | None], behind: int) -> int | None:
+    """The first wanted token close ``behind`` a turn; -1 for a turn that was not found.
+
+    For such a turn Axolotl begins to look at the last token of the row, and goes on at the
+    first: that one can be taken for the end of an empty turn.
+    """
+    if behind < 0 and ids and ids[-1] in wanted:
+        return None
+    near = range(max(behind, 0), min(behind + _END_OF_TURN_REACH + 1, len(ids)))
+    return next((place for place in near if ids[place] in wanted), None)
+
+
+def pieces(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text of every token, so that all of them in a row are the text of the row.
+
+    A token by itself may lose its space (SentencePiece) or be half a character (byte-level
+    BPE): each is decoded behind those before it, and a character stands at its last token.
+    """
+    texts, begin, shown = list[str](), 0, 0
+    for end in range(1, len(ids) + 1):
+        known, both = decode(list(ids[begin:shown])), decode(list(ids[begin:end]))
+        if both.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(both[len(known) :])
+        begin, shown = shown, end
+    return texts
 
 
 def assume(texts: Sequence[Text]) -> list[Count]:
@@ -120,12 +201,13 @@ def assume(texts: Sequence[Text]) -> list[Count]:
 def _assumed(text: Text) -> Count:
     asked = round(len(text.prompt.encode()) / BYTES_PER_TOKEN)
     answered = round(len(text.answer.encode()) / BYTES_PER_TOKEN) + bool(text.answer)
-    if text.trained is None:
+    if text.turns is None:
         masked = 0 if text.prompt_trained else asked
         return Count(asked + answered, masked, asked + answered - masked)
-    sizes = [round((end - begin) / BYTES_PER_TOKEN) + 1 for begin, end in text.trained]
+    trained = [turn for turn in text.turns if turn.trained and turn.begin < turn.end]
+    sizes = [round((turn.end - turn.begin) / BYTES_PER_TOKEN) + 1 for turn in trained]
     trainable = min(sum(sizes), answered)
-    first = round(text.trained[0][0] / BYTES_PER_TOKEN) if trainable else answered
+    first = round(trained[0].begin / BYTES_PER_TOKEN) if trainable else answered
     return Count(answered, min(first, answered), trainable)
 
 

@@ -1,24 +1,22 @@
-"""Owns what a corpus is in tokens: rows, their lengths, the share that is trained on.
+"""Owns looking at a corpus: which rows are read and tokenised, and what they come to.
 
 Reads every row of a small corpus, and of a large one enough to say how wrong the figures
-can be. Does not know batches (``steps``). docs/planning.md has the method.
+can be. Does not own the figures (``figures``) nor know batches (``steps``).
+docs/planning.md has the method.
 """
 
 import itertools
-import json
 import math
-from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
-from typing import IO, Any
+from typing import IO
 
-import xxhash
-
-from leviathan import corpus, files, samples, templates, tokenizer
+from leviathan import corpus, figures, index, samples, selection, templates, tokenizer
 from leviathan.corpus import Progress, Row
 from leviathan.errors import BadInput
+from leviathan.estimate import Counted, Estimate, Line, total
+from leviathan.figures import Source, Statistics
 from leviathan.tokenizer import Count, Tokenizer
 
 WHOLE_BYTES = 1 << 20
@@ -29,82 +27,23 @@ _TOKENISED_BYTES = 256 << 10
 _READ_BYTES = 64 << 20
 _AT_ONCE = 256
 _STRIDE = 37  # prime to _BLOCKS: blocks in an order that is spread wherever it stops
-_CACHE_FORMAT = 1
-_ASSUMED_ROWS, _SIGMA = 2000, 0.6
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """A sample in tokens, as Axolotl will make them, before rows are dropped, cut or split."""
-
-    rows: int
-    rows_error: float
-    """Standard error of ``rows``; 0 where they were counted."""
-    tokens: "array[int]"
-    """Of each row that was looked at; where all were, in the order of the file. Of a large corpus
-    most are told by the row's bytes, some tokenised."""
-    masked: "array[int]"
-    """Of each, the tokens before the first one with loss; all of them where none has."""
-    mean_tokens: float
-    """Per row of the sample; of a large corpus not quite the mean of ``tokens``."""
-    mean_error: float
-    """Standard error of ``mean_tokens``."""
-    total_error: float
-    """Standard error of ``total_tokens``, as a share of it. Less than rows' and mean's together:
-    where there are more rows than estimated, they are shorter."""
-    trainable_share: float
-    """Of all tokens, those with loss."""
-    bytes_per_token: float
-    """Bytes of JSONL for each token."""
-    splits: bool
-    """Rows longer than ``sequence_len`` become several (completion)."""
-    source: str
-    """What the figures rest on, one line."""
-    whole: bool
-    """No row was left out."""
-    exact: bool
-    """Every row was tokenised, and as Axolotl does it."""
-
-    @property
-    def row_tokens(self) -> tuple[int, ...]:
-        """``tokens``, ascending."""
-        return tuple(sorted(self.tokens))
-
-    @property
-    def total_tokens(self) -> float:
-        """Of the whole sample, once through."""
-        return self.rows * self.mean_tokens
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which rows, and how they are trained: what the figures depend on."""
-
-    corpus: Path
-    sample: str
-    """As ``corpus.parse_sample`` takes it."""
-    seed: int
-    """Of the sample."""
-    directory: Path
-    """Where samples lie, and these figures are kept."""
-    tree: dict[str, Any]
-    """Merged Axolotl configuration."""
-
-    @property
-    def wish(self) -> samples.Wish:
-        """The sample that would be drawn."""
-        return samples.Wish(self.corpus, self.sample, self.seed, self.directory)
 
 
 def measure(
-    source: Source, *, exact: bool = False, progress: Progress | None = None, kept: bool = True
+    source: Source,
+    *,
+    exact: bool = False,
+    closer: bool = False,
+    progress: Progress | None = None,
+    kept: bool = True,
 ) -> Statistics:
     """The statistics of a sample, from the cache if nothing they depend on has changed.
 
     Args:
         source: what to measure.
         exact: tokenise every row of the sample, however long that takes.
-        progress: called as bytes are read, where every row is.
+        closer: tokenise every row that is looked at, some seconds' worth, not a part of them.
+        progress: called as bytes are read or tokenised, where that takes long.
         kept: keep what was measured at once; a caller who may yet refuse calls ``keep`` later.
 
     Raises:
@@ -114,16 +53,16 @@ def measure(
     samples.parse(source.sample)
     corpus.refuse_unreadable(source.corpus)
     file = tokenizer.find(source.tree)
-    drawn = samples.already_drawn(source.wish)
-    known = _kept(_cache_path(source, file, drawn))
-    if known and (known.whole or not exact):
+    known = figures.known(source, file)
+    if known and (known.whole or not (exact or (closer and known.counted < len(known.tokens)))):
         return known
+    drawn = samples.already_drawn(source.wish)
     look = _Look.begin(source, drawn, file)
     corpus.check_head(source.corpus, look.required)
-    small = corpus.plain_bytes(look.path) <= WHOLE_BYTES
-    found = look.every_row(progress) if exact or small else look.some_rows()
+    small = corpus.plain_bytes(look.path) <= (_BLOCKS * _BLOCK_BYTES if closer else WHOLE_BYTES)
+    found = look.every_row(progress) if exact or small else look.some_rows(closer, progress)
     if kept:
-        keep(source, found)
+        figures.keep(source, found)
     return found
 
 
@@ -164,47 +103,54 @@ class _Look:
 
     def every_row(self, progress: Progress | None) -> Statistics:
         """All rows of the sample: of its file, or those that ``samples.draw`` would select."""
-        rows = corpus.read_rows(self.source.corpus)
         wanted = samples.parse(self.source.sample)
-        if self.drawn or wanted is None:
-            rows = corpus.read_with_progress(self.path, "tokenising", progress)
-        else:
-            of_rows = sum(1 for _ in rows)
+        rows = corpus.read_with_progress(self.path, "tokenising", progress)
+        if not (self.drawn or wanted is None):
+            counting = corpus.read_with_progress(self.source.corpus, "counting", progress)
+            of_rows = sum(1 for _ in counting)
             chosen = samples.rows_wanted(wanted, of_rows, self.source.corpus)
-            rows = corpus.read_with_progress(self.path, "tokenising", progress)
             if chosen < of_rows:
-                from leviathan import selection  # it brings numpy
-
                 rows = selection.selected(rows, chosen, of_rows, self.source.seed)
-        counted = _Counted()
+        counted = Counted()
         for batch in _batches(rows):
-            counted.add(batch, self._counts(batch))
-        line = _Line(counted.mean, 0.0, 0.0)
-        return self._statistics(counted, _Estimate(len(counted.tokens), 0.0, 0.0, 0.0, line))
+            counted.add(map(_size, batch), self._counts(batch))
+        return figures.whole(
+            counted,
+            self.source,
+            splits=self.form.kind == "completion",
+            error=self._assumed,
+            how=self._how(),
+            exact=self.tokenizer is not None and not self.form.unfollowed,
+        )
 
-    def some_rows(self) -> Statistics:
+    def some_rows(self, closer: bool, progress: Progress | None) -> Statistics:
         """Rows that begin in evenly spread blocks; of those a part is tokenised."""
         blocks = _read_blocks(self.path) if corpus.is_plain(self.path) else _read_all(self.path)
-        every = max(1, round(sum(len(row.line) for row in blocks.rows_read) / _TOKENISED_BYTES))
-        counted = _Counted()
-        for batch in _batches(blocks.rows_read[::every]):
-            counted.add(batch, self._counts(batch))
+        size, done = sum(map(_size, blocks.lines)), 0
+        every = 1 if closer else max(1, round(size / _TOKENISED_BYTES))
+        counted = Counted()
+        for batch in _batches(blocks.lines[::every]):
+            counted.add(map(_size, batch), self._counts(batch))
+            done += sum(map(_size, batch)) * every
+            if progress:
+                progress("tokenising", min(done, size), size)
+        figures.refuse_nothing(counted, self.source)
         line = counted.line()
-        made = self._statistics(counted, self._estimate(blocks, line), whole=False)
-        others = (len(row.line) for n, row in enumerate(blocks.rows_read) if n % every)
+        found = self._statistics(counted, self._estimate(blocks, line))
+        others = (_size(row) for number, row in enumerate(blocks.lines) if number % every)
         counted.extend_by_size(others, line)
-        return made
+        return found
 
-    def _estimate(self, blocks: "_Blocks", line: "_Line") -> "_Estimate":
+    def _estimate(self, blocks: "_Blocks", line: Line) -> Estimate:
         if self.drawn:
-            return _Estimate(self.drawn.rows, 0.0, blocks.bytes / self.drawn.rows, 0.0, line)
+            return Estimate(self.drawn.rows, 0.0, blocks.bytes / self.drawn.rows, 0.0, line)
         wanted = samples.parse(self.source.sample)
         mean = (blocks.bytes / blocks.rows, blocks.mean_bytes_error)
         if isinstance(wanted, int):
             most = math.ceil(blocks.rows + 4 * blocks.rows_error)
-            return _Estimate(samples.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
+            return Estimate(samples.rows_wanted(wanted, most, self.path), 0.0, *mean, line)
         share = wanted or 1.0
-        return _Estimate(max(1, round(blocks.rows * share)), blocks.rows_error * share, *mean, line)
+        return Estimate(max(1, round(blocks.rows * share)), blocks.rows_error * share, *mean, line)
 
     def _counts(self, batch: list[Row]) -> list[Count]:
         texts = [self._text(row) for row in batch]
@@ -213,38 +159,38 @@ class _Look:
         return self.tokenizer.count(texts, adds_special_tokens=self.form.adds_special_tokens)
 
     def _text(self, row: Row) -> templates.Text:
+        parsed = corpus.parse_row(row, self.required)
         try:
-            return self.form.render(corpus.parse_row(row, self.required))
+            return self.form.render(parsed)
         except BadInput as error:
-            place = f"{row.path}:{row.number}"
-            message = error.message.removeprefix(f"{place}: ")
-            raise BadInput(f"{place}: {message}", error.hint) from error
+            raise BadInput(f"{row.path}:{row.number}: {error.message}", error.hint) from error
 
-    def _statistics(
-        self, counted: "_Counted", estimate: "_Estimate", *, whole: bool = True
-    ) -> Statistics:
-        if not counted.trainable:
-            raise BadInput(
-                f"corpus {self.source.corpus} has no text to train on", "look at its fields"
-            )
-        rows, mean = estimate.rows, estimate.mean
-        assumed = 0.0 if self.tokenizer else tokenizer.ASSUMPTION_ERROR
+    @property
+    def _assumed(self) -> float:
+        """Standard error of all tokens for want of a tokenizer, as a share."""
+        return 0.0 if self.tokenizer else tokenizer.ASSUMPTION_ERROR
+
+    def _statistics(self, counted: Counted, estimate: Estimate) -> Statistics:
+        tokens, seen = total(counted.tokens), len(counted.tokens)
         about = "about " if estimate.rows_error else ""
-        seen = f"all {rows:,}" if whole else f"{len(counted.tokens):,} of {about}{rows:,}"
         return Statistics(
-            rows=rows,
+            rows=estimate.rows,
             rows_error=estimate.rows_error,
             tokens=counted.tokens,
             masked=counted.masked,
-            mean_tokens=mean,
-            mean_error=math.hypot(estimate.mean_error, mean * assumed),
-            total_error=math.hypot(estimate.total_error, assumed),
-            trainable_share=counted.trainable / sum(counted.tokens),
-            bytes_per_token=counted.bytes / sum(counted.tokens),
+            mean_tokens=estimate.mean,
+            mean_error=math.hypot(estimate.mean_error, estimate.mean * self._assumed),
+            total_error=math.hypot(estimate.total_error, self._assumed),
+            trainable_share=total(counted.trainable) / tokens,
+            bytes_per_token=counted.bytes / tokens,
             splits=self.form.kind == "completion",
-            source=f"{seen} rows{self._how()}",
-            whole=whole,
-            exact=whole and self.tokenizer is not None and not self.form.unfollowed,
+            source=f"{seen:,} of {about}{estimate.rows:,} rows{self._how()}",
+            whole=False,
+            exact=False,
+            size=round(estimate.rows * estimate.mean_bytes),
+            counted=seen,
+            trainable=counted.trainable,
+            sizes=counted.sizes,
         )
 
     def _how(self) -> str:
@@ -255,6 +201,10 @@ class _Look:
         if self.form.unfollowed:
             how += f"; an estimate: {', '.join(self.form.unfollowed)} is not followed"
         return how
+
+
+def _size(row: Row) -> int:
+    return len(row.line)
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -268,93 +218,6 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-class _Counted:
-    """Rows counted so far."""
-
-    def __init__(self) -> None:
-        self.tokens, self.masked, self.sizes = array("I"), array("I"), array("I")
-        self.trainable = 0
-
-    def add(self, batch: list[Row], counts: list[Count]) -> None:
-        self.tokens.extend(count.tokens for count in counts)
-        self.masked.extend(count.masked for count in counts)
-        self.sizes.extend(len(row.line) for row in batch)
-        self.trainable += sum(count.trainable for count in counts)
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.tokens) / len(self.tokens)
-
-    def line(self) -> "_Line":
-        """Tokens by bytes, fitted by least squares."""
-        number = len(self.tokens)
-        mean_tokens, mean_size = self.mean, self.bytes / number
-        spread = sum((size - mean_size) ** 2 for size in self.sizes)
-        pairs = list(zip(self.sizes, self.tokens, strict=True))
-        together = sum((size - mean_size) * (count - mean_tokens) for size, count in pairs)
-        slope = together / spread if spread else 0.0
-        fitted = _Line(mean_tokens - slope * mean_size, slope, 0.0)
-        left = sum((count - fitted.base - slope * size) ** 2 for size, count in pairs)
-        return replace(fitted, error=math.sqrt(left / max(1, number - 2) / number))
-
-    def extend_by_size(self, sizes: Iterable[int], line: "_Line") -> None:
-        """Add rows of these bytes without tokenising them, masked as those tokenised are."""
-        known = list(zip(self.tokens, self.masked, strict=True))
-        for (tokens, masked), size in zip(itertools.cycle(known), sizes, strict=False):
-            likely = round(line.at(size))
-            self.tokens.append(likely)
-            self.masked.append(round(likely * masked / tokens) if tokens else 0)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Tokens a row has by its bytes: the regression estimator.
-
-    Tokens follow bytes closely, and the bytes of a row are known far better than the few
-    tokenised rows tell (Cochran, Sampling Techniques, 1977, 7.3 and 12.6).
-    """
-
-    base: float
-    slope: float
-    error: float
-    """Standard error of the mean row's tokens, from the rows' distances to the line."""
-
-    def at(self, size: float) -> float:
-        """Tokens of a row of ``size`` bytes; never less than one."""
-        return max(1.0, self.base + self.slope * size)
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Rows and mean of a sample, with their standard errors; 0 for what is known."""
-
-    rows: int
-    rows_error: float
-    mean_bytes: float
-    mean_bytes_error: float
-    line: _Line
-
-    @property
-    def mean(self) -> float:
-        return self.line.at(self.mean_bytes)
-
-    @property
-    def mean_error(self) -> float:
-        return math.hypot(self.line.error, self.line.slope * self.mean_bytes_error)
-
-    @property
-    def total_error(self) -> float:
-        """Of rows x mean, as a share. It is base x rows + slope x bytes, and bytes are known."""
-        if not self.rows_error:
-            return self.mean_error / self.mean
-        own = self.line.error / self.mean
-        return math.hypot(own, self.line.base * self.rows_error / (self.rows * self.mean))
-
-
 # --- evenly spread blocks ----------------------------------------------------------------
 
 
@@ -362,7 +225,7 @@ class _Estimate:
 class _Blocks:
     """Rows that begin in blocks of one size, and what they say about the whole file."""
 
-    rows_read: list[Row]
+    lines: list[Row]
     """By place."""
     bytes: int
     """Of the whole file."""
@@ -410,8 +273,6 @@ def _read_blocks(path: Path) -> _Blocks:
 
 def _read_all(path: Path) -> _Blocks:
     """Rows evenly spread over a corpus that cannot be read here and there: it is read whole."""
-    from leviathan import index  # it brings numpy
-
     with index.build(path) as found:
         if not found.rows:
             raise corpus.empty(path)
@@ -444,87 +305,3 @@ def _rows_beginning(stream: IO[bytes], begin: int, end: int) -> Iterator[tuple[i
         if not line.isspace():
             yield place, line
         place += len(line)
-
-
-# --- kept between calls ------------------------------------------------------------------
-
-
-def _cache_path(source: Source, file: Path | None, drawn: samples.Sample | None) -> Path:
-    """Beside the samples, named after everything the figures depend on."""
-    stat = source.corpus.stat()
-    keys = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
-            "tokens", "eot_tokens", *templates.UNFOLLOWED_KEYS)  # fmt: skip
-    depends = [
-        _CACHE_FORMAT, str(source.corpus.resolve()), stat.st_size, stat.st_mtime_ns, source.sample,
-        source.seed, tokenizer.digest(file) if file else None, str(file), drawn and drawn.digest,
-        {key: source.tree.get(key) for key in keys},
-    ]  # fmt: skip
-    name = xxhash.xxh3_64_hexdigest(json.dumps(depends, sort_keys=True, default=str).encode())
-    return source.directory / f"{source.corpus.stem}-{name}.tokens"
-
-
-def keep(source: Source, found: Statistics) -> None:
-    """Keep what ``measure`` found, for the next time."""
-    drawn = samples.already_drawn(source.wish)
-    path = _cache_path(source, tokenizer.find(source.tree), drawn)
-    if _kept(path) == found:
-        return
-    document = asdict(found) | {"tokens": len(found.tokens), "masked": len(found.masked)}
-    try:
-        with files.replaced(path) as out:
-            out.write(json.dumps(document).encode() + b"\n")
-            out.write(found.tokens.tobytes() + found.masked.tobytes())
-    except OSError:
-        return  # a directory that cannot be written costs the time again, not the plan
-
-
-def _kept(path: Path) -> Statistics | None:
-    try:
-        with path.open("rb") as stream:
-            document = json.loads(stream.readline())
-            for name in ("tokens", "masked"):
-                numbers = array("I")
-                numbers.fromfile(stream, document[name])
-                document[name] = numbers
-        return Statistics(**document)
-    except (OSError, ValueError, TypeError, KeyError, EOFError):
-        return None
-
-
-# --- where the corpus is not -------------------------------------------------------------
-
-
-def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
-    """The statistics of a sample of a corpus that is not here, from its rows and bytes.
-
-    Four bytes a token, and lengths spread log-normally as those of instruction corpora are
-    (sigma 0.6: the longest per cent is four times the median). Both are assumptions.
-
-    Args:
-        name: of the corpus, for the evidence.
-        rows: of the whole corpus.
-        size: of the whole corpus in bytes.
-        sample: as ``corpus.parse_sample`` takes it.
-    """
-    wanted = samples.parse(sample)
-    chosen = samples.rows_wanted(wanted, rows, Path(name))
-    mean = size / rows / tokenizer.BYTES_PER_TOKEN
-    spread = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
-    quantiles = (spread.inv_cdf((n + 0.5) / _ASSUMED_ROWS) for n in range(_ASSUMED_ROWS))
-    lengths = array("I", (max(1, round(math.exp(value))) for value in quantiles))
-    return Statistics(
-        rows=chosen,
-        rows_error=0.0,
-        tokens=lengths,
-        masked=array("I", [0] * len(lengths)),
-        mean_tokens=mean,
-        mean_error=mean * tokenizer.ASSUMPTION_ERROR,
-        total_error=tokenizer.ASSUMPTION_ERROR,
-        trainable_share=1.0,
-        bytes_per_token=tokenizer.BYTES_PER_TOKEN,
-        splits=False,
-        source=f"{name} is not here: {rows:,} rows and {size / 1e9:.3g} GB as the recipe says, "
-        f"{tokenizer.BYTES_PER_TOKEN:g} bytes a token assumed",
-        whole=False,
-        exact=False,
-    )

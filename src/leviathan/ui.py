@@ -3,6 +3,7 @@
 Imported by the command modules only. Does not compute anything it shows.
 """
 
+import atexit
 import json
 import math
 import sys
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,7 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from leviathan.errors import LeviathanError
-from leviathan.eta import History
+
+if TYPE_CHECKING:
+    from leviathan.eta import History
+    from leviathan.excerpt import Part
 
 
 class _Console(Console):
@@ -138,6 +142,114 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
             _out.print(Text.assemble((f"{shown:<{_LABEL}}", "dim"), line))
 
 
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_CHART_WIDTH, _CHART_HEIGHT, _SCALE = 80, 5, 9
+
+
+def chart_columns() -> int:
+    """How many columns a histogram can have here."""
+    return min(_out.width, _CHART_WIDTH) - _SCALE
+
+
+def histogram(
+    shares: Sequence[float],
+    top: str,
+    ticks: Sequence[tuple[int, str]],
+    mark: tuple[int, str],
+) -> None:
+    """A histogram on stdout, a column a share; what lies behind ``mark`` in another colour.
+
+    Args:
+        shares: heights, the largest as high as there is room.
+        top: what the largest one is.
+        ticks: columns with a label below them; one that would touch another is left out.
+        mark: a column to point at, and what it is.
+    """
+    column, name = mark
+    high = max(shares)
+    eighths = [round(8 * _CHART_HEIGHT * share / high) if high else 0 for share in shares]
+    for row in range(_CHART_HEIGHT - 1, -1, -1):
+        cells = [_BLOCKS[min(max(size - 8 * row, 0), 8)] for size in eighths]
+        if cells[column] == " ":
+            cells[column] = "│"
+        scale = top if row == _CHART_HEIGHT - 1 else ""
+        body, behind = "".join(cells[: column + 1]), "".join(cells[column + 1 :]).rstrip()
+        _out.print(Text.assemble((f"{scale:>{_SCALE - 2}} ┤", "dim"), body, (behind, "yellow")))
+    labels, kept = _labels(ticks, len(shares))
+    axis = "".join("┬" if place in kept else "─" for place in range(len(shares)))
+    _out.print(f"{'':{_SCALE - 2}} └{axis}", style="dim", markup=False)
+    _out.print(f"{'':{_SCALE}}{labels}", style="dim", markup=False)
+    pointed = f"▲ {name}"
+    if column + len(pointed) > len(shares):
+        pointed = f"{name} ▲"
+        column = max(0, column - len(name) - 1)
+    _out.print(f"{'':{_SCALE}}{'':{column}}{pointed}", markup=False)
+
+
+def _labels(ticks: Sequence[tuple[int, str]], width: int) -> tuple[str, set[int]]:
+    """The line of labels below an axis, each under its column, and the columns that have one."""
+    line, kept = "", set[int]()
+    for column, label in ticks:
+        begin = max(0, column - len(label) // 2)
+        if (not line or begin > len(line) + 1) and begin + len(label) <= width:
+            line = f"{line:<{begin}}{label}"
+            kept.add(column)
+    return line, kept
+
+
+_ROW_WIDTH = 100
+_TRAINED = "bold green"
+
+
+def token_legend() -> None:
+    """How ``tokens`` tells tokens with loss from masked ones, on stdout."""
+    if _in_colour():
+        text = Text.assemble(("green", _TRAINED), " is trained on, the rest is masked; ")
+        _out.print(text.append("special tokens", "underline").append(" are underlined"))
+    else:
+        say("what is trained on stands between \u27e6 and \u27e7, the rest is masked")
+
+
+def tokens(parts: "Sequence[Part]") -> None:
+    """A row's text, trained or masked, on stdout; a line ends where the text's does, too."""
+    text, colour, within = Text(), _in_colour(), False
+    for part in parts:
+        if not colour and part.trained != within:
+            text.append("\u27e6" if part.trained else "\u27e7")
+        within = part.trained
+        if part.left_out:
+            begin = "" if text.plain.endswith("\n") else "\n"
+            text.append(f"{begin}{_gap(part)}\n", "dim italic")
+            continue
+        style = f"{_TRAINED if part.trained else ''} {'underline' if part.special else ''}"
+        text.append(part.text, style.strip() if colour else "")
+    text.append("\u27e7" if within and not colour else "")
+    text.rstrip()
+    for line in text.wrap(_out, _row_width()) if parts else ():
+        _out.print(Text("  ").append_text(line))
+
+
+def remark(text: str) -> None:
+    """What is to be said of a row, on stdout, under its head."""
+    for line in textwrap.wrap(text, _row_width()):
+        say(f"  {line}", "yellow")
+
+
+def _row_width() -> int:
+    return (min(_out.width, _ROW_WIDTH) if _out.is_terminal else 80) - 2
+
+
+def _in_colour() -> bool:
+    return _out.color_system is not None and not _out.no_color
+
+
+def _gap(part: "Part") -> str:
+    count, trained = part.left_out, part.left_trained
+    kind = {0: "masked ", count: "trained "}.get(trained, "")
+    some = "" if kind else f", {trained:,} of them trained"
+    return f"\u22ef {count:,} more {kind}tokens{some} \u22ef"
+
+
 def raw(text: str) -> None:
     """Text as it is, on stdout: a log's."""
     sys.stdout.write(text)
@@ -224,19 +336,31 @@ def stages() -> Iterator[Callable[[str, float], None]]:
         yield show
 
 
+_TOLD_EVERY_S = 60
+
+
 def corpus_progress() -> Callable[[str, int, int], None]:
-    """A listener that draws one progress line for reading the corpus."""
-    started = time.monotonic()
+    """A listener for reading a corpus: one live line, or one a minute where no one watches."""
     live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
+    begun: dict[str, float] = {}
+    last = told = time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:
-        speed = done / max(time.monotonic() - started, 1e-3)
+        nonlocal last, told
+        speed = done / max(time.monotonic() - begun.setdefault(what, last), 1e-3)
+        last = time.monotonic()
+        text = f"{what} {size(done)} of {size(total)}, {size(speed)}/s"
+        if 0 < done < total:
+            text += f", {duration((total - done) / speed)} left"
         if live is None:
+            if last - told >= _TOLD_EVERY_S:
+                told = last
+                notice(text)
             return
         if not live.is_started:
             live.start()
-        text = f" {what} {size(done)} of {size(total)}, {size(speed)}/s"
-        live.update(Text.assemble(bar(done / max(total, 1), 30), text))
+            atexit.register(live.stop)  # whatever ends the reading: a cursor must not stay hidden
+        live.update(Text.assemble(bar(done / max(total, 1), 20), f" {text}"))
         if done >= total:
             live.stop()
 
@@ -252,12 +376,15 @@ class TrainView:
     def __init__(
         self,
         name: str,
-        history: History | None = None,
+        history: "History | None" = None,
         foot: str = "Ctrl+C saves and stops",
         age_s: float = 0,
     ) -> None:
+        from leviathan.eta import History  # brings the run directory's modules; others need none
+
         self.name = name
         self._history = history or History()
+        self._anew = History
         self._foot = foot
         self._started = time.monotonic() - age_s
         self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
@@ -302,7 +429,7 @@ class TrainView:
             if self._line.get("session") != facts["session"]:
                 self._line = {}
             if kind == "start":  # be it of a smaller run
-                self._history = History()
+                self._history = self._anew()
             notice(f"{self.name}: {_beginning(kind, facts)}")
         elif kind == "event" and facts["event"] == "save":
             self._checkpoint = f"checkpoint-{facts['step']}"

@@ -10,7 +10,7 @@ import pytest
 from project import Project
 
 import tiny
-from leviathan import knobs, layers, steps, tokens
+from leviathan import figures, knobs, layers, steps, tokens
 
 pytestmark = pytest.mark.real
 
@@ -91,7 +91,7 @@ def predicted(case: Case, sets: list[str]) -> tuple[list[int], steps.Steps]:
     """Tokens of the rows that are kept, and the steps."""
     config = layers.build("tiny", case.profile, case.sample, sets)
     corpus = Path(config.recipe.corpus)
-    source = tokens.Source(corpus, case.sample, config.recipe.seed, Path("elsewhere"), config.tree)
+    source = figures.Source(corpus, case.sample, config.recipe.seed, Path("elsewhere"), config.tree)
     found = tokens.measure(source)
     assert found.exact
     read = knobs.read(config.tree, config.profile.hardware.count)
