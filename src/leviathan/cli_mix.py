@@ -1,5 +1,6 @@
 """Owns ``data mix``."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,9 @@ def data_mix(
         return
     _show(mixed, wish)
     ui.notice(f"corpus: {mixed.path} in a recipe trains on it")
-    ui.notice(f"next: leviathan train -p {profile} -r {recipe} -s full --set corpus={mixed.path}")
+    train = ["leviathan", "train", "-p", profile, "-r", recipe, "-s", "full"]
+    train += [x for key in [*(sets or []), f"corpus={mixed.path}"] for x in ("--set", key)]
+    ui.notice(f"next: {shlex.join(train)}")
 
 
 def _show(mixed: "Mixture", wish: "Wish") -> None:

@@ -6,7 +6,6 @@ Neither reads files nor keeps counts (``ledger``), and does not estimate (``toke
 import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from leviathan.errors import BadInput
 from leviathan.templates import Text
 from leviathan.tokenizer import Tokenizer
 
-_KEYS = ("datasets", "train_on_inputs", "chat_template", "chat_template_jinja", "special_tokens",
-         "tokens", "eot_tokens", *templates.UNFOLLOWED_KEYS)  # fmt: skip
+_KEYS = ("datasets", "train_on_inputs", "special_tokens", "tokens", "eot_tokens",
+         "chat_template_kwargs", *templates.UNFOLLOWED_KEYS)  # fmt: skip
+# Not followed elsewhere, and of no consequence to a single row: a recipe that comes to test on
+# a mix's holdout keeps its counts.
+_BESIDE = {"test_datasets", "dataset_exact_deduplication", "dataset_shard_num", "streaming"}
 
 
 class Counter:
@@ -56,16 +58,19 @@ class Counter:
         how = f"{missing}: {tokenizer.BYTES_PER_TOKEN:g} bytes a token assumed"
         if self.has_tokenizer:
             how = f"tokenised with {self._file}"
-        if self.form.unfollowed:
-            how += f"; an estimate: {', '.join(self.form.unfollowed)} is not followed"
         return how
+
+    @property
+    def unfollowed(self) -> tuple[str, ...]:
+        """Settings that change a row's tokens in ways not followed: they are estimates then."""
+        return tuple(name for name in self.form.unfollowed if name not in _BESIDE)
 
     def depends(self) -> list[Any]:
         """Everything that the count of a row depends on, beside the row."""
         return [
             tokenizer.digest(self._file) if self._file and self._installed else None,
-            {key: self._tree.get(key) for key in _KEYS},
-            _axolotl() if self.form.kind == "chat" else None,
+            {key: self._tree.get(key) for key in _KEYS if key not in _BESIDE},
+            templates.chat_text(self._tree, tokenizer.chat_template(self._file)),
         ]
 
     @cached_property
@@ -105,11 +110,3 @@ class Counter:
         if self._tokenizer is None:
             return [count.tokens for count in tokenizer.assume(texts)]
         return self._tokenizer.lengths(texts, adds_special_tokens=self.form.adds_special_tokens)
-
-
-def _axolotl() -> str | None:
-    """The version whose chat templates may be meant."""
-    try:
-        return metadata.version("axolotl")
-    except metadata.PackageNotFoundError:
-        return None

@@ -22,6 +22,7 @@ from leviathan.mixture import Held, Mixture, Portion, Wish
 from leviathan.stock import Stock, Sums
 
 _WORTH_KEEPING_S = 10.0
+_LENGTHS = tuple(2**power for power in range(7, 18))
 
 
 def mix(wish: Wish, progress: Progress | None = None) -> Mixture:
@@ -76,8 +77,9 @@ def _counted(wish: Wish, counter: Counter, progress: Progress | None) -> Iterato
             for source, rows in zip(wish.sources, found, strict=True):
                 made.append(ledger.of(source.path, rows, counter, wish.directory, progress))
             counter.close()
+            lengths = sorted({*_LENGTHS, int(wish.tree.get("sequence_len") or _LENGTHS[0])})
             yield [
-                Stock(source.path, number, found[number], made[number], split.held)
+                Stock(source.path, number, found[number], made[number], split.held, lengths)
                 for number, source in enumerate(wish.sources)
             ]
         except BaseException:
@@ -205,6 +207,7 @@ class _Making:
         return Mixture(
             str(wish.path), written.rows, sum(tokens), written.bytes, written.digest, _synced(out),
             wish.seed, wish.request, self._counter.how, self._counter.has_tokenizer,
+            self._counter.unfollowed,
             tuple(self._portion(number, sum(tokens)) for number in range(len(tokens))), held,
         )  # fmt: skip
 

@@ -248,6 +248,8 @@ class Mixture:
     """What the tokens rest on."""
     in_tokens: bool
     """False where bytes were counted, for want of a tokenizer."""
+    unfollowed: tuple[str, ...]
+    """Settings that make estimates of the tokens."""
     portions: tuple[Portion, ...]
     holdout: Held | None
 
@@ -272,6 +274,7 @@ def _read(document: dict[str, Any]) -> Mixture:
     held = document["holdout"]
     return Mixture(
         **document
+        | {"unfollowed": tuple(document["unfollowed"])}
         | {"portions": tuple(Portion(**portion) for portion in document["portions"])}
         | {"holdout": Held(**held | {"shares": tuple(held["shares"])}) if held else None}
     )
@@ -291,6 +294,8 @@ def warnings(mixture: Mixture, tree: dict[str, Any]) -> Iterator[str]:
     """
     if not mixture.in_tokens:
         yield f"the weights hold in bytes, not in tokens: {mixture.counted}"
+    if mixture.unfollowed:
+        yield f"tokens are estimated: {', '.join(mixture.unfollowed)} is not followed"
     for portion in mixture.portions:
         yield from _of_portion(portion)
     yield from _of_cutting(mixture, tree)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ Held = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
 
 Among = Callable[["Chunk"], NDArray[np.bool_]]
 """Rows of a chunk."""
-LENGTHS = tuple(2**power for power in range(7, 18))
 LONG = 8
 """Rows of more than so many times the mean's tokens are long."""
 
@@ -77,7 +76,10 @@ class Sums:
 class Stock:
     """The rows of one source, and what is drawn of them."""
 
-    def __init__(self, path: Path, number: int, index: Index, ledger: Ledger, held: Held) -> None:
+    def __init__(
+        self, path: Path, number: int, index: Index, ledger: Ledger, held: Held,
+        lengths: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         """Add up what may be trained on.
 
         Args:
@@ -86,6 +88,7 @@ class Stock:
             index: its rows.
             ledger: what they are in tokens.
             held: which of them are held out.
+            lengths: to be told of rows that are longer.
         """
         self.path, self.number, self.index = path, number, index
         self._ledger, self._held = ledger, held
@@ -97,14 +100,14 @@ class Stock:
         """Rows that the holdout shows."""
         self.trained = Sums()
         """Of all rows that may be trained on."""
-        self.longer = dict.fromkeys(LENGTHS, 0)
+        self.longer = dict.fromkeys(lengths, 0)
         """Their tokens that are in rows of more than so many."""
-        self.beyond = dict.fromkeys(LENGTHS, 0)
+        self.beyond = dict.fromkeys(lengths, 0)
         """Their tokens that come after so many in their row."""
         for chunk in self.chunks():
             self.trained.add(chunk, chunk.trained)
             tokens = chunk.tokens[chunk.trained].astype(np.int64)
-            for length in LENGTHS:
+            for length in lengths:
                 longer = tokens[tokens > length]
                 self.longer[length] += int(longer.sum())
                 self.beyond[length] += int((longer - length).sum())
@@ -208,17 +211,18 @@ class _Line:
     base: float
     slope: float
 
-    def at(self, tokens: NDArray[np.uint32]) -> NDArray[np.float64]:
+    def at(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
         return self.base + self.slope * tokens.astype(np.float64)
 
 
 @dataclass
 class _Spread:
-    """Rows, their tokens, the squares of these."""
+    """Rows, their tokens, the squares of these, the least and the most."""
 
     rows: int = 0
     tokens: int = 0
     squares: int = 0
+    least: int = 1 << 32
     most: int = 0
 
     def add(self, tokens: NDArray[np.uint32]) -> None:
@@ -226,17 +230,22 @@ class _Spread:
         self.rows += len(wide)
         self.tokens += int(wide.sum())
         self.squares += int((wide * wide).sum())
-        self.most = max(self.most, int(wide.max(initial=0)))
+        self.least = int(wide.min(initial=self.least))
+        self.most = int(wide.max(initial=self.most))
 
     def line(self, rows: int, tokens: float) -> _Line:
-        """Chances that come to so many rows, and to so many tokens; to the rows at least."""
+        """Chances that come to so many rows, and to so many tokens.
+
+        To the rows alone where that would take chances below 0 or above 1: going as far as
+        chances can would favour short rows, or long ones, as both ends are not equally far.
+        """
         level = _Line(rows / (self.rows or 1), 0.0)
         spread = self.rows * self.squares - self.tokens * self.tokens
         if not spread:
             return level
         slope = (self.rows * tokens - rows * self.tokens) / spread
         line = _Line((rows - slope * self.tokens) / self.rows, slope)
-        ends = line.at(np.array([0, self.most], np.uint32))
+        ends = line.at(np.array([self.least, self.most]))
         return line if ends.min() > 0 and ends.max() < 1 else level
 
 
