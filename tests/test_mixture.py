@@ -283,6 +283,18 @@ def test_a_mix_is_made_once(tmp_path):
     assert again.digest == first.digest
 
 
+def test_counts_are_those_of_the_content_wherever_it_lies(tmp_path):
+    source = numbered(tmp_path / "a.jsonl", "a", 100, 40)
+    mixed(tmp_path / "data", (source, "1"), rows=100)
+    moved = source.rename(tmp_path / "other-name.jsonl")
+    copy = Path(shutil.copy(moved, source))
+    mixed(tmp_path / "data", (copy, "1"), rows=99)
+    assert len(list((tmp_path / "data").glob("*.counts"))) == 1
+    numbered(source, "a", 100, 80)  # as many rows, of twice the tokens
+    made = mixed(tmp_path / "data", (source, "1"), rows=100)
+    assert made.tokens == tokens_of(lines(made.path)) == 100 * 21
+
+
 @pytest.mark.parametrize("name", ["m.jsonl", "m.holdout.jsonl"])
 def test_a_file_of_someone_elses_is_never_overwritten(tmp_path, name):
     source = numbered(tmp_path / "a.jsonl", "a", 100)
@@ -340,27 +352,29 @@ main()
 """
 
 
-def test_killed_at_any_step_no_holdout_is_beside_a_mix_that_has_its_rows(tmp_path, monkeypatch):
+def test_killed_at_any_step_no_holdout_is_beside_a_mix_that_has_its_rows(run_cli, tmp_path):
     """Before every fsync, rename and removal of a mix that takes another's place."""
-    monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [{"instruction": f"q{n}", "output": f"a{n}"} for n in range(200)])
     asked = ["data", "mix", "a.jsonl:1", "--rows", "300", "--holdout", "20pct", "-o", "m.jsonl"]
 
-    def run(steps: int, seed: int) -> int:
-        command = [sys.executable, "-c", DYING, str(steps), *asked, "--seed", str(seed)]
+    def whole(seed: int) -> bytes:
+        done = run_cli(*asked, "--seed", str(seed))
+        assert done.exit_code == 0, done.output  # whatever was left, it is known to be ours
+        return mix.read_bytes()
+
+    def killed(steps: int) -> int:
+        command = [sys.executable, "-c", DYING, str(steps), *asked, "--seed", "2"]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
     mix, held = Path("m.jsonl"), Path("m.holdout.jsonl")
-    assert run(10**6, 2) == 0
-    new = mix.read_bytes()
-    assert run(10**6, 1) == 0
-    old, steps, states = mix.read_bytes(), 0, set()
-    while run(steps, 2):
+    new, old = whole(2), whole(1)
+    steps, states = 0, set()
+    while killed(steps):
         assert mix.read_bytes() in {old, new}
         shown = set(held.read_bytes().splitlines()) if held.exists() else set()
         assert not shown & set(mix.read_bytes().splitlines())
         states.add((mix.read_bytes() == new, held.exists()))
-        assert run(10**6, 1) == 0  # the file is still known to be ours
+        assert whole(1) == old
         steps += 1
     assert mix.read_bytes() == new
     assert steps > 8
