@@ -104,7 +104,7 @@ def test_nearly_the_same_text_is_found_when_asked_for(tmp_path):
     assert set(findings(path)) == {"duplicate"}
     found = findings(path, near=0.8)
     assert found["duplicate"] == [f"{path}:4: as line 1"]
-    ((text,), _) = found["near_duplicate"], None
+    (text,) = found["near_duplicate"]
     assert text.startswith(f"{path}:3: ")
     assert text.endswith("% as line 1")
 

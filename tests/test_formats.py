@@ -70,6 +70,14 @@ def test_a_call_of_a_tool_needs_no_text():
     assert list(CHAT.problems(row)) == []
 
 
+def test_the_same_talk_in_either_format_trains_the_same():
+    talk = chat(("user", "a"), ("assistant", "b"))
+    assert CHAT.texts(talk) == GPT.texts(gpt(("human", "a"), ("gpt", "b"))) == (
+        "user", "a", "assistant", "b",
+    )  # fmt: skip
+    assert CHAT.texts(talk | {"id": 3}) == CHAT.texts(talk) != CHAT.texts(talk | {"system": "s"})
+
+
 def test_a_problem_says_where_and_what():
     assert list(CHAT.problems(chat(("user", "a"), ("bot", "b")))) == [
         ("unknown_role", "messages[1]: role 'bot'"),

@@ -79,7 +79,7 @@ class Audit:
         self.state = corpus.state(path)
         self.size = 0
         """Bytes, once decompressed."""
-        self.lines_of = [0 for _ in self.parts]
+        self.lines_of = dict.fromkeys(self.parts, 0)
         self.flags = Spill("<u4")
         self._examples: dict[str, list[Example]] = {kind: [] for kind in KINDS}
 
@@ -91,7 +91,7 @@ class Audit:
 
     def place(self, line: int) -> tuple[Path, int]:
         """The part, and the line in it from 1, of a line counted over all parts from 0."""
-        begins = [0, *accumulate(self.lines_of)]
+        begins = [0, *accumulate(self.lines_of.values())]
         part = bisect_right(begins, line) - 1
         return self.parts[part].path, line - begins[part] + 1
 
@@ -99,7 +99,7 @@ class Audit:
         """Keep what was found in the next block."""
         before = len(self.flags)
         flags = np.frombuffer(found.flags, np.uint32)
-        self.lines_of[self.parts.index(block.part)] += len(flags)
+        self.lines_of[block.part] += len(flags)
         self.size += found.size
         self.flags.append(flags)
         for number, kind, what in found.examples:

@@ -18,6 +18,10 @@ CorpusArgument = Annotated[
     Path | None, typer.Argument(help="A file or a directory of them; else the recipe's.")
 ]
 
+SeedOption = Annotated[int, typer.Option(help="The same seed draws the same rows.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A file, instead of one in work/data.")
+]
 _STRATA = 20  # shown; all of them fill no screen that anyone reads
 
 data_app = typer.Typer(help="The corpus: sample, check, measure, mix.", **GROUP)
@@ -43,10 +47,8 @@ def data_sample(
     by: Annotated[
         str | None, typer.Option("--by", help="Keep the proportions of this field's values.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 42,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file, instead of one in work/data.")
-    ] = None,
+    seed: SeedOption = 42,
+    output: OutputOption = None,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     as_json: JsonOption = False,

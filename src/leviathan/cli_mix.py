@@ -1,13 +1,12 @@
 """Owns ``data mix``."""
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leviathan.cli_config import JsonOption, ProfileOption, RecipeOption, SetOption
-from leviathan.cli_data import data_app, token_count
+from leviathan.cli_data import OutputOption, SeedOption, data_app, token_count
 
 if TYPE_CHECKING:
     from leviathan.mixture import Mixture, Wish
@@ -31,10 +30,8 @@ def data_mix(
     holdout: Annotated[
         str | None, typer.Option("--holdout", help="Keep a share out, as 0.5pct, beside the mix.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 42,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file, instead of one in work/data.")
-    ] = None,
+    seed: SeedOption = 42,
+    output: OutputOption = None,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
     sets: SetOption = None,

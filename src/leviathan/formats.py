@@ -51,11 +51,15 @@ class Shape:
         messages = row.get(self.field)
         if self.kind in {"chat", "sharegpt"} and isinstance(messages, list):
             around = [_text(row[name]) for name in AROUND if row.get(name)]
-            turns = [message for message in messages if isinstance(message, dict)]
-            keys = (self.role, self.content, *_BESIDE)
-            said = (_text(turn.get(key)) for turn in turns for key in keys if turn.get(key))
-            return (*around, *said)
+            return (*around, *(text for message in messages for text in self._said(message)))
         return tuple(_strings(row))
+
+    def _said(self, message: Any) -> Iterator[str]:
+        """Who says what; a role by its usual name, as ``human`` is a user."""
+        if isinstance(message, dict):
+            role = _text(message.get(self.role))
+            yield ROLES.get(role, role)
+            yield from (_text(message[key]) for key in (self.content, *_BESIDE) if message.get(key))
 
     def problems(self, row: dict[str, Any]) -> Iterator[Problem]:
         """What is wrong with a row."""

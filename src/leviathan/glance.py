@@ -134,7 +134,7 @@ def _talk(messages: list[Any]) -> int:
         if not _is_text(memoryview(message.content)):
             return 0
         last = role
-        texts += _encoded(message.role), message.content
+        texts += _encoded(role), message.content
     return identity.chained(texts) if last == "assistant" else 0
 
 

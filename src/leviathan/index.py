@@ -64,8 +64,6 @@ class Index:
         """Rows of each part."""
         self.size = 0
         """Bytes, once decompressed."""
-        self.unfinished: list[bool] = []
-        """Of each part, whether its last line lacks its line feed."""
         self.digest = ""
         """``xxh3_128x8MiB:<hex>``: of the digests of every 8 MiB of each part (of a compressed
         one: of every block it is read in). So that several threads can make it."""
@@ -126,7 +124,6 @@ def build(path: Path, what: str = "counting", progress: Progress | None = None) 
                 done += found.share
                 if progress:
                     progress(what, done, total)
-            index.unfinished.append(start < size)
             if start < size:
                 _add(index, np.array([start]), np.array([size]), blank)
             index.size += size

@@ -106,8 +106,8 @@ class _Look:
         wanted = samples.parse(self.source.sample)
         rows = corpus.read_with_progress(self.path, "tokenising", progress)
         if not (self.drawn or wanted is None):
-            counting = corpus.read_with_progress(self.source.corpus, "counting", progress)
-            of_rows = sum(1 for _ in counting)
+            with index.build(self.source.corpus, "counting", progress) as found:
+                of_rows = found.rows
             chosen = samples.rows_wanted(wanted, of_rows, self.source.corpus)
             if chosen < of_rows:
                 rows = selection.selected(rows, chosen, of_rows, self.source.seed)
