@@ -86,18 +86,30 @@ class TokensCallback(TrainerCallback):
 
 
 class Stopwatch(TrainerCallback):
-    """Times what the Trainer does between two steps: evaluations and saves.
+    """Times what the Trainer does between two steps: evaluations, saves, and getting rows.
 
-    Registered last: what the others wait for at the end of a step is no part of either.
+    Registered last: what the others wait for at the end of a step is no part of any.
     """
 
     def __init__(self) -> None:
         self._since = time.monotonic()
+        self._data_s = 0.0
 
     def lap_s(self) -> float:
         """Seconds since the last lap, or since the step ended."""
         since, self._since = self._since, time.monotonic()
         return round(self._since - since, 3)
+
+    def data_s(self) -> float:
+        """Seconds that steps waited for their rows since this was last asked."""
+        waited, self._data_s = self._data_s, 0.0
+        return round(waited, 3)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # The Trainer fetches the rows of all micro batches before it says that a step begins.
+        self._data_s += self.lap_s()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -123,6 +135,11 @@ class MetricsCallback(TrainerCallback):
         line |= {name: _plain(value) for name, value in logs.items() if name != "epoch"}
         if any(name.startswith("eval_") for name in logs):
             line["eval_s"] = self.stopwatch.lap_s()
+            # Evaluations are rare and wanted often: events.jsonl is read whole, this is not.
+            told = {name: line[name] for name in ("eval_loss", "eval_s") if name in line}
+            self.journal.event("eval", step=state.global_step, **told)
+        if "loss" in logs:
+            line["data_s"] = self.stopwatch.data_s()
         self.journal.metrics(line)
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a full disk or an exhausted quota says."""
 
@@ -121,12 +123,53 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [found for line in data.split(b"\n") if (found := _object(line)) is not None]
 
 
+def last_json_lines(path: Path, size: int) -> tuple[list[dict[str, Any]], bool]:
+    """The whole JSON objects in the last ``size`` bytes of ``path``, and if that is all of it."""
+    try:
+        with path.open("rb") as stream:
+            begin = max(os.fstat(stream.fileno()).st_size - size, 0)
+            stream.seek(begin)
+            data = stream.read()
+    except FileNotFoundError:
+        return [], True
+    lines = data.split(b"\n")[begin > 0 :]  # the first one was cut
+    return [found for line in lines if (found := _object(line)) is not None], not begin
+
+
+_BLOCK = 1 << 22
+
+
+def line_blocks(path: Path) -> Iterator[list[bytes]]:
+    """The whole lines of ``path`` in blocks of some MB; nothing where it does not exist."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        half = b""
+        while data := stream.read(_BLOCK):
+            *whole, half = (half + data).split(b"\n")
+            yield whole
+        if half:
+            yield [half]
+
+
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(line)
+        document = msgspec.json.decode(line)
+    except RecursionError:
+        return None
+    except (msgspec.MsgspecError, ValueError):
+        document = _lenient(line)
+    return document if isinstance(document, dict) else None
+
+
+def _lenient(line: bytes) -> Any:
+    """As Python reads JSON: NaN and Infinity are numbers, and numbers have no bounds."""
+    try:
+        return json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return document if isinstance(document, dict) else None
 
 
 class Tail:

@@ -65,6 +65,25 @@ _CORES_PER_SM = {"sm_60": 64, "sm_70": 64, "sm_72": 64, "sm_75": 64, "sm_80": 64
 
 
 @dataclass(frozen=True)
+class GpuState:
+    """What one GPU is doing at a moment; None where the card or driver does not tell."""
+
+    index: int
+    """nvidia-smi's number."""
+    used_gib: float | None
+    """Memory in use, by whomever."""
+    total_gib: float | None
+    busy_pct: float | None
+    """Share of the last second or so in which something ran on it."""
+    temperature_c: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    sm_mhz: float | None
+    throttle: tuple[str, ...] = ()
+    """As ``Gpu.throttle``."""
+
+
+@dataclass(frozen=True)
 class Driver:
     """The NVIDIA driver: its version and the newest CUDA it can serve."""
 
@@ -333,6 +352,50 @@ def hottest_c() -> float | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def gpu_states() -> tuple[GpuState, ...]:
+    """What every GPU does now; none where there is no driver that answers."""
+    import pynvml  # as in _nvidia
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [
+            (i, _ask("DeviceGetHandleByIndex", i)) for i in range(_ask("DeviceGetCount") or 0)
+        ]
+        return tuple(_state(i, handle) for i, handle in handles if handle is not None)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _state(index: int, handle: Any) -> GpuState:
+    memory = _ask("DeviceGetMemoryInfo", handle)
+    busy = _ask("DeviceGetUtilizationRates", handle)
+    return GpuState(
+        index,
+        _scaled(memory.used if memory else None, 2**-30),
+        _scaled(memory.total if memory else None, 2**-30),
+        _scaled(busy.gpu if busy else None),
+        _scaled(_ask("DeviceGetTemperature", handle, _TEMPERATURE_GPU)),
+        _scaled(_ask("DeviceGetPowerUsage", handle), 1e-3),
+        _scaled(_ask("DeviceGetEnforcedPowerLimit", handle), 1e-3),
+        _scaled(_ask("DeviceGetClockInfo", handle, _CLOCK_SM)),
+        _throttle(handle),
+    )
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process and all it started hold; 0 where they are gone."""
+    total = 0
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
 
 
 def kernel_kills() -> int:

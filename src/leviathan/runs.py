@@ -100,6 +100,16 @@ class RunPaths:
         return self.directory / "metrics.jsonl"
 
     @property
+    def telemetry(self) -> Path:
+        """What the machine did meanwhile (``telemetry``)."""
+        return self.directory / "gpu.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        """What was expected of the run when it began (``expected``)."""
+        return self.directory / "plan.json"
+
+    @property
     def logs(self) -> Path:
         return self.directory / "logs"
 
@@ -354,14 +364,47 @@ _BEGINNINGS = {"start", "resume"}
 
 def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     """Log lines by step. What was trained after the checkpoint a session began from is lost."""
-    kept: list[dict[str, Any]] = []
-    began = {
+    told = events(paths)
+    return _undisputed(files.read_json_lines(paths.metrics), beginnings(told))
+
+
+_RECENT_BYTES = 1 << 20
+"""Some 2,500 log lines: more than the time left and every trend are made of (``eta``)."""
+
+
+def recent_metrics(paths: RunPaths, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest of ``metrics``, without reading the others, and all evaluations.
+
+    Args:
+        paths: the run.
+        told: its events, which have the evaluations, too, and are few.
+    """
+    lines, whole = files.last_json_lines(paths.metrics, _RECENT_BYTES)
+    if not whole:
+        first = lines[0].get("time") if lines else None
+        older = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
+        lines = [*({n: v for n, v in e.items() if n != "event"} for e in older), *lines]
+    return _undisputed(lines, beginnings(told))
+
+
+def _is_before(moment: Any, other: Any) -> bool:
+    one, two = files.number(moment), files.number(other)
+    return one is not None and two is not None and one < two
+
+
+def beginnings(told: Iterable[dict[str, Any]]) -> dict[int, int]:
+    """The step each session began from, as events tell it."""
+    return {
         e["session"]: e["step"]
-        for e in events(paths)
+        for e in told
         if e["event"] in _BEGINNINGS and is_whole(e.get("session")) and is_whole(e.get("step"))
     }
+
+
+def _undisputed(lines: Iterable[dict[str, Any]], began: dict[int, int]) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
     session = None
-    for line in files.read_json_lines(paths.metrics):
+    for line in lines:
         if not is_whole(line.get("step")) or not is_whole(line.get("session")):
             continue
         if line["session"] != session:

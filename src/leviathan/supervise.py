@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from leviathan import checkpoints, diagnosis, files, launch, machine, runs, signals
+from leviathan import checkpoints, diagnosis, files, launch, machine, runs, signals, telemetry
 from leviathan.config import Profile
 from leviathan.diagnosis import Evidence
 from leviathan.render import PLUGIN
@@ -123,7 +123,8 @@ def supervise(
         )
     watchdog = Watchdog(paths, profile.guards, left_s)
     watcher = _Watcher(paths, session, child, log, requests, listener, watchdog)
-    watcher.watch()
+    with telemetry.Recorder(paths, session, child.pid):
+        watcher.watch()
     return watcher.outcome()
 
 
