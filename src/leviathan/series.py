@@ -4,7 +4,7 @@ Reads files only. Does not judge what the curves show (``verdicts``) nor draw th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -121,9 +121,18 @@ _FIGURES = ("time", "monotonic_s", "loss", "eval_loss", "eval_s", "learning_rate
 
 
 def read(paths: runs.RunPaths) -> Series:
-    """Every log line of a run, half-written and damaged ones passed over."""
-    table, lines, unread = _table(paths)
-    events = runs.events(paths)
+    """All that a run logged, half-written and damaged lines passed over."""
+    return _series(files.line_blocks(paths.metrics), runs.events(paths))
+
+
+def recent(paths: runs.RunPaths, events: list[dict[str, Any]]) -> Series:
+    """Its newest log lines (``runs.recent_metrics``) and all evaluations, in a moment."""
+    lines = runs.recent_metrics(paths, events)
+    return _series([[msgspec.json.encode(line) for line in lines]], events)
+
+
+def _series(blocks: Iterable[list[bytes]], events: list[dict[str, Any]]) -> Series:
+    table, lines, unread = _table(blocks)
     began = runs.beginnings(events)
     kept = _kept(table["step"], table["session"], began)
     parts = tuple(_parts(table, kept, began))
@@ -165,9 +174,9 @@ class _Columns:
             told.append(np.array([_number(getattr(line, name)) for line in lines]))
 
 
-def _table(paths: runs.RunPaths) -> tuple[dict[str, NDArray[Any]], int, int]:
+def _table(blocks: Iterable[list[bytes]]) -> tuple[dict[str, NDArray[Any]], int, int]:
     columns, count, unread = _Columns(), 0, 0
-    for found, bad in _blocks(paths):
+    for found, bad in _decoded(blocks):
         columns.add(found)
         count, unread = count + len(found), unread + bad
     joined: dict[str, NDArray[Any]] = {
@@ -178,9 +187,9 @@ def _table(paths: runs.RunPaths) -> tuple[dict[str, NDArray[Any]], int, int]:
     return joined, count, unread
 
 
-def _blocks(paths: runs.RunPaths) -> Iterator[tuple[list[_Line], int]]:
+def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]:
     decode = msgspec.json.Decoder(_Line).decode
-    for raw in files.line_blocks(paths.metrics):
+    for raw in blocks:
         found, bad = [], 0
         for line in raw:
             try:
