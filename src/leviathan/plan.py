@@ -6,7 +6,7 @@ read files, ask the machine, nor search for better knobs (``fit``).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class Plan:
     """None where neither a data sheet nor a bench says how fast this machine is."""
     ceiling_tok_s: float | None
     """What the cards cannot exceed: all of their peak, nothing else to do."""
+    flops_per_token: float
+    """The model's own work for a trained token, without recomputation."""
     evaluations: int
     saves: int
     hours: Range | None
@@ -180,6 +182,9 @@ def make(
         steps=counted,
         speed=pace,
         ceiling_tok_s=speed.ceiling_tok_s(shape, chosen, hardware, attended),
+        flops_per_token=speed.train_flops_per_token(
+            shape, replace(chosen, gradient_checkpointing=False), attended
+        ),
         evaluations=evaluations,
         saves=saves,
         hours=hours,
@@ -325,6 +330,8 @@ def as_document(made: Plan) -> dict[str, Any]:
         "packing_efficiency": counted.packing_efficiency,
         "tok_s": _document(_tok_s(made.speed)),
         "ceiling_tok_s": made.ceiling_tok_s,
+        "flops_per_token": made.flops_per_token,
+        "peak_tflops": _peak_tflops(made.profile),
         "hours": _document(made.hours),
         "expected_hours": made.expected_hours,
         "usd": {name: cost.mid for name, cost in made.usd.items()},
@@ -333,6 +340,11 @@ def as_document(made: Plan) -> dict[str, Any]:
         "disk_bytes": {"checkpoint": made.disk.checkpoint, "merged": made.disk.merged},
         "evidence": made.evidence,
     }
+
+
+def _peak_tflops(profile: Profile) -> float | None:
+    hardware = profile.hardware
+    return hardware.bf16_tflops * hardware.count if hardware.bf16_tflops else None
 
 
 def _tok_s(pace: Speed | None) -> Range | None:

@@ -16,6 +16,7 @@ from typing import Any
 from leviathan import (
     checkpoints,
     corpus,
+    expected,
     files,
     ladder,
     launch,
@@ -171,6 +172,8 @@ class _Attempts:
         _drop_half_prepared(self.paths)
         profile = decision.config.profile
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
+        if decision.action == "start" and not decision.probe:
+            expected.note(self.paths, decision.config)
         runs.write(self.paths, record)
         self._take_over_rungs()
         _announce(decision, session, rendered, self.listener)
