@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from project import ROWS, RUN, TINY, Project
+from project import HEALING, ROWS, RUN, TINY, Project
 
 import tiny
 from forked.client import ForkServer
@@ -80,3 +80,39 @@ def stopped_copy(stopped, tmp_path, fork_server) -> Project:
     """That run to be resumed, by forked trainings."""
     shutil.copytree(stopped.directory, tmp_path / "project")
     return Project(tmp_path / "project", fork_server)
+
+
+# The allocator itself refuses: what cannot be had is asked of it in the middle of a step.
+_OUT_OF_MEMORY = """
+import torch
+from transformers import Trainer
+
+step = Trainer.training_step
+
+def short(self, *arguments, **named):
+    if self.state.global_step == 69 and self.args.per_device_train_batch_size > 2:
+        torch.empty(1 << 50)
+    return step(self, *arguments, **named)
+
+Trainer.training_step = short
+"""
+
+
+@pytest.fixture(scope="session")
+def storied(template, tmp_path_factory, fork_server) -> Project:
+    """A run with a story: stopped by Ctrl+C, resumed, out of memory once, one rung down, done.
+
+    Only to be looked at. Its memory ran out in step 70: steps 61 to 69 were trained twice.
+    """
+    directory = tmp_path_factory.mktemp("storied")
+    shutil.copytree(template, directory / "project")
+    hook = directory / "hook.py"
+    hook.write_text(_OUT_OF_MEMORY)
+    project = Project(directory / "project", fork_server)
+    profile = project.directory / "configs/profiles/tiny.yaml"
+    profile.write_text(tiny.PROFILE.split("recovery:")[0] + HEALING)
+    stopped = project.signal_at(RUN, 30, signal.SIGINT, arguments=TINY)
+    assert stopped.code == 4, stopped.err
+    done = project.run(*TINY, FORK_HOOK=str(hook))
+    assert done.code == 0, done.err
+    return project

@@ -166,3 +166,5 @@ RUN = "tiny_full_tiny"
 PACKED = ("--set", "sample_packing=true", "--set", "save_steps=10", "--set", "eval_steps=null",
           "--set", "micro_batch_size=2", "--set", "gradient_accumulation_steps=2",
           "--set", "dataset_num_proc=1")  # fmt: skip
+HEALING = "recovery: {restarts: 3, backoff_s: 0.1}\nguards: {disk_reserve_gib: 0}\n"
+"""The end of a profile whose runs restart by themselves."""

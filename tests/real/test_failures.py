@@ -6,14 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from project import RUN, TINY, Project
+from project import HEALING, RUN, TINY, Project
 from safetensors.torch import load_file
 
 import tiny
 
 pytestmark = pytest.mark.real
-
-HEALING = "recovery: {restarts: 3, backoff_s: 0.1}\nguards: {disk_reserve_gib: 0}\n"
 
 
 def heal(project: Project) -> Project:
