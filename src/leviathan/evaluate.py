@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, models, prompts, runs
+from leviathan import checkpoints, config, grades, models, prompts, runs
 from leviathan.errors import BadInput
 
 
@@ -22,6 +22,9 @@ class Examination:
     source: models.Source
     suite: prompts.Suite
     min_pass_pct: float
+    run: runs.RunPaths | None = None
+    """Whose model it is; None of a directory that is no run."""
+    suite_name: str = ""
 
 
 def prepare(
@@ -32,13 +35,14 @@ def prepare(
     Raises:
         BadInput: no such run, model, checkpoint or suite, or a bad ``--min-pass``.
     """
-    source, recipe = _resolve(target, checkpoint)
+    source, recipe, run = _resolve(target, checkpoint)
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
     success = recipe.success if recipe else config.Success()
     wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
-    return Examination(source, prompts.load(prompts.find(name)), wanted)
+    path = prompts.find(name)
+    return Examination(source, prompts.load(path), wanted, run, path.stem)
 
 
 def parse_pct(text: str) -> float:
@@ -54,7 +58,10 @@ def parse_pct(text: str) -> float:
 
 
 def examine(examination: Examination) -> dict[str, Any]:
-    """Ask every case, of the base model too where there is an adapter to switch off."""
+    """Ask every case, of the base model too where there is an adapter to switch off.
+
+    A run's result is kept beside it (``grades``).
+    """
     model = models.Model(examination.source)
 
     def base(prompt: str, limit: int) -> str:
@@ -63,7 +70,11 @@ def examine(examination: Examination) -> dict[str, Any]:
 
     has_base = examination.source.adapter is not None
     results = prompts.ask(examination.suite, model.answer, base if has_base else None)
-    return prompts.summary(results)
+    summary = prompts.summary(results)
+    adapter = examination.source.adapter
+    if examination.run and adapter:
+        grades.note(examination.run, examination.suite_name, adapter.name, summary)
+    return summary
 
 
 def asker(
@@ -74,7 +85,7 @@ def asker(
     Raises:
         BadInput: the base is wanted of a merged model, which no longer has it apart.
     """
-    source = _resolve(target, checkpoint)[0]
+    source, _, _ = _resolve(target, checkpoint)
     if of_base and source.adapter is None:
         raise BadInput(f"{source.model} has no adapter to switch off", "ask the run with --base")
     model = models.Model(source)
@@ -88,16 +99,18 @@ def asker(
     return ask
 
 
-def _resolve(target: str | None, checkpoint: str) -> tuple[models.Source, config.Recipe | None]:
+def _resolve(
+    target: str | None, checkpoint: str
+) -> tuple[models.Source, config.Recipe | None, runs.RunPaths | None]:
     if target and (Path(target) / "config.json").is_file() and not _is_run(Path(target)):
-        return models.from_directory(Path(target)), None
+        return models.from_directory(Path(target)), None, None
     paths = runs.find(target)
     record = runs.read(paths)
     recipe = recipe_of(paths, record)
     chosen = checkpoints.choose(paths.directory, checkpoint)
     tree = yaml.safe_load(paths.config.read_text())
     base = models.local_or_hub(record.tree["base_model"])
-    return models.from_run(tree, base, chosen.path, recipe.format), recipe
+    return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths
 
 
 def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> config.Recipe:

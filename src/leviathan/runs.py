@@ -110,6 +110,21 @@ class RunPaths:
         return self.directory / "plan.json"
 
     @property
+    def provenance(self) -> Path:
+        """Where each setting of the newest launch came from (``provenance``)."""
+        return self.directory / "provenance.json"
+
+    @property
+    def tests(self) -> Path:
+        """How its model did in the prompt suite (``grades``)."""
+        return self.directory / "tests.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, where no other place was asked for."""
+        return self.directory / "report.html"
+
+    @property
     def logs(self) -> Path:
         return self.directory / "logs"
 

@@ -23,6 +23,7 @@ from leviathan import (
     layers,
     machine,
     models,
+    provenance,
     recovery,
     render,
     runs,
@@ -172,6 +173,7 @@ class _Attempts:
         _drop_half_prepared(self.paths)
         profile = decision.config.profile
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
+        provenance.note(self.paths, rendered)
         if decision.action == "start" and not decision.probe:
             expected.note(self.paths, decision.config)
         runs.write(self.paths, record)
