@@ -1,4 +1,4 @@
-"""Owns the commands of living with runs: runs list, status, watch, logs, stop."""
+"""Owns the commands of living with runs: runs list, watch, logs, stop."""
 
 import time
 from typing import Annotated, Any
@@ -6,18 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from leviathan.cli_config import GROUP, JsonOption
+from leviathan.cli_status import RunArgument, show
 
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(help="A run's name or directory; the only one, or the only that runs."),
-]
 runs_app = typer.Typer(help="Every run of this directory.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(runs_app, name="runs")
-    app.command("status", short_help="How a run stands, truthfully.")(status)
     app.command("watch", short_help="The live view, from another shell.")(watch)
     app.command("logs", short_help="The training log of a run.")(logs)
     app.command("stop", short_help="Save and stop a run; --now kills it.")(stop)
@@ -63,69 +59,6 @@ def _row(paths: Any) -> dict[str, Any]:
 
 def _steps(row: dict[str, Any]) -> str | None:
     return f"{row['step']}/{row['max_steps'] or '?'}" if "step" in row else None
-
-
-def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """How a run stands: state, progress, losses, checkpoints, warnings, and what to type next."""
-    from leviathan import runs, ui
-    from leviathan import status as statuses
-
-    found = statuses.summarize(runs.find(run, living=True))
-    if as_json:
-        ui.document(found.to_json())
-    else:
-        show(found)
-
-
-def show(found: Any) -> None:
-    """One screen about a run."""
-    from leviathan import ui
-
-    ui.title(found.name, found.state, found.why)
-    if found.percent is not None:
-        ui.progress(found.percent / 100)
-    left = [("left", _left(found))] if found.eta_s is not None else []
-    rows = [("step", _progress(found)), *left, ("loss", _losses(found)), ("saved", _saved(found))]
-    age = ui.age(time.time() - found.active)
-    count = f"{found.sessions} session{'s' * (found.sessions != 1)}"
-    rows.append(("trained", f"{ui.duration(found.hours * 3600)} in {count}; heard of {age}"))
-    rows += [("warning", text) for text in found.warnings[-5:]]
-    if len(found.warnings) > 5:
-        rows.append(("", f"and {len(found.warnings) - 5} more in events.jsonl"))
-    ui.facts([*rows, ("next", found.next)])
-
-
-def _progress(found: Any) -> str:
-
-    parts = [f"{found.step} of {found.max_steps or '?'}"]
-    if found.percent is not None:
-        parts.append(f"{found.percent:.1f} %")
-    if found.epoch is not None:
-        parts.append(f"epoch {found.epoch:.2f}")
-    return ", ".join(parts)
-
-
-def _left(found: Any) -> str:
-    from leviathan import ui
-
-    shown = ui.duration(found.eta_s)
-    if found.eta_low_s is not None:
-        shown += f" ({ui.duration(found.eta_low_s)} to {ui.duration(found.eta_high_s)})"
-    return f"{shown}, by {found.eta_from}"
-
-
-def _losses(found: Any) -> str:
-    named = (("", found.loss), ("eval loss ", found.eval_loss), ("lr ", found.learning_rate),
-             ("tok/s ", found.tok_s))  # fmt: skip
-    parts = [f"{label}{value:.4g}" for label, value in named if value is not None]
-    return "  ".join(parts) or "none yet"
-
-
-def _saved(found: Any) -> str:
-    if not found.last_checkpoint:
-        return "no checkpoint yet"
-    best = f" (best: {found.best_checkpoint})" if found.best_checkpoint else ""
-    return f"{found.last_checkpoint}{best}"
 
 
 def watch(run: RunArgument = None) -> None:
