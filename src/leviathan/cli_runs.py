@@ -1,12 +1,16 @@
-"""Owns the commands of living with runs: runs list, watch, logs, stop."""
+"""Owns the commands of living with runs: runs list and compare, watch, logs, stop."""
 
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leviathan.cli_config import GROUP, JsonOption
 from leviathan.cli_status import RunArgument, show
+
+if TYPE_CHECKING:
+    from leviathan.contrast import Contrast, Side
 
 runs_app = typer.Typer(help="Every run of this directory.", **GROUP)
 
@@ -55,6 +59,86 @@ def _row(paths: Any) -> dict[str, Any]:
         directory = paths.directory
         return {"name": directory.name, "directory": str(directory), "state": "damaged",
                 "problem": error.message}  # fmt: skip
+
+
+@runs_app.command("compare")
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names or directories.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Runs side by side: what was set otherwise, their curves, where they ended."""
+    from leviathan import contrast, runs, ui
+
+    found = contrast.of([runs.find(name) for name in names])
+    if as_json:
+        ui.document(found.to_json())
+        return
+    _show_numbers(found)
+    _show_curves(found)
+    titles = [side.summary.name for side in found.sides]
+    ui.heading("set otherwise")
+    if found.differences:
+        ui.table(["", *titles], [[name, *map(_setting, v)] for name, v in found.differences])
+    else:
+        ui.say("nothing: the same settings, corpus, base model and versions")
+
+
+_LONGEST = 60
+
+
+def _setting(value: Any) -> str | None:
+    shown = None if value is None else str(value)
+    return f"{shown[: _LONGEST - 1]}…" if shown and len(shown) > _LONGEST else shown
+
+
+def _show_numbers(found: "Contrast") -> None:
+    from leviathan import ui
+
+    figures: list[tuple[str, Callable[[Side], Any]]] = [
+        ("state", lambda s: ui.state(s.summary.state)),
+        ("step", lambda s: f"{s.summary.step:,} of {s.summary.max_steps or '?'}"),
+        ("loss, newest 20", lambda s: s.final_loss),
+        ("lowest eval loss", lambda s: s.summary.lowest_eval_loss),
+        ("at step", lambda s: s.summary.lowest_eval_step),
+        ("best checkpoint", lambda s: s.summary.best_checkpoint),
+        ("tok/s", lambda s: s.summary.tok_s and round(s.summary.tok_s)),
+        ("MFU, %", lambda s: s.summary.mfu_pct),
+        ("hours", lambda s: s.summary.hours),
+        ("cost, $", lambda s: s.summary.usd),
+        ("sessions", lambda s: s.summary.sessions),
+        ("steps undone", lambda s: sum(part.undone for part in s.series.parts)),
+    ]
+    rows = [[label, *(read(side) for side in found.sides)] for label, read in figures]
+    rows = [row for row in rows if any(value is not None for value in row[1:])]
+    ui.table(["", *(side.summary.name for side in found.sides)], rows)
+
+
+_COLUMNS = 60
+
+
+def _show_curves(found: "Contrast") -> None:
+    """Each run's losses in a line, all on one scale; and as numbers, around the same steps."""
+    from leviathan import contrast, ui
+
+    last = max(side.summary.step for side in found.sides)
+    for name, label in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
+        rows = [contrast.row(side.series[name], last, _COLUMNS) for side in found.sides]
+        told = [value for row in rows for value in row if value is not None]
+        if not told:
+            continue
+        ui.heading(f"{label}, to step {last:,}; {max(told):.4g} is high, {min(told):.4g} low")
+        for side, row in zip(found.sides, rows, strict=True):
+            ui.say(f"{ui.sparkline(row, min(told), max(told)):<{_COLUMNS}}  {side.summary.name}")
+    if found.losses:
+        ui.say()
+        steps = [f"step {step:,}" for step in found.steps]
+        ui.table(
+            ["training loss around", *steps],
+            [
+                [side.summary.name, *(values[place] for _, values in found.losses)]
+                for place, side in enumerate(found.sides)
+            ],
+        )
 
 
 def _steps(row: dict[str, Any]) -> str | None:
