@@ -132,6 +132,7 @@ def _register() -> None:
         cli_model,
         cli_plan,
         cli_runs,
+        cli_status,
         cli_train,
     )
 
@@ -143,6 +144,7 @@ def _register() -> None:
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)
+    cli_status.register(app)
     cli_runs.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)

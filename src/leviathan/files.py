@@ -223,6 +223,14 @@ def new_directories_kept_on_success(path: Path) -> Iterator[None]:
         raise
 
 
+def has_content(path: Path) -> bool:
+    """Whether there is such a file with something in it."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def directory_bytes(path: Path) -> int:
     """Total size in bytes of the files below ``path``."""
     return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())

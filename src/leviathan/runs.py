@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -70,6 +70,8 @@ class RunRecord:
     successor: dict[str, Any] | None = None
     """{name, overrides} of the smaller run begun instead (``train --shrink``): its overrides
     come on top of the command's."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """{max_hours, budget_usd, usd_hour} of the newest session; null where there is no limit."""
     schema: int = SCHEMA
 
 
@@ -203,8 +205,8 @@ def read(paths: RunPaths) -> RunRecord:
             "use the Leviathan version that wrote it",
         )
     try:
-        sessions = [Session(**session) for session in document.pop("sessions")]
-        record = RunRecord(**document, sessions=sessions)
+        sessions = [Session(**_known(Session, told)) for told in document.pop("sessions")]
+        record = RunRecord(**_known(RunRecord, document), sessions=sessions)
         _refuse_wrong_types(record)
         for session in sessions:
             _refuse_wrong_types(session)
@@ -213,6 +215,14 @@ def read(paths: RunPaths) -> RunRecord:
             f"{paths.record} is damaged: {error}", "restore it, or move the run away"
         ) from error
     return record
+
+
+def _known(kind: type[RunRecord] | type[Session], told: Any) -> dict[str, Any]:
+    """What this version knows of what a later one has written; its schema says it may."""
+    names = {known.name for known in fields(kind)}
+    if not isinstance(told, dict):
+        raise TypeError(f"a {kind.__name__.lower()} is {told!r:.40}")
+    return {name: value for name, value in told.items() if name in names}
 
 
 def _refuse_wrong_types(part: RunRecord | Session) -> None:

@@ -125,9 +125,8 @@ def read(paths: runs.RunPaths) -> Series:
     return _series(files.line_blocks(paths.metrics), runs.events(paths))
 
 
-def recent(paths: runs.RunPaths, events: list[dict[str, Any]]) -> Series:
-    """Its newest log lines (``runs.recent_metrics``) and all evaluations, in a moment."""
-    lines = runs.recent_metrics(paths, events)
+def of_lines(lines: list[dict[str, Any]], events: list[dict[str, Any]]) -> Series:
+    """The curves of log lines that were read already (``runs.recent_metrics``)."""
     return _series([[msgspec.json.encode(line) for line in lines]], events)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from leviathan import (
     checkpoints,
     corpus,
-    expected,
     files,
     ladder,
     launch,
@@ -27,6 +26,7 @@ from leviathan import (
     recovery,
     render,
     runs,
+    survey,
     train,
 )
 from leviathan.budget import Budget
@@ -166,8 +166,9 @@ class _Attempts:
         self._began = time.monotonic()
         self.record = record = self._record()
         left_s = _left_s(self.budget, self.paths, record)
-        session = _begin_session(decision, record)
+        session = _begin_session(decision, record, _heard(self.paths, record))
         record.again = train.resume_command(decision, self.repeat)
+        record.budget = asdict(self.budget)
         _set_aside(decision, session.number)
         rendered = train.render(decision, Path(self.sample.path), session.number)
         _drop_half_prepared(self.paths)
@@ -175,7 +176,7 @@ class _Attempts:
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
         provenance.note(self.paths, rendered)
         if decision.action == "start" and not decision.probe:
-            expected.note(self.paths, decision.config)
+            survey.expect(decision.config, self.paths)
         runs.write(self.paths, record)
         self._take_over_rungs()
         _announce(decision, session, rendered, self.listener)
@@ -397,8 +398,7 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
     Raises:
         Refused: it is spent.
     """
-    lines = [*runs.events(paths), *files.read_json_lines(paths.metrics)]
-    left = budget.left_s(runs.seconds(record, runs.last_heard(record, lines)))
+    left = budget.left_s(runs.seconds(record, _heard(paths, record)))
     if left == 0:
         count = len(record.sessions)
         raise Refused(
@@ -406,6 +406,12 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
             f"session{'s' * (count != 1)}", "raise it to go on",
         )  # fmt: skip
     return left
+
+
+def _heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
+    """When each session was last heard of."""
+    events = runs.events(paths)
+    return runs.last_heard(record, [*events, *runs.recent_metrics(paths, events)])
 
 
 def _refuse_overtaken(decision: Decision) -> None:
@@ -427,8 +433,12 @@ def _refuse_overtaken(decision: Decision) -> None:
         )
 
 
-def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
+def _begin_session(
+    decision: Decision, record: runs.RunRecord, heard: dict[int, float]
+) -> runs.Session:
     resume = decision.resume_from
+    for before in record.sessions:  # one whose supervisor was killed has no end of its own
+        before.ended = heard[before.number] if before.ended is None else before.ended
     session = runs.Session(
         number=len(record.sessions) + 1,
         started=time.time(),
