@@ -56,7 +56,7 @@ class Telling:
     def write(self):
         runs.write(self.paths, self.record)
 
-    def event(self, kind, **facts):
+    def event(self, kind, /, **facts):
         line = {"time": self.clock, "monotonic_s": self.clock, "event": kind}
         files.append_json(self.paths.events, {**line, "session": self.session, **facts})
 

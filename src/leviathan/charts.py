@@ -22,6 +22,8 @@ _LABEL_PX = 30
 _STRIPS = 60
 """Places of a chart that tell their figures when pointed at."""
 _MOST_MARKS = 60
+_SMOOTHED = 20
+"""Points below which a curve is smooth enough, or tells nothing."""
 _EARLY = 0.02
 """Share of the steps whose figures do not stretch the scale: a loss begins far above."""
 
@@ -141,11 +143,15 @@ def draw(
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Means over a hundredth of the curve around each point; nothing lags behind."""
-    half = len(curve) // 200
-    if half < 1:
+    """Means over a fiftieth of the curve around each point, so that nothing lags behind.
+
+    A single figure far beyond the scale counts as one at its edge: it is drawn by the raw
+    curve, and would lift the means of all its neighbours here.
+    """
+    if len(curve) < _SMOOTHED:
         return curve
-    sums = np.concatenate([[0.0], np.cumsum(curve.value)])
+    half = max(len(curve) // 100, 2)
+    sums = np.concatenate([[0.0], np.cumsum(np.clip(curve.value, *_bounds(curve)))])
     place = np.arange(len(curve))
     begin, end = np.maximum(place - half, 0), np.minimum(place + half + 1, len(curve))
     return Curve(
@@ -226,7 +232,8 @@ def _axes(frame: _Frame, clock: Callable[[float], str] | None) -> str:
                 f'<text class="tick faded" x="{x:.1f}" y="{frame.base + 31}" '
                 f'text-anchor="{anchor}">{escape(clock(place))}</text>'
             )
-    out.append(f'<text class="tick faded" x="4" y="{frame.base + 16}">step</text>')
+    for name, y in (("step", 16), *([("after", 31)] if clock else [])):
+        out.append(f'<text class="tick faded" x="4" y="{frame.base + y}">{name}</text>')
     return "".join(out)
 
 
@@ -266,15 +273,17 @@ def _limit(chart: Chart, frame: _Frame) -> str:
     _, y = frame.at(frame.first, chart.limit[0])
     return (
         f'<path class="limit" d="M{_LEFT} {y:.1f}H{frame.width - _RIGHT}"/>'
-        f'<text class="limit-name" x="{frame.width - _RIGHT - 4}" y="{y - 4:.1f}" '
+        f'<text class="limit-name" x="{frame.width - _RIGHT - 4}" '
+        f'y="{y - 4 if y > _TOP + 16 else y + 13:.1f}" '
         f'text-anchor="end">{escape(chart.limit[1])}</text>'
     )
 
 
 def _marks(marks: Sequence[Mark], frame: _Frame) -> str:
     out = []
-    free = -math.inf
-    for mark in sorted(_fewer(marks), key=lambda mark: mark.step):
+    labelled: list[float] = []
+    # What went wrong is named first: a resume beside it goes without saying.
+    for mark in sorted(_fewer(marks), key=lambda mark: (mark.kind == "session", mark.step)):
         if not frame.first <= mark.step <= frame.last:
             continue
         x, _ = frame.at(mark.step, frame.low)
@@ -285,12 +294,12 @@ def _marks(marks: Sequence[Mark], frame: _Frame) -> str:
             out.append(f'<path class="mark {mark.kind}" d="{shape}">{title}</path>')
             continue
         label = ""
-        if mark.label and x - free >= _LABEL_PX:
+        if mark.label and all(abs(x - other) >= _LABEL_PX for other in labelled):
             label = (
                 f'<text class="{mark.kind}" x="{x:.1f}" y="{_TOP - 6}" text-anchor="middle">'
                 f"{escape(mark.label)}</text>"
             )
-            free = x
+            labelled.append(x)
         out.append(
             f'<g class="mark {mark.kind}"><path d="M{x:.1f} {_TOP - 3}V{frame.base}"/>'
             f"{label}{title}</g>"

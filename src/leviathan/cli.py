@@ -131,6 +131,7 @@ def _register() -> None:
         cli_mix,
         cli_model,
         cli_plan,
+        cli_report,
         cli_runs,
         cli_status,
         cli_train,
@@ -146,6 +147,7 @@ def _register() -> None:
     cli_train.register(app)
     cli_status.register(app)
     cli_runs.register(app)
+    cli_report.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

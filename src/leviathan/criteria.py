@@ -67,17 +67,17 @@ def sound_checkpoints(
     saved: Sequence[Checkpoint], aside: Sequence[Checkpoint], *, over: bool
 ) -> Criterion:
     """Whether what was saved can be used."""
-    bad = [c.path.name for c in saved if not c.sound]
-    bad += [c.path.name for c in aside if c.where == "quarantine"]
-    good = sum(c.sound for c in saved)
-    actual = f"{good} of {good + len(bad)}"
+    bad = [f"checkpoint-{c.step} ({c.problem})" for c in saved if not c.sound]
+    quarantined = sum(c.where == "quarantine" for c in aside)
+    note = f"; {counted(quarantined, 'other')} quarantined" if quarantined else ""
+    actual = f"{len(saved) - len(bad)} of {len(saved)}"
     if bad:
-        return Criterion("checkpoints sound", "all", actual, "fail",
-                         f"not sound: {', '.join(bad[:4])}{' ...' * (len(bad) > 4)}")  # fmt: skip
+        text = f"not sound: {', '.join(bad[:4])}{' ...' * (len(bad) > 4)}"
+        return Criterion("checkpoints sound", "all", actual, "fail", text + note)
     if not saved:
         return Criterion("checkpoints sound", "all", "none", "not checked" if over else "open",
-                         "nothing was saved")  # fmt: skip
-    evidence = "names and sizes; leviathan checkpoints verify reads every byte"
+                         f"nothing was saved{note}")  # fmt: skip
+    evidence = f"names and sizes; leviathan checkpoints verify reads every byte{note}"
     return Criterion("checkpoints sound", "all", actual, "pass" if over else "open", evidence)
 
 

@@ -33,6 +33,8 @@ class Incident:
     """Trained once more, or still to be."""
     lost_s: float = 0.0
     """Wall clock without new steps."""
+    session: int | None = None
+    """The session that it ended; None where it ended none."""
 
 
 def find(
@@ -92,7 +94,7 @@ def _ends(
                 "oom" if measure.get("event") == "ladder" else kind, session.ended or ended,
                 _step(end) if _step(end) is not None else part and part.end + part.undone,
                 str(measure.get("why") or text), str(measure.get("reason") or ""), undone,
-                idle_s + undone * step_s,
+                idle_s + undone * step_s, session.number,
             )
         )  # fmt: skip
     return found
