@@ -26,6 +26,8 @@ _SMOOTHED = 20
 """Points below which a curve is smooth enough, or tells nothing."""
 _EARLY = 0.02
 """Share of the steps whose figures do not stretch the scale: a loss begins far above."""
+_BEGINNING = 3.0
+"""So many times as high as all that follows may a beginning be and still be shown whole."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,25 @@ def draw(
 def smoothed(curve: Curve) -> Curve:
     """Means over a fiftieth of the curve around each point, so that nothing lags behind.
 
-    A single figure far beyond the scale counts as one at its edge: it is drawn by the raw
-    curve, and would lift the means of all its neighbours here.
+    A single figure that sticks out is left to the raw curve: it would lift the means of all
+    its neighbours.
     """
     if len(curve) < _SMOOTHED:
         return curve
     half = max(len(curve) // 100, 2)
-    sums = np.concatenate([[0.0], np.cumsum(np.clip(curve.value, *_bounds(curve)))])
+    sums = np.concatenate([[0.0], np.cumsum(_without_spikes(curve.value))])
     place = np.arange(len(curve))
-    begin, end = np.maximum(place - half, 0), np.minimum(place + half + 1, len(curve))
-    return Curve(
-        curve.step, (sums[end] - sums[begin]) / (end - begin), curve.session, curve.time_s
-    )
+    reach = np.minimum(half, np.minimum(place, place[::-1]))  # as far on one side as on the other
+    begin, end = place - reach, place + reach + 1
+    return Curve(curve.step, (sums[end] - sums[begin]) / (end - begin), curve.session, curve.time_s)
+
+
+def _without_spikes(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each five neighbours; the first and last two as they are."""
+    if len(value) < _SMOOTHED:
+        return value
+    inner = np.median(np.lib.stride_tricks.sliding_window_view(value, 5), axis=1)
+    return np.concatenate([value[:2], inner, value[-2:]])
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:
@@ -185,16 +194,21 @@ def _scale(chart: Chart, lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _bounds(curve: Curve) -> tuple[float, float]:
-    """What the scale has to hold: all of it, but for single figures that dwarf the others."""
-    begin = int(len(curve) * _EARLY) if len(curve) > 20 else 0
-    low, high = float(curve.value.min()), float(curve.value.max())
+    """What the scale has to hold: all of it, but for what dwarfs the rest.
+
+    That is single figures that stick out, and a beginning far above everything after it.
+    """
+    begin = int(len(curve) * _EARLY) if len(curve) > _SMOOTHED else 0
     usual_low, usual_high = (float(q) for q in np.quantile(curve.value[begin:], (0.01, 0.99)))
     span = usual_high - usual_low
+    low, high = float(curve.value.min()), float(curve.value.max())
     if not span:
         return low, high
-    high = high if high - usual_high <= span else usual_high + span / 4
-    low = low if usual_low - low <= span else usual_low - span / 4
-    return low, high
+    level = _without_spikes(curve.value)
+    bottom, top = min(float(level.min()), usual_low), max(float(level.max()), usual_high)
+    top = top if top - usual_high <= _BEGINNING * span else usual_high + span / 4
+    bottom = bottom if usual_low - bottom <= _BEGINNING * span else usual_low - span / 4
+    return low if bottom - low <= span else bottom, high if high - top <= span else top
 
 
 def _described(chart: Chart, lines: Sequence[Line]) -> str:
@@ -243,7 +257,7 @@ def _step(step: float) -> str:
 
 def _line(line: Line, frame: _Frame) -> str:
     shown = line.curve.thinned(frame.inner)
-    x, y = frame.x(shown.step), frame.y(shown.value)
+    x, y = frame.x(shown.step.astype(float)), frame.y(shown.value)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     single = f'<circle class="{line.colour} dot" cx="{x[0]:.1f}" cy="{y[0]:.1f}" r="2.5"/>'
     if len(shown) == 1:
@@ -329,12 +343,17 @@ def _star(x: float, y: float) -> str:
 def _beyond(lines: Sequence[Line], frame: _Frame) -> str:
     """What lies above or below the scale, told where it leaves the drawing."""
     out = []
-    for sign, edge, arrow, y in ((1, frame.high, "▲", _TOP + 11), (-1, frame.low, "▼", frame.base - 6)):
+    for sign, edge, arrow, y in (
+        (1, frame.high, "▲", _TOP + 11),
+        (-1, frame.low, "▼", frame.base - 6),
+    ):
         furthest = None
         for line in lines:
             index = int((line.curve.value * sign).argmax())
             value = float(line.curve.value[index])
-            if value * sign > edge * sign and (furthest is None or value * sign > furthest[0] * sign):
+            if value * sign > edge * sign and (
+                furthest is None or value * sign > furthest[0] * sign
+            ):
                 furthest = value, int(line.curve.step[index])
         if furthest:
             x, _ = frame.at(furthest[1], frame.low)

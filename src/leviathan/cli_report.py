@@ -18,7 +18,9 @@ def report(
     run: RunArgument = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write, - for stdout; default RUN/report.html."),
+        typer.Option(
+            "--output", "-o", help="File to write, - for stdout; default RUN/report.html."
+        ),
     ] = None,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Markdown, on stdout unless -o names a file.")

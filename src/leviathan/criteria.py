@@ -28,7 +28,7 @@ class Criterion:
     wanted: str
     actual: str
     verdict: str
-    """pass, fail, open (the run is not over) or not checked."""
+    """pass, fail, open (the run is not over) or unchecked."""
     evidence: str
 
 
@@ -36,7 +36,7 @@ def final_loss(loss: Curve, success: Success, *, over: bool) -> Criterion:
     """Whether the training loss ended below the recipe's."""
     wanted = f"< {success.final_loss:g}" if success.final_loss else "none set"
     if not len(loss):
-        return Criterion("final loss", wanted, "-", "open" if not over else "not checked",
+        return Criterion("final loss", wanted, "-", "open" if not over else "unchecked",
                          "no loss was logged")  # fmt: skip
     last = loss.value[-max(int(len(loss) * _LAST), min(len(loss), 5)) :]
     mean = float(last.mean())
@@ -45,7 +45,7 @@ def final_loss(loss: Curve, success: Success, *, over: bool) -> Criterion:
         f"({figure(float(last.min()))} to {figure(float(last.max()))})"
     )
     if success.final_loss is None:
-        verdict, evidence = "not checked", f"{evidence}; success.final_loss in the recipe sets one"
+        verdict, evidence = "unchecked", f"{evidence}; success.final_loss in the recipe sets one"
     else:
         verdict = ("pass" if mean < success.final_loss else "fail") if over else "open"
     return Criterion("final loss", wanted, figure(mean), verdict, evidence)
@@ -73,12 +73,12 @@ def sound_checkpoints(
     actual = f"{len(saved) - len(bad)} of {len(saved)}"
     if bad:
         text = f"not sound: {', '.join(bad[:4])}{' ...' * (len(bad) > 4)}"
-        return Criterion("checkpoints sound", "all", actual, "fail", text + note)
+        return Criterion("checkpoints", "all sound", actual, "fail", text + note)
     if not saved:
-        return Criterion("checkpoints sound", "all", "none", "not checked" if over else "open",
+        return Criterion("checkpoints", "all sound", "none", "unchecked" if over else "open",
                          f"nothing was saved{note}")  # fmt: skip
     evidence = f"names and sizes; leviathan checkpoints verify reads every byte{note}"
-    return Criterion("checkpoints sound", "all", actual, "pass" if over else "open", evidence)
+    return Criterion("checkpoints", "all sound", actual, "pass" if over else "open", evidence)
 
 
 def temperature(samples: Sequence[Sample], limit_c: float, *, over: bool) -> Criterion:
@@ -86,19 +86,19 @@ def temperature(samples: Sequence[Sample], limit_c: float, *, over: bool) -> Cri
     told = [s.hottest_c for s in samples if s.hottest_c is not None]
     wanted = f"< {limit_c:g} °C"
     if not told:
-        return Criterion("GPU temperature", wanted, "-", "not checked",
+        return Criterion("temperature", wanted, "-", "unchecked",
                          "no GPU told its temperature")  # fmt: skip
     hottest = max(told)
     evidence = f"median {np.median(told):.0f} °C of {counted(len(told), 'sample')}"
     verdict = "fail" if hottest >= limit_c else "pass" if over else "open"
-    return Criterion("GPU temperature", wanted, f"{hottest:g} °C", verdict, evidence)
+    return Criterion("temperature", wanted, f"{hottest:g} °C", verdict, evidence)
 
 
 def prompts(grade: Grade | None, success: Success, command: str) -> Criterion:
     """Whether the model does what its prompt suite asks."""
     wanted = f"≥ {success.prompts_pass_pct:g} %"
     if grade is None:
-        return Criterion("prompts passed", wanted, "-", "not checked", command)
+        return Criterion("prompts", wanted, "-", "unchecked", command)
     low, high = grade.interval_pct
     base = f"; base model {grade.base_pass_pct:g} %" if grade.base_pass_pct is not None else ""
     evidence = (
@@ -106,4 +106,4 @@ def prompts(grade: Grade | None, success: Success, command: str) -> Criterion:
         f"(95 % interval {low:g} to {high:g} %){base}"
     )
     verdict = "pass" if grade.pass_pct >= success.prompts_pass_pct else "fail"
-    return Criterion("prompts passed", wanted, f"{grade.pass_pct:g} %", verdict, evidence)
+    return Criterion("prompts", wanted, f"{grade.pass_pct:g} %", verdict, evidence)

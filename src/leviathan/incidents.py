@@ -69,35 +69,38 @@ def _ends(
 ) -> list[Incident]:  # fmt: skip
     by_number = {part.session: part for part in parts}
     ends = {e.get("session"): e for e in events if e["event"] == "session_end"}
-    measures = [
-        e
-        for e in events
-        if e["event"] in {"ladder", "restart", "shrink"} and e.get("reason") != _SMOKE_TEST
-    ]
+    measures = [e for e in events if e["event"] in _MEASURES and e.get("reason") != _SMOKE_TEST]
     found = []
     for session, after in pairwise([*record.sessions, None]):
         if session is None or (after is None and running):
             continue
-        told = _told(session, after, ends.get(session.number, {}))
+        end, part = ends.get(session.number, {}), by_number.get(session.number)
+        told = _told(session, after, end)
         if told is None:
             continue
-        kind, text = told
-        part = by_number.get(session.number)
+        measure = _measure(measures, session, after)
         ended = _ended(session, part)
         resumed = _resumed(after, by_number)
         undone = part.undone if part else 0
         idle_s = max(resumed - ended, 0.0) if resumed is not None else 0.0
-        end = ends.get(session.number, {})
-        measure = _measure(measures, session, after)
+        last = part.end + part.undone if part else None
+        step = _step(end)
         found.append(
             Incident(
-                "oom" if measure.get("event") == "ladder" else kind, session.ended or ended,
-                _step(end) if _step(end) is not None else part and part.end + part.undone,
-                str(measure.get("why") or text), str(measure.get("reason") or ""), undone,
-                idle_s + undone * step_s, session.number,
+                kind="oom" if measure.get("event") == "ladder" else told[0],
+                time_s=session.ended or ended,
+                step=last if step is None else step,
+                text=str(measure.get("why") or told[1]),
+                after=str(measure.get("reason") or ""),
+                steps_lost=undone,
+                lost_s=idle_s + undone * step_s,
+                session=session.number,
             )
-        )  # fmt: skip
+        )
     return found
+
+
+_MEASURES = {"ladder", "restart", "shrink"}
 
 
 def _told(

@@ -62,6 +62,7 @@ def html(report: Report) -> str:
         saved=_checkpoints(report),
         settings=[(s.key, _value(s.value), s.layer, s.where) for s in report.settings],
         written=moment(report.made_s),
+        made_of=_made_of(report),
     )  # fmt: skip
 
 
@@ -122,9 +123,7 @@ def _range(told: tuple[float, float, float] | None) -> tuple[float, float] | Non
     return (told[0], told[2]) if told else None
 
 
-def _loss_figure(
-    report: Report, steps: tuple[int, int], marks: Sequence[Mark]
-) -> _Figure | None:
+def _loss_figure(report: Report, steps: tuple[int, int], marks: Sequence[Mark]) -> _Figure | None:
     chart = _loss(report)
     if chart is None:
         return None
@@ -182,6 +181,11 @@ def _marks(report: Report) -> list[Mark]:
         kind = "best" if name == best else "checkpoint"
         found.append(Mark(checkpoint.step, kind, "", f"{name}{', the best' * (kind == 'best')}"))
     return found
+
+
+def _made_of(report: Report) -> str:
+    parts = (report.recipe, report.sample, report.profile, report.base_model)
+    return " · ".join(part for part in parts if part)
 
 
 # --- figures and tables -------------------------------------------------------------------
@@ -303,8 +307,7 @@ def markdown(report: Report) -> str:
     parts = [
         f"# {_plain(s.name)}: {s.state}",
         _plain(report.headline),
-        f"{_plain(report.recipe)} · {_plain(report.sample)} · {_plain(report.profile)} · "
-        f"{_plain(report.base_model)} · written {moment(report.made_s)} UTC",
+        f"{_plain(_made_of(report))} · written {moment(report.made_s)} UTC",
         _table("Success criteria", ["criterion", "wanted", "actual", "verdict", "evidence"],
                [(c.name, c.wanted, c.actual, c.verdict, c.evidence) for c in report.criteria]),
         _table("Figures", ["", "", ""], _facts(report)),

@@ -234,7 +234,7 @@ def _headline(summary: status.RunSummary, judged: Sequence[Criterion]) -> str:
     )
     groups = {
         word: [c.name for c in judged if c.verdict == word]
-        for word in ("fail", "not checked", "open")
+        for word in ("fail", "unchecked", "open")
     }
     met = sum(c.verdict == "pass" for c in judged)
     rest = [f"{word if word != 'fail' else 'failed'}: {', '.join(n)}" for word, n in groups.items()
@@ -325,8 +325,8 @@ def _environment(
         rows.append((f"GPU {gpu.index}", ", ".join(parts)))
     corpus = record.corpus
     if corpus.get("rows") is not None:
-        rows.append(("corpus", f"{corpus.get('source')}: {corpus.get('rows')} of "
-                               f"{corpus.get('of_rows')} rows, {corpus.get('digest')}"))  # fmt: skip
+        share = f"{corpus.get('rows')} of {corpus.get('of_rows')} rows"
+        rows.append(("corpus", f"{corpus.get('source')}: {share}, {corpus.get('digest')}"))
     if record.base:
         rows.append(("base model", f"{record.tree.get('base_model')}, {record.base}"))
     return rows
@@ -347,19 +347,19 @@ def _by_step(samples: Sequence[telemetry.Sample], loss: Curve) -> dict[str, Curv
     if not len(loss):
         return {}
     clock = np.maximum.accumulate(np.nan_to_num(loss.time_s))  # a clock may have been set back
-    found = {}
-    for name, values in {
-        "temperature_c": [s.hottest_c for s in samples],
-        "used_gib": [s.used_gib for s in samples],
-        "power_w": [s.power_w for s in samples],
-    }.items():
-        told = [(s, v) for s, v in zip(samples, values, strict=True)
-                if v is not None and math.isfinite(v) and clock[0] <= s.time_s <= clock[-1]]  # fmt: skip
-        if told:
-            times = np.array([s.time_s for s, _ in told])
-            steps = np.interp(times, clock, loss.step).round().astype(np.int64)
-            order = np.argsort(steps, kind="stable")
-            sessions = np.array([s.session for s, _ in told], np.int64)
-            value = np.array([v for _, v in told], float)
-            found[name] = Curve(steps[order], value[order], sessions[order], times[order])
-    return found
+    within = [s for s in samples if clock[0] <= s.time_s <= clock[-1]]
+    found = {
+        "temperature_c": [s.hottest_c for s in within],
+        "used_gib": [s.used_gib for s in within],
+        "power_w": [s.power_w for s in within],
+    }
+    times = np.array([s.time_s for s in within])
+    steps = np.interp(times, clock, loss.step).round().astype(np.int64)
+    sessions = np.array([s.session for s in within], np.int64)
+    curves = {}
+    for name, told in found.items():
+        value = np.array([math.nan if v is None else v for v in told], float)
+        kept = np.argsort(steps, kind="stable")
+        kept = kept[np.isfinite(value[kept])]
+        curves[name] = Curve(steps[kept], value[kept], sessions[kept], times[kept])
+    return {name: curve for name, curve in curves.items() if len(curve)}

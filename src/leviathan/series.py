@@ -5,8 +5,10 @@ Reads files only. Does not judge what the curves show (``verdicts``) nor draw th
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -170,7 +172,7 @@ class _Columns:
         for name, pieces in self.ints.items():
             pieces.append(np.array([getattr(line, name) for line in lines], np.int64))
         for name, told in self.floats.items():
-            told.append(np.array([_number(getattr(line, name)) for line in lines]))
+            told.append(_numbers([getattr(line, name) for line in lines]))
 
 
 def _table(blocks: Iterable[list[bytes]]) -> tuple[dict[str, NDArray[Any]], int, int]:
@@ -202,6 +204,13 @@ def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]
 
 
 _MOST = 2**53
+
+
+def _numbers(values: list[Any]) -> NDArray[np.float64]:
+    if set(map(type, values)) <= {float, int, NoneType}:  # nearly always, and ten times faster
+        with suppress(OverflowError):
+            return np.array(values, np.float64)
+    return np.array([_number(value) for value in values])
 
 
 def _number(value: Any) -> float:
