@@ -9,6 +9,7 @@ import xxhash
 from typer.testing import CliRunner
 
 import tiny
+from browser import Browser
 from fakes.processes import Trainings
 from leviathan import cli, schema, schema_dump
 
@@ -79,3 +80,9 @@ def crashed(trainings, crashed_project):
     """``trainings`` after a crash at step 11, with checkpoints 5 and 10."""
     shutil.copytree(crashed_project, trainings.project, dirs_exist_ok=True)
     return trainings
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium; without one the test fails, and says what to install."""
+    return Browser()
