@@ -393,23 +393,38 @@ def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     return _undisputed(files.read_json_lines(paths.metrics), beginnings(told))
 
 
-_RECENT_BYTES = 1 << 20
+@dataclass(frozen=True)
+class Recent:
+    """What a run told lately, and what of long ago still matters; read in a moment."""
+
+    events: list[dict[str, Any]]
+    """In the order written, without the saves, removals and evaluations of long ago: in a long
+    run there are ten thousands of those, and a few of all others."""
+    metrics: list[dict[str, Any]]
+    """The newest of ``metrics``."""
+    evaluations: list[bytes]
+    """Every event that tells of an evaluation, as it was written."""
+
+
+_RECENT_METRICS_BYTES = 1 << 20
 """Some 2,500 log lines: more than the time left and every trend are made of (``eta``)."""
+_RECENT_EVENTS_BYTES = 1 << 17
+_SAVE, _REMOVE, _EVAL = (f'"event":"{kind}"'.encode() for kind in ("save", "remove", "eval"))
 
 
-def recent_metrics(paths: RunPaths, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest of ``metrics``, without reading the others, and all evaluations.
-
-    Args:
-        paths: the run.
-        told: its events, which have the evaluations, too, and are few.
-    """
-    lines, whole = files.last_json_lines(paths.metrics, _RECENT_BYTES)
+def recent(paths: RunPaths) -> Recent:
+    """What a run told lately, however long it has been going on."""
+    old, new = files.lines_before_and_in(paths.events, _RECENT_EVENTS_BYTES)
+    evaluations = [line for line in (*old, *new) if _EVAL in line]
+    rare = [ln for ln in old if _SAVE not in ln and _REMOVE not in ln and _EVAL not in ln]
+    found = files.objects((*rare, *new))
+    told = [e for e in found if isinstance(e.get("event"), str)]
+    lines, whole = files.last_json_lines(paths.metrics, _RECENT_METRICS_BYTES)
     if not whole:
         first = lines[0].get("time") if lines else None
-        older = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
-        lines = [*({n: v for n, v in e.items() if n != "event"} for e in older), *lines]
-    return _undisputed(lines, beginnings(told))
+        before = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
+        lines = [*({n: v for n, v in e.items() if n != "event"} for e in before), *lines]
+    return Recent(told, _undisputed(lines, beginnings(told)), evaluations)
 
 
 def _is_before(moment: Any, other: Any) -> bool:

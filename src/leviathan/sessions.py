@@ -410,8 +410,8 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
 
 def _heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
     """When each session was last heard of."""
-    events = runs.events(paths)
-    return runs.last_heard(record, [*events, *runs.recent_metrics(paths, events)])
+    told = runs.recent(paths)
+    return runs.last_heard(record, [*told.events, *told.metrics])
 
 
 def _refuse_overtaken(decision: Decision) -> None:

@@ -7,7 +7,7 @@ Showing it is ``cli_status``.
 import json
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from leviathan import checkpoints, eta, expected, files, machine, runs, series, telemetry, trends
@@ -96,8 +96,8 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         BadInput: there is no run, or its record is damaged.
     """
     record = runs.read(paths)
-    events = runs.events(paths)
-    metrics = runs.recent_metrics(paths, events)
+    recent = runs.recent(paths)
+    events, metrics = recent.events, recent.metrics
     trained = [*metrics, *(e for e in events if e["event"] in _OF_TRAINING)]
     step, max_steps = _progress(record, trained)
     heard = runs.last_heard(record, [*events, *metrics])
@@ -107,7 +107,7 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     state = runs.true_state(record)
     told = eta.History(events, metrics)
     left = told.eta(step, max_steps) if state == "running" else _OVER
-    curves = series.of_lines(metrics, events)
+    curves = series.recent(replace(recent, metrics=metrics))
     standstill = _standstill(paths, state, trends.usual(curves["step_s"]))
     now, samples = time.time(), telemetry.recent(paths)
     hours = runs.seconds(record, heard, now if state == "running" else None) / 3600
@@ -139,8 +139,8 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
 
 def history(paths: runs.RunPaths) -> eta.History:
     """What the run has told of its pace."""
-    events = runs.events(paths)
-    return eta.History(events, runs.recent_metrics(paths, events))
+    told = runs.recent(paths)
+    return eta.History(told.events, told.metrics)
 
 
 _OVER = eta.Eta(None, None, None, "")
