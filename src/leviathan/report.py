@@ -201,7 +201,7 @@ def gather(paths: runs.RunPaths) -> Report:
         plan=plan,
         success=success,
         hot_c=hot_c,
-        tokens=_tokens(paths, events),
+        tokens=_tokens(paths),
         tok_s=tok_s,
         mfu_pct=plan.mfu_pct(tok_s) if plan else None,
         curves=curves,
@@ -332,8 +332,8 @@ def _environment(
     return rows
 
 
-def _tokens(paths: runs.RunPaths, events: list[dict[str, Any]]) -> float | None:
-    lines = runs.recent_metrics(paths, events)
+def _tokens(paths: runs.RunPaths) -> float | None:
+    lines = runs.recent(paths).metrics
     told = (files.number(line.get("tokens/total")) for line in reversed(lines))
     return next((value for value in told if value), None)
 

@@ -5,6 +5,7 @@ Reads files only. Does not judge what the curves show (``verdicts``) nor draw th
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any
@@ -233,11 +234,12 @@ def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]
 def _floats(values: list[Any]) -> NDArray[np.float64]:
     """The numbers among values that others may have damaged, NaN for the others."""
     if set(map(type, values)) <= _PLAIN:
-        return np.array(values, np.float64)  # None becomes NaN
+        with suppress(OverflowError):  # a whole number of 400 digits
+            return np.array(values, np.float64)  # None becomes NaN
     return np.array([_number(value) for value in values])
 
 
-_PLAIN = {float, type(None)}
+_PLAIN = {float, int, type(None)}
 
 
 def _number(value: Any) -> float:
