@@ -32,8 +32,8 @@ class Telling:
         self.session = 0
         self.max_steps = record.pop("max_steps", 400)
         self.record = runs.RunRecord(
-            directory.name, "leviathan", "a4000", "10pct", [], {}, {"learning_rate": 2e-4}, 1, {},
-            None, {"axolotl": "0.19.0"}, self.clock,
+            directory.name, "leviathan", "a4000", "10pct", [], record.pop("settings", {}),
+            {"learning_rate": 2e-4}, 1, {}, None, {"axolotl": "0.19.0"}, self.clock,
             again="leviathan train --profile a4000 --sample 10pct", state="stopped", **record,
         )  # fmt: skip
         runs.write(self.paths, self.record)

@@ -441,7 +441,7 @@ READING = [
     "status r", "status r --json", "watch r", "logs r", "stop r", "stop r --now",
     "checkpoints list r", "checkpoints show r", "checkpoints latest r", "checkpoints best r",
     "checkpoints verify r", "checkpoints cleanup r", "checkpoints pin r", "checkpoints unpin r",
-    "train -p tiny -r tiny -s full --name r --dry-run",
+    "train -p tiny -r tiny -s full --name r --dry-run", "report r", "report r --json",
 ]  # fmt: skip
 
 
