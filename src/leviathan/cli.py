@@ -130,6 +130,7 @@ def _register() -> None:
         cli_doctor,
         cli_mix,
         cli_model,
+        cli_notify,
         cli_plan,
         cli_runs,
         cli_train,
@@ -144,6 +145,7 @@ def _register() -> None:
     cli_bench.register(app)
     cli_train.register(app)
     cli_runs.register(app)
+    cli_notify.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)
