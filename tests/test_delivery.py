@@ -82,7 +82,7 @@ def test_a_server_that_is_not_there_or_says_nothing(receiver, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:99999999/s3cret", "http://[s3cret/", "http://a b/s3cret"]
+    "url", ["http://127.0.0.1:99999999/s3cret", "http://[s3cret/", "s3cret.example.com/", "http://a b/s3cret"]
 )  # fmt: skip
 def test_whatever_a_url_holds_nothing_is_raised_and_nothing_shown(url):
     """``hooks`` lets none of these through; should one come, it harms nobody."""

@@ -231,6 +231,14 @@ def test_which_happenings_are_news(tmp_path, kind, facts, kinds):
     assert [m.kinds for m in told.notifier] == kinds
 
 
+def test_once_a_smaller_run_goes_on_it_is_told_of_by_its_name(tmp_path):
+    told = reporter(tmp_path)
+    smaller = runs.RunPaths(tmp_path / "r_seq128")
+    told("notice", {"text": "going on", "cause": "memory", "paths": smaller})
+    told("event", {"event": "warning", "kind": "heat", "text": "hot"})
+    assert [(m.run, m.kind) for m in told.notifier] == [("r", "oom"), ("r_seq128", "heat")]
+
+
 def test_an_error_of_our_own_is_told_once_training_has_begun(tmp_path):
     told = reporter(tmp_path)
     assert told.broken(Refused("no")) is None

@@ -39,6 +39,15 @@ def test_one_of_a_kind_in_a_time_and_the_newest_of_the_others_when_it_is_over():
     assert pace.offer(message("oom", "6"), 1800).text == "6"
 
 
+def test_an_older_one_never_comes_after_a_newer():
+    """While a slow hook was busy, the time of the one held back has passed."""
+    pace = Pace(600)
+    for text, now in (("1", 0), ("2", 1), ("3", 700)):
+        pace.offer(message("oom", text), now)
+    late = pace.due(700)
+    assert (late.text, late.held_back, pace.due(2000)) == ("3", 1, None)
+
+
 def test_without_a_limit_all_go():
     pace = Pace(0)
     assert all(pace.offer(message("oom"), 5) for _ in range(9))

@@ -54,6 +54,9 @@ def run(
     except Exception as error:
         reporter.close(reporter.broken(error))
         raise
+    except BaseException:  # Ctrl+C where nothing was trained: no command may outlive us
+        reporter.close(None, _HURRIED_S)
+        raise
     again = train.resume_command(ending.decision, repeat)
     hurried = ending.outcome.kind == "killed"  # who presses Ctrl+C twice does not want to wait
     reporter.close(reporter.ended(ending, again), _HURRIED_S if hurried else PATIENCE_S)
