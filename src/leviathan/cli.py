@@ -130,6 +130,7 @@ def _register() -> None:
         cli_doctor,
         cli_mix,
         cli_model,
+        cli_notify,
         cli_plan,
         cli_report,
         cli_runs,
@@ -148,6 +149,7 @@ def _register() -> None:
     cli_status.register(app)
     cli_runs.register(app)
     cli_report.register(app)
+    cli_notify.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

@@ -96,11 +96,11 @@ def train(
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
-    from leviathan import sessions, status, ui
+    from leviathan import news, status, ui
 
     told = status.history(decision.paths)
     with ui.TrainView(decision.paths.directory.name, told) as view:
-        return sessions.run(
+        return news.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
         )  # fmt: skip

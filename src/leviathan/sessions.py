@@ -29,7 +29,7 @@ from leviathan import (
     survey,
     train,
 )
-from leviathan.budget import Budget
+from leviathan.budget import USED_UP, Budget
 from leviathan.diagnosis import Diagnosis, diagnose
 from leviathan.errors import Refused
 from leviathan.ladder import Change
@@ -93,7 +93,8 @@ def run(
             ending, smaller = attempts.run()
         if smaller is None:
             return ending
-        listener("notice", {"text": f"going on with the smaller run {smaller.paths.directory}"})
+        text = f"going on with the smaller run {smaller.paths.directory}"
+        listener("notice", {"text": text, "cause": "memory", "paths": smaller.paths})
         if smaller.action == "nothing":  # trained to its end by an earlier --shrink
             return Ending(smaller, Outcome("done", _newest_step(smaller), None))
         decision = smaller
@@ -147,7 +148,7 @@ class _Attempts:
             if not self._wait(action):
                 return self._stopped(outcome, self.requests.first), None
             if self._unspent_s() == 0:
-                return self._stopped(outcome, "the budget is used up"), None
+                return self._stopped(outcome, USED_UP), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
                 aside=tuple(aside), record=self.record, notes=(),
@@ -332,7 +333,7 @@ class _Attempts:
         else:
             pause = f" in {action.delay_s:g} s" if action.delay_s else ""
             text = f"step {outcome.step}: {diagnosis.text}; {what}, going on {where}{pause}"
-        self.listener("warning", {"text": text})
+        self.listener("warning", {"text": text, "cause": diagnosis.kind})
 
     def _wait(self, action: recovery.Action) -> bool:
         """Wait as the action says; False when asked to stop meanwhile."""
@@ -343,7 +344,7 @@ class _Attempts:
         end = time.monotonic() + self._unspent_s()
         while machine.free_bytes(self.paths.directory) < needed:
             if time.monotonic() >= end:  # a machine that waits is paid for, too
-                self.requests.ask("the budget is used up")
+                self.requests.ask(USED_UP)
             if not self.requests.wait(_DISK_POLL_S):
                 return False
         return not self.requests.stop
