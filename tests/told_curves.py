@@ -58,7 +58,7 @@ class Told:
     def series(self):
         values = {
             "loss": self.loss, "learning_rate": self.rate, "step_s": self.step_s,
-            "tok_s": TOKENS * self.rows / self.step_s, "data_s": self.data_s,
+            "tok_s": TOKENS * self.rows / np.maximum(self.step_s, 1e-9), "data_s": self.data_s,
             "memory_gib": self.memory,
         }  # fmt: skip
         curves = {name: self.curve(self.steps, value) for name, value in values.items()}

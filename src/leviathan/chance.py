@@ -14,9 +14,9 @@ Numbers = NDArray[np.float64]
 
 _MOST_PAIRED = 200
 _LEAST_RUN = 8
-_CLEAR = 5.0
-"""Standard errors. The largest of all stretches' statistics is beyond it in some one of a
-thousand series of pure noise (docs/verdicts.md)."""
+_CLEAR = 4.5
+"""Standard errors. In pure noise the largest of all stretches' statistics was beyond them in at
+most 8 series of 1,000 (docs/verdicts.md)."""
 
 
 def noise(values: Numbers) -> float:
@@ -85,7 +85,7 @@ def levels(values: Numbers) -> list[int]:
 
     Circular binary segmentation (Olshen et al. 2004, Biostatistics 5), by ranks: the stretch
     that differs most from all that is around it (by Wilcoxon's statistic, standardised) is
-    cut out if that is beyond 5 standard errors, and the pieces are cut again. A level lasts
+    cut out if that is beyond 4.5 standard errors, and the pieces are cut again. A level lasts
     at least 8 values; at most some hundred values are meant (``parts``).
     """
     found: list[int] = []

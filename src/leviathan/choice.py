@@ -56,11 +56,12 @@ def explain(
         events: what tells which checkpoints were saved and removed.
     """
     ranked = sorted(_evaluated(found), key=lambda c: (_loss(c), c.step))
-    ranked = [c for c in ranked if c.step == chosen.step or _rank(c) > _rank(chosen)]
+    ranked = [c for c in ranked if not better(c, chosen)]
     noise = chance.noise(evals.value) or None
     if math.isinf(_loss(chosen)):
         why = "no sound checkpoint was evaluated: it is the latest"
-        return Choice(chosen, why, tuple(_elsewhere(chosen, found, evals)), 0, None, noise)
+        reasons = [*_elsewhere(chosen, found, evals), *_damaged(chosen, found)]
+        return Choice(chosen, why, tuple(reasons), 0, None, noise)
     others = [c for c in ranked if c.step != chosen.step]
     why = f"lowest evaluation loss, {_loss(chosen):.4f}, "
     why += f"of {len(ranked)} sound checkpoints that were evaluated" if others else (
@@ -106,6 +107,11 @@ def _evaluated(found: Sequence[Checkpoint]) -> list[Checkpoint]:
 def _loss(checkpoint: Checkpoint) -> float:
     loss = checkpoint.eval_loss
     return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def better(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether one has the lower evaluation loss (of two equal ones, the earlier)."""
+    return _rank(one) < _rank(other) and math.isfinite(_loss(one))
 
 
 def _rank(checkpoint: Checkpoint) -> tuple[float, int]:
@@ -166,7 +172,7 @@ def _gone(
 
 def _damaged(chosen: Checkpoint, found: Sequence[Checkpoint]) -> Iterator[str]:
     for other in found:
-        if other.step != chosen.step and _rank(other) < _rank(chosen):
+        if better(other, chosen):
             problem = other.problem or "it is damaged"
             yield f"passed over: {other.path.name} with {_loss(other):.4f}, damaged: {problem}"
 
@@ -179,7 +185,7 @@ def _elsewhere(chosen: Checkpoint, found: Sequence[Checkpoint], evals: Curve) ->
     near, _ = best_left(found, evals)
     lowest = int(evals.value.argmin())
     text = f"the run's lowest evaluation was {evals.value[lowest]:.4f} at step "
-    text += f"{int(evals.step[lowest]):,}, where no checkpoint was saved"
+    text += f"{int(evals.step[lowest]):,}, where no sound checkpoint is"
     if near is not None and near.step != chosen.step:
         text += f"; {near.path.name} is nearest to it"
     yield text

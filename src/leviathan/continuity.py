@@ -40,8 +40,8 @@ def resumes(
 
     Loss: means of 5 log lines on each side; bad when beyond the limit of the guard that
     watches it and beyond chance (4 standard errors, from the differences of neighbouring
-    lines: von Neumann 1941), a note when beyond one of the two. Learning rate: the line through the newest before it, and through the
-    first after it, must meet, but for what the schedule bends. Memory: medians.
+    lines: von Neumann 1941), a note when beyond one of the two. Learning rate: the step across
+    it must be no larger than those around it lead one to expect. Memory: medians.
     """
     sampled = _by_session(samples)
     lowered = False

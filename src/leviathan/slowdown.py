@@ -5,7 +5,7 @@ Pure. Does not say how long it will take (``eta``).
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,10 +19,11 @@ from leviathan.telemetry import Sample
 
 _SLOWER, _BAD = 1.15, 1.5
 _PARTS, _NEWEST = 200, 400
+_REACH = 8
 _LEAST = 16
 _WARM_UP = 5
 """Steps of a session's beginning that tell no pace (``eta``)."""
-_MOST_SAMPLES = 500
+_MOST_SAMPLES = 200
 _EXPLAINS = 0.5
 """Share of the lost time that a cause must account for."""
 
@@ -116,7 +117,24 @@ def _stretches(
             since = merged.pop().stretch.begin
         times = float(np.median(step_s[since:end]) / np.median(step_s[usual]))
         merged.append(_Slow(_Stretch(since, end), usual, times, end == len(step_s)))
-    yield from merged
+    for slow in merged:
+        yield _placed(slow, step_s)
+
+
+def _placed(slow: _Slow, step_s: chance.Numbers) -> _Slow:
+    """With its beginning where single lines put it: fewest slow ones before, fast ones after.
+
+    Ranks of parts find that the pace changed; they are some parts off in saying where.
+    """
+    reach = _REACH * max(-(-len(step_s) // _PARTS), 1)
+    begin, end = slow.stretch.begin, slow.stretch.end
+    usual = float(np.median(step_s[slow.usual]))
+    since = max(begin - reach, 1)
+    high = step_s[since : min(begin + reach, end)] > usual * (1 + slow.times) / 2
+    misplaced = np.concatenate([[0], np.cumsum(np.where(high, 1, -1))])
+    begin = since + int(misplaced.argmin())
+    kept = slow.usual[slow.usual < begin]
+    return replace(slow, stretch=_Stretch(begin, end), usual=kept if len(kept) else slow.usual)
 
 
 def _is_slow(
@@ -190,13 +208,12 @@ def _cause(
     events: Sequence[dict[str, Any]], samples: Sequence[Sample], limits: Limits,
 ) -> tuple[str, list[str]]:  # fmt: skip
     """The most probable cause, and every figure that speaks for one."""
-    first, session = int(steps.step[slow[0]]), int(steps.session[slow[0]])
-    moments = np.array([sample.time_s for sample in samples])
+    moments = np.array([sample.time_s for sample in samples], np.float64)
     before, now = (
         _summed([samples[index] for index in _during(moments, steps, lines)])
         for lines in (usual, slow)
     )
-    causes = [*_settings(events, session, steps, slow), *_rows(steps, slow, usual, series)]
+    causes = [*_settings(events, steps, slow), *_rows(steps, slow, usual, series)]
     if before.count and now.count:
         causes += _machine(before, now, limits)
     told = [why for _, why in causes]
@@ -206,31 +223,41 @@ def _cause(
         told.append(_shown(before, now))
     if causes:
         return causes[0][0], told
-    new = session != int(steps.session[slow[0] - 1])
-    where = f"it began with session {session}, at step {first:,}: other settings, another machine?"
-    if new:
-        return "no cause seen", [where, *told]
+    new = _new_session(steps, int(slow[0]))
+    if new is not None:
+        where = f"about when session {new[1]} began: other settings, another machine?"
+        return f"no cause seen; since session {new[1]}", [where, *told]
     if before.count and now.count:
         return "no cause seen in the samples: heat, power, clocks and use as before", told
     return "no telemetry of that time", told[:-1]
 
 
+def _new_session(steps: Curve, begin: int) -> tuple[int, int] | None:
+    """The sessions before and after a change between two close to a line."""
+    close = 8 + len(steps) // _PARTS
+    since = max(begin - close, 0)
+    around = steps.session[since : begin + close]
+    changes = np.flatnonzero(np.diff(around))
+    if not len(changes):
+        return None
+    last = int(changes[-1])
+    return int(around[last]), int(around[last + 1])
+
+
 def _settings(
-    events: Sequence[dict[str, Any]], session: int, steps: Curve, slow: NDArray[np.int64]
+    events: Sequence[dict[str, Any]], steps: Curve, slow: NDArray[np.int64]
 ) -> Iterator[tuple[str, str]]:
     """The out-of-memory ladder, where the slow stretch begins with the session after it."""
-    if session == int(steps.session[slow[0] - 1]):
+    sessions = _new_session(steps, int(slow[0]))
+    if sessions is None:
         return
-    previous = int(steps.session[slow[0] - 1])
     number: Any = None
     for event in events:
         if event.get("event") in {"start", "resume"} and runs.is_whole(event.get("session")):
             number = event["session"]
-        elif event.get("event") == "ladder" and number is not None and previous <= number < session:
-            yield (
-                "settings lowered when memory ran out",
-                f"{event.get('reason') or 'ladder'!s:.200}",
-            )
+        elif event.get("event") == "ladder" and number and sessions[0] <= number < sessions[1]:
+            text = f"{event.get('reason') or 'a rung of the ladder'!s:.200}"
+            yield "settings lowered when memory ran out", text
 
 
 def _rows(
@@ -306,7 +333,7 @@ def _shown(before: _Sampled, now: _Sampled) -> str:
 
 
 def _during(moments: chance.Numbers, steps: Curve, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which samples are of the time in which these lines were logged: at most 500, evenly."""
+    """Which samples are of the time in which these lines were logged: at most some 200, evenly."""
     chosen = np.zeros(len(moments), bool)
     for run in np.split(lines, np.flatnonzero(np.diff(lines) != 1) + 1):
         since = steps.time_s[max(int(run[0]) - 1, 0)]
