@@ -15,6 +15,9 @@ from leviathan import chance
 from leviathan.checkpoints import Checkpoint
 from leviathan.series import Curve
 
+_ENOUGH = 6
+"""Evaluations from which on their scatter tells something: with fewer, the steep beginning does."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,7 +60,7 @@ def explain(
     """
     ranked = sorted(_evaluated(found), key=lambda c: (_loss(c), c.step))
     ranked = [c for c in ranked if not better(c, chosen)]
-    noise = chance.noise(evals.value) or None
+    noise = chance.noise(evals.value) if len(evals) >= _ENOUGH else None
     if math.isinf(_loss(chosen)):
         why = "no sound checkpoint was evaluated: it is the latest"
         reasons = [*_elsewhere(chosen, found, evals), *_damaged(chosen, found)]

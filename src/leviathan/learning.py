@@ -21,7 +21,8 @@ _MATERIAL, _BAD = 0.01, 0.05
 """Shares by which the evaluation loss is above its lowest: the generalisation losses GL 1 and
 GL 5 of Prechelt (1998, Early stopping - but when?)."""
 _SURE = 3.0
-_RECENT = 3
+_RECENT = 2
+_ENOUGH = 6
 _MOST_LINES = 200
 
 
@@ -32,7 +33,7 @@ class _Turn:
     lowest: int
     """Its index."""
     rise: float
-    """From it to the mean of the newest, at most three, after it."""
+    """From it to the mean of the newest two."""
     noise: float
     """Standard deviation of one evaluation."""
     beyond_chance: bool
@@ -49,7 +50,8 @@ def overfitting(series: Series, saved: Sequence[Checkpoint]) -> Iterator[Verdict
     The lowest evaluation must lie two or more back, and the rise since be beyond chance:
     beyond what the lowest of so many evaluations lies below the others by chance alone
     (sqrt(2 ln n) standard deviations) and three more; or steady (Mann-Kendall, 2.6 standard
-    errors: what follows a minimum has no trend of itself); or 5 % at each evaluation since.
+    errors: what follows a minimum has no trend of itself); or 5 % and more, higher
+    at each evaluation since (with six evaluations or more, also 3 standard deviations).
     """
     evals = series["eval_loss"]
     if len(evals) < 3:
@@ -66,7 +68,7 @@ def overfitting(series: Series, saved: Sequence[Checkpoint]) -> Iterator[Verdict
     lowest, step = float(evals.value[turn.lowest]), int(evals.step[turn.lowest])
     evidence = [
         f"evaluation loss: {lowest:.4f} at step {step:,}, {lowest + turn.rise:.4f} over the "
-        f"newest {min(_RECENT, len(evals) - 1 - turn.lowest)}; one scatters by {turn.noise:.2g}",
+        f"newest {_RECENT}; one scatters by {turn.noise:.2g}",
     ]
     if known:
         evidence.append(
@@ -101,11 +103,14 @@ def _turn(evals: Curve) -> _Turn | None:
     rise = float(newest.mean() - values[lowest])
     noise = chance.noise(values)
     # Few evaluations tell their own noise badly: Student's t widens about so fast.
-    widened = noise * (1 + 6 / max(count - 2, 1)) * math.sqrt(1 + 1 / len(newest))
+    widened = noise * (1 + 4 / max(count - 2, 1)) * math.sqrt(1 + 1 / len(newest))
     least = (math.sqrt(2 * math.log(count)) + _SURE) * widened
     clear = noise > 0 and float(newest.min() - values[lowest]) > 0 and rise > least
     steady = len(after) >= 6 and chance.trend(after) > 2.6
+    # Of a few evaluations, as of one an epoch, nobody knows by how much they scatter.
+    known = count >= _ENOUGH
     large = bool((after - values[lowest] > _BAD * abs(values[lowest])).all())
+    large &= bool((np.diff(after) > 0).all()) and (not known or rise > _SURE * widened)
     return _Turn(lowest, rise, noise, bool(clear or steady or large))
 
 
