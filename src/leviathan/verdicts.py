@@ -7,15 +7,15 @@ must be acted on while training runs is ``guards``'.
 from collections.abc import Sequence
 from typing import Any
 
+from leviathan import continuity, learning, slowdown
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Guards
-from leviathan.judgement import Verdict, ordered
+from leviathan.judgement import Limits, Usual, Verdict, ordered
 from leviathan.series import Series
 from leviathan.telemetry import Sample
 
 __all__ = ["Verdict", "judge"]
 
-_LIMITS = Guards()
+_USUAL = Usual()
 
 
 def judge(
@@ -23,7 +23,7 @@ def judge(
     events: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     saved: Sequence[Checkpoint],
-    limits: Guards = _LIMITS,
+    limits: Limits = _USUAL,
 ) -> list[Verdict]:
     """What a run's figures mean, the worst first; what cannot be judged yet is left out.
 
@@ -32,6 +32,14 @@ def judge(
         events: all of them.
         samples: of the machine; none where nothing was sampled.
         saved: the run's checkpoints (``checkpoints.scan``), damaged ones among them.
-        limits: what the guards go by.
+        limits: what the guards go by (``config.Guards``); their defaults when left out.
     """
-    return ordered([])
+    losses = [
+        *learning.divergence(series, events, saved, limits),
+        *learning.overfitting(series, saved),
+    ]
+    if all(verdict.grade == "good" for verdict in losses):
+        losses += learning.plateau(series)
+    resumes = continuity.resumes(series, events, samples, limits)
+    pace = slowdown.throughput(series, events, samples, limits)
+    return ordered([*losses, *resumes, *pace])
