@@ -6,7 +6,8 @@ import subprocess
 import pytest
 import yaml
 
-from leviathan import layers, render, trackers, train
+from leviathan import launch, layers, render, runs, trackers, train
+from leviathan.config import Profile
 from leviathan.errors import BadInput
 from leviathan.trackers import Here, Run
 
@@ -225,3 +226,10 @@ def test_a_dry_run_tells_the_trackers(project):
     config = layers.build("tiny", "tiny", "full", [])
     plan = train.plan_of_action(train.decide(config, track=("tensorboard",)))
     assert plan["trackers"] == ["tensorboard (--track tensorboard)"]
+
+
+def test_the_shells_variables_win_over_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    ours = {"WANDB_TAGS": "ours", "WANDB_RESUME": "allow"}
+    found = launch.environment(runs.RunPaths(tmp_path), Profile(), ours)
+    assert (found["WANDB_TAGS"], found["WANDB_RESUME"]) == ("mine", "allow")
