@@ -313,6 +313,30 @@ def test_what_the_run_tells_cannot_become_markup(tmp_path):
     assert not re.search(r"(?<!\\)[<>]", page.markdown(found))
 
 
+def test_no_secret_is_shown(tmp_path):
+    """Neither what looks like one, nor the value of a key that is called so."""
+    form, named = "hf_" + "a1B2c3D4e5" * 4, "correcthorse"
+    t = Telling(tmp_path / "r", settings=SUCCESS)
+    t.begin()
+    t.train(1, 5)
+    t.event("warning", kind="x", step=3, text=f"refused: {form}")
+    t.end("failed", f"exit code 1: no access with {form}", 5)
+    told = {
+        "hub_token": named,
+        "env": [f"X={form}"],
+        "datasets.0.path": f"https://me:{named}@host/x",
+    }
+    settings = [{"key": k, "value": v, "layer": "set", "where": f"--set {k}={form}"}
+                for k, v in told.items()]  # fmt: skip
+    files.write_json(t.paths.provenance, settings)
+    found = report.gather(t.paths)
+    shown = (page.html(found), page.markdown(found), json.dumps(found.to_json()))
+    for text in shown:
+        assert form not in text
+        assert named not in text
+        assert "redacted" in text
+
+
 def test_the_fewest_files_make_a_page(tmp_path):
     """A run that was decided on and did nothing yet."""
     t = Telling(tmp_path / "r")

@@ -125,6 +125,7 @@ def _register() -> None:
         cli_check,
         cli_checkpoints,
         cli_config,
+        cli_dash,
         cli_data,
         cli_demo,
         cli_doctor,
@@ -150,6 +151,7 @@ def _register() -> None:
     cli_runs.register(app)
     cli_report.register(app)
     cli_notify.register(app)
+    cli_dash.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

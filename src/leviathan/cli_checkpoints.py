@@ -111,9 +111,8 @@ def _explained(paths: Any, chosen: Any) -> Any:
         checkpoints.verify(c) if choice.better(c, chosen) else c
         for c in checkpoints.scan(paths.directory)
     ]
-    events = runs.events(paths)
-    evals = series.of_lines(runs.recent_metrics(paths, events), events)["eval_loss"]
-    return choice.explain(chosen, found, evals, events)
+    told = runs.recent(paths)
+    return choice.explain(chosen, found, series.recent(told)["eval_loss"], told.events)
 
 
 @checkpoints_app.command("verify")

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from leviathan import (
     grades,
     incidents,
     provenance,
+    redaction,
     runs,
     series,
     status,
@@ -163,12 +164,13 @@ def gather(paths: runs.RunPaths) -> Report:
     Raises:
         BadInput: there is no run, or its record is damaged.
     """
-    record, summary, events = runs.read(paths), status.summarize(paths), runs.events(paths)
+    record, events = runs.read(paths), runs.events(paths)
+    summary = _without_secrets(status.summarize(paths))
     curves, samples, plan = series.read(paths), telemetry.read(paths), expected.read(paths)
     saved, aside = checkpoints.scan(paths.directory), checkpoints.aside(paths.directory)
-    settings = provenance.read(paths)
+    settings = tuple(map(_shown, provenance.read(paths)))
     running = summary.state in {"running", "stalled"}
-    wrong = incidents.find(record, events, curves, running=running)
+    wrong = [_told(i) for i in incidents.find(record, events, curves, running=running)]
     success, hot_c = _success(record), _hot_c(settings)
     command = f"leviathan test {status.called(paths)}"
     over = summary.state == "done"
@@ -208,6 +210,34 @@ def gather(paths: runs.RunPaths) -> Report:
         machine=_by_step(samples, curves["loss"]),
         test_command=command,
     )
+
+
+# --- secrets: what others wrote (settings, log lines, reasons) goes through here -----------
+
+
+def _shown(setting: Setting) -> Setting:
+    secret = isinstance(setting.value, str) and redaction.names_secret(setting.key.split(".")[-1])
+    value = redaction.BLANK if secret else _blanked(setting.value)
+    return replace(setting, value=value, where=redaction.redact(setting.where))
+
+
+def _blanked(value: Any) -> Any:
+    if isinstance(value, str):
+        return redaction.redact(value)
+    return [_blanked(item) for item in value] if isinstance(value, list) else value
+
+
+def _told(incident: Incident) -> Incident:
+    text, after = redaction.redact(incident.text), redaction.redact(incident.after)
+    return replace(incident, text=text, after=after)
+
+
+def _without_secrets(summary: status.RunSummary) -> status.RunSummary:
+    warnings = tuple(map(redaction.redact, summary.warnings))
+    return replace(summary, why=redaction.redact(summary.why), warnings=warnings)
+
+
+# --- what it is made of ----------------------------------------------------------------
 
 
 def _success(record: runs.RunRecord) -> Success:
@@ -278,7 +308,9 @@ def _sittings(
     parts = {part.session: part for part in curves.parts}
     reasons: dict[Any, str] = {incident.session: incident.text for incident in wrong}
     reasons |= {
-        e.get("session"): str(e.get("reason") or "") for e in events if e["event"] == "session_end"
+        e.get("session"): redaction.redact(str(e.get("reason") or ""))
+        for e in events
+        if e["event"] == "session_end"
     }
     found = []
     for session in record.sessions:
