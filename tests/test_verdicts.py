@@ -444,7 +444,7 @@ EVENTS = st.fixed_dictionaries(
 def test_odd_data_is_judged_or_not_but_never_raises(lines, events, sampled):
     told = Told(1, steps=60)
     kept = [saved(10, math.nan), saved(20, 1.0), saved(30, None, "damaged")]
-    curves = series.of_lines(lines, events)
+    curves = series.recent(runs.Recent(events, lines, []))
     for verdict in verdicts.judge(curves, events, told.samples if sampled else [], kept):
         assert verdict.grade in {"good", "note", "warn", "bad"}
         assert verdict.text

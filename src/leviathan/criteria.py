@@ -34,7 +34,7 @@ class Criterion:
 
 def final_loss(loss: Curve, success: Success, *, over: bool) -> Criterion:
     """Whether the training loss ended below the recipe's."""
-    wanted = f"< {success.final_loss:g}" if success.final_loss else "none set"
+    wanted = f"< {success.final_loss:g}" if success.final_loss else ""
     if not len(loss):
         return Criterion("final loss", wanted, "-", "open" if not over else "unchecked",
                          "no loss was logged")  # fmt: skip
@@ -45,7 +45,7 @@ def final_loss(loss: Curve, success: Success, *, over: bool) -> Criterion:
         f"({figure(float(last.min()))} to {figure(float(last.max()))})"
     )
     if success.final_loss is None:
-        verdict, evidence = "unchecked", f"{evidence}; success.final_loss in the recipe sets one"
+        verdict, evidence = "unchecked", f"{evidence}; the recipe's success.final_loss sets a goal"
     else:
         verdict = ("pass" if mean < success.final_loss else "fail") if over else "open"
     return Criterion("final loss", wanted, figure(mean), verdict, evidence)

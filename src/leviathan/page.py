@@ -3,6 +3,7 @@
 Pure: a ``Report`` in, text out. Gathers nothing (``report``) and draws no curve (``charts``).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def html(report: Report) -> str:
         settings=[(s.key, _value(s.value), s.layer, s.where) for s in report.settings],
         written=moment(report.made_s),
         made_of=_made_of(report),
+        good_kinds=_good_kinds(report),
     )  # fmt: skip
 
 
@@ -186,6 +188,12 @@ def _marks(report: Report) -> list[Mark]:
 def _made_of(report: Report) -> str:
     parts = (report.recipe, report.sample, report.profile, report.base_model)
     return " · ".join(part for part in parts if part)
+
+
+def _good_kinds(report: Report) -> str:
+    """What was looked at and is well: overfitting, resume (3)."""
+    kinds = Counter(v.kind for v in report.verdicts if v.grade == "good")
+    return ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.items())
 
 
 # --- figures and tables -------------------------------------------------------------------
