@@ -125,6 +125,7 @@ def _register() -> None:
         cli_check,
         cli_checkpoints,
         cli_config,
+        cli_dash,
         cli_data,
         cli_demo,
         cli_doctor,
@@ -148,6 +149,7 @@ def _register() -> None:
     cli_status.register(app)
     cli_runs.register(app)
     cli_notify.register(app)
+    cli_dash.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

@@ -18,6 +18,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one key, as learning_rate=1e-4. Repeatable."),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="tensorboard, wandb, trackio, mlflow or none. Repeatable."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
@@ -167,14 +171,16 @@ def render(
         Path | None, typer.Option("--output", "-o", help="Write the YAML to this file.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    track: TrackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The Axolotl YAML that train would launch, and where every value comes from."""
-    from leviathan import files, layers, train, ui
+    from leviathan import files, layers, trackers, train, ui
 
+    tracked = trackers.parse(track)
     merged = layers.build(recipe, profile, sample, sets or [])
     announce_schema()
-    rendered = train.preview(merged, name)
+    rendered = train.preview(merged, name, tracked)
     for note in rendered.notes:
         ui.notice(note)
     if output:

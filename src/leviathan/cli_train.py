@@ -10,6 +10,7 @@ from leviathan.cli_config import (
     RecipeOption,
     SampleOption,
     SetOption,
+    TrackOption,
     announce_schema,
 )
 
@@ -65,19 +66,21 @@ def train(
         bool, typer.Option("--detach", help="Train in the background, apart from this terminal.")
     ] = False,
     smoke: SmokeOption = None,
+    track: TrackOption = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import layers, ui
+    from leviathan import layers, trackers, ui
     from leviathan import train as training
     from leviathan.budget import Budget
 
+    tracked = trackers.parse(track)
     merged = layers.build(recipe, profile, sample, sets or [])
     price = merged.profile.price_usd_hour if usd_hour is None else usd_hour
     budget = Budget(max_hours, budget_usd, price)
     announce_schema()
-    decision = _decide(merged, name, resume, shrink)
+    decision = _decide(merged, name, resume, shrink, tracked)
     if dry_run or decision.action != "nothing":
         show_checks(decision, force=force or dry_run, detach=detach)
     if dry_run or decision.action == "nothing":
@@ -87,8 +90,9 @@ def train(
         _detach(decision, arguments(context), as_json=as_json)
         return
     if training.wait_for_orphan(decision, ui.notice):
-        decision = _decide(merged, name, resume, shrink)
-    repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink) + _switch(smoke)
+        decision = _decide(merged, name, resume, shrink, tracked)
+    repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
+    repeat += _switch(smoke) + [word for name in track or () for word in ("--track", name)]
     if decision.action == "start" and _smoke_is_wanted(merged, smoke):
         decision = _smoked(decision, shrink, repeat, as_json=as_json)
     ending = _carry_out(decision, budget, repeat, shrink=shrink)
@@ -148,12 +152,14 @@ def _repeated(
     return words + ["--shrink"] * shrink
 
 
-def _decide(merged: Any, name: str | None, resume: str, shrink: bool) -> Any:
+def _decide(
+    merged: Any, name: str | None, resume: str, shrink: bool, track: tuple[str, ...] | None
+) -> Any:
     """What to do; with the smaller run begun by --shrink, where that is wanted again."""
     from leviathan import train as training
     from leviathan import ui
 
-    decision = training.decide(merged, name=name, resume=resume)
+    decision = training.decide(merged, name=name, resume=resume, track=track)
     if not (decision.record and decision.record.successor):
         return decision
     name = decision.record.successor["name"]

@@ -21,8 +21,9 @@ FREE_KEYS = {"learning_rate", "save_steps", "saves_per_epoch", "evals_per_epoch"
              "use_comet", "use_trackio", "use_tensorboard", "use_otel_metrics",
              "use_kernels"}  # fmt: skip
 FREE_PREFIXES = ("eval_", "gradient_checkpointing", "liger_", "tiled_mlp", "wandb_", "mlflow_",
-                 "trackio_", "comet_", "hub_", "lora_mlp_kernel", "lora_qkv_kernel",
-                 "lora_o_kernel", "lora_embedding_kernel", "ddp_", "cut_cross_entropy",
+                 "hf_mlflow_", "trackio_", "comet_", "otel_metrics_", "hub_",
+                 "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel",
+                 "lora_embedding_kernel", "ddp_", "cut_cross_entropy",
                  "chunked_cross_entropy")  # fmt: skip
 
 _ACCUMULATION = "gradient_accumulation_steps"

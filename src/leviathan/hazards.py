@@ -12,7 +12,7 @@ from typing import Any, Literal
 Hazard = Literal["secret", "control"]
 
 # What a form begins with -> all of it, tried where it begins. (?![...]): and nothing more.
-_SECRETS: dict[str, str] = {
+SECRETS: dict[str, str] = {
     # docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     "AKIA": r"AKIA[A-Z2-7]{16}(?![A-Za-z0-9])",
     "ASIA": r"ASIA[A-Z2-7]{16}(?![A-Za-z0-9])",
@@ -55,7 +55,7 @@ def _searchers() -> list[tuple[Any, list[tuple[Hazard, re.Pattern[bytes]]]]]:
     import ahocorasick_rs  # GB/s for all beginnings at once; a regular expression takes 0.1 GB/s
 
     known: list[tuple[str, Hazard, str]] = [
-        *((begin, "secret", form) for begin, form in _SECRETS.items()),
+        *((begin, "secret", form) for begin, form in SECRETS.items()),
         *((begin, "control", form) for begin, form in _CONTROL.items()),
     ]
     made = []

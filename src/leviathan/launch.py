@@ -6,6 +6,7 @@ Does not decide what to train (``train``) nor stay with the process (``supervise
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from leviathan import files, machine, runs
@@ -72,8 +73,10 @@ def _mixed_precision(tree: dict[str, Any]) -> str:
     return "fp16" if tree.get("fp16") else "no"
 
 
-def environment(paths: runs.RunPaths, profile: Profile) -> dict[str, str]:
-    """The child's environment; what the user has set wins."""
+def environment(
+    paths: runs.RunPaths, profile: Profile, more: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The child's environment, with ``more`` of the rendered; what the user has set wins."""
     wanted = {
         "AXOLOTL_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
@@ -83,6 +86,7 @@ def environment(paths: runs.RunPaths, profile: Profile) -> dict[str, str]:
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         # GPU 0 is nvidia-smi's GPU 0; CUDA by itself puts the fastest first.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        **(more or {}),
     }
     if profile.hardware.threads:
         wanted["OMP_NUM_THREADS"] = str(profile.hardware.threads)

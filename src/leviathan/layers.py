@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leviathan import samples, yamlfile
+from leviathan import redaction, samples, yamlfile
 from leviathan.config import (
     Model,
     Profile,
@@ -140,6 +140,7 @@ def build(
     overrides = tuple(overrides)
     (recipe_name, recipe, recipe_file), (profile_name, profile, profile_file) = _load(*asked)
     sets = _parse_overrides(overrides)
+    _refuse_secrets((recipe.axolotl, recipe_file), (profile.axolotl, profile_file), sets)
     recipe = _overridden(recipe, RECIPE_KEYS, sets)
     profile = _overridden(profile, PROFILE_KEYS, sets)
     merged, problems = _Merged(), list[str]()
@@ -164,6 +165,28 @@ def build(
         tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
         tuple(_rung_keys(profile, profile_file, sets)),
     )  # fmt: skip
+
+
+def _refuse_secrets(
+    recipe: tuple[dict[str, Any], YamlFile],
+    profile: tuple[dict[str, Any], YamlFile],
+    sets: list[tuple[KeyPath, Any, str]],
+) -> None:
+    """What is set ends in run.json, in axolotl.yaml, in logs and reports; a secret must not."""
+    found = [
+        (source.where(("axolotl", *key)), key, what)
+        for tree, source in (recipe, profile)
+        for key, what in redaction.secrets_in(tree)
+    ]
+    for key, value, _ in sets:  # the text itself is not shown
+        inside = redaction.secrets_in(_as_tree(key, value))
+        found += [(f"--set {dotted(key)}", place, what) for place, what in inside]
+    if found:
+        raise bad_inputs(
+            f"{where}: {dotted(key)} holds {what}, which would end in files and logs; keep it "
+            "in an environment variable (docs/tracking.md)"
+            for where, key, what in found
+        )
 
 
 def _rung_keys(

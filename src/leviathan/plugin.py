@@ -18,7 +18,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import files, gauge, launch, machine, models, runs, sampler
+from leviathan import files, gauge, launch, machine, models, reporters, runs, sampler
 from leviathan.callbacks import (
     CommitCallback,
     EpochCallback,
@@ -143,6 +143,9 @@ class LeviathanPlugin(BasePlugin):
                 wanted["max_steps"] = -1
             if cfg.warmup_steps is None and cfg.warmup_ratio:
                 wanted["warmup_steps"] = cfg.warmup_ratio
+        if cfg.use_trackio:
+            # Axolotl leaves it to a variable that nobody reads: all would be "huggingface".
+            wanted["project"] = cfg.trackio_project_name or "huggingface"
         return wanted
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
@@ -175,7 +178,10 @@ class LeviathanPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Put the packed order in place; keep a resume on the CPU where training is."""
-        probe = _keys(cfg).probe
+        keys = _keys(cfg)
+        probe = keys.probe
+        reporters.install(trainer, Journal(runs.RunPaths(Path(keys.run_dir)), keys.session),
+                          cfg.resume_from_checkpoint)  # fmt: skip
         if probe and self._gauge:
             gauge.order(trainer, probe.worst_rows)
             self._gauge.install(trainer)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import config, corpus, files
+from leviathan import config, corpus, files, trackers
 from leviathan.errors import BadInput
 from leviathan.knobs import Knobs
 from leviathan.samples import Sample
@@ -32,10 +32,7 @@ _NOT_MEASURED = ("rl", "reward_model", "process_reward_model", "pretraining_data
 _REMOVED = ("saves_per_epoch", "evals_per_epoch", "save_strategy", "eval_strategy", "eval_steps",
             "early_stopping_patience", "load_best_model_at_end", "save_first_step",
             "group_by_length", "dataset_exact_deduplication", "hub_model_id",
-            "loss_watchdog_threshold", "test_datasets")  # fmt: skip
-# A probe is no experiment to be tracked.
-_TRACKERS = ("wandb_", "mlflow_", "comet_", "trackio_", "use_wandb", "use_mlflow", "use_comet",
-             "use_trackio", "use_tensorboard", "use_otel_metrics")  # fmt: skip
+            "loss_watchdog_threshold", "test_datasets", "use_otel_metrics")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,8 @@ def overlay(tree: dict[str, Any], probe: Probe) -> tuple[dict[str, Any], list[st
     if probe.eval_rows:
         wanted["eval_steps"] = probe.total
         wanted["test_datasets"] = [{**dataset, "path": str(probe.eval_rows), "split": "train"}]
-    gone = [k for k in tree if k not in wanted and (k in _REMOVED or k.startswith(_TRACKERS))]
+    # A probe is no experiment to be tracked.
+    gone = [k for k in tree if k not in wanted and (k in _REMOVED or trackers.is_key(k))]
     return wanted, gone
 
 

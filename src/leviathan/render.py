@@ -3,7 +3,7 @@
 Pure: reads no file and asks no hardware. Does not merge layers; ``layers`` does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from leviathan import probe as probing
 from leviathan.config import bad_inputs
 from leviathan.layers import OWNED_KEYS, Config, Origin
 from leviathan.schema import AxolotlSchema
+from leviathan.trackers import Tracking
 from leviathan.yamlfile import KeyPath, dotted, dump
 
 PLUGIN = "leviathan.plugin.LeviathanPlugin"
@@ -31,6 +32,8 @@ class Target:
     """Of the settings, for the commit records (``compatibility.fingerprint``)."""
     probe: probing.Probe | None = None
     """Makes it a run to be measured."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """Where its curves go, besides its own files."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Rendered:
     tree: dict[str, Any]
     origins: dict[KeyPath, Origin]
     notes: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    """What the training process needs besides."""
 
     def yaml(self) -> str:
         """The text Axolotl reads."""
@@ -75,8 +80,9 @@ def render(
     tree, origins = _copy(config.tree), dict(config.origins)
     notes = [] if schema else ["keys were not checked: axolotl is not installed here"]
     _fall_back(tree, origins, notes, flash_attn=flash_attn, gpu=gpu)
+    _track(tree, origins, target.tracking)
     _place(tree, origins, config, target)
-    return Rendered(tree, origins, tuple(notes))
+    return Rendered(tree, origins, tuple(notes), target.tracking.environment)
 
 
 def check_keys(config: Config, schema: AxolotlSchema | None) -> None:
@@ -123,6 +129,15 @@ def _fall_back(
     tree["attn_implementation"] = "sdpa"
     origins[("attn_implementation",)] = Origin("fallback", f"{why}; {wanted} was asked for")
     notes.append(f"attn_implementation falls back from {wanted} to sdpa: {why}")
+
+
+def _track(tree: dict[str, Any], origins: dict[KeyPath, Origin], tracking: Tracking) -> None:
+    for name in tracking.gone:
+        del tree[name]
+    for name, value in tracking.keys.items():
+        if tree.get(name) != value:
+            tree[name] = value
+            origins[(name,)] = tracking.origin
 
 
 def _place(

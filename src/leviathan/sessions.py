@@ -170,7 +170,7 @@ class _Attempts:
         record.again = train.resume_command(decision, self.repeat)
         record.budget = asdict(self.budget)
         _set_aside(decision, session.number)
-        rendered = train.render(decision, Path(self.sample.path), session.number)
+        rendered = train.render(decision, Path(self.sample.path), record)
         _drop_half_prepared(self.paths)
         profile = decision.config.profile
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
@@ -180,8 +180,9 @@ class _Attempts:
         self._take_over_rungs()
         _announce(decision, session, rendered, self.listener)
         outcome = supervise(
-            self.paths, profile, session.number, self.listener, self.requests, left_s
-        )
+            self.paths, profile, session.number, self.listener, self.requests, left_s,
+            rendered.environment,
+        )  # fmt: skip
         self._close(outcome)
         return outcome
 

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,7 @@ def supervise(
     listener: Listener,
     requests: Requests,
     left_s: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Launch the rendered run and stay with it until no process of it is left.
 
@@ -110,6 +111,7 @@ def supervise(
         listener: told everything that happens.
         requests: what signals ask for; the caller has installed ``signals_to``.
         left_s: seconds of the budget that are left; None without one.
+        environment: more variables for the child, which the user's own override.
     """
     paths.logs.mkdir(exist_ok=True)
     log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
@@ -119,7 +121,7 @@ def supervise(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=launch.environment(paths, profile),
+            env=launch.environment(paths, profile, environment),
             start_new_session=True,
         )
     watchdog = Watchdog(paths, profile.guards, left_s)

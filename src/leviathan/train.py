@@ -23,6 +23,7 @@ from leviathan import (
     runs,
     samples,
     schema,
+    trackers,
 )
 from leviathan import render as rendering
 from leviathan.checkpoints import Checkpoint
@@ -55,13 +56,21 @@ class Decision:
     """Rungs of the ladder that a smoke test took, for the new run's record."""
     probe: Probe | None = None
     """Makes it a run to be measured, on rows of its own."""
+    track: tuple[str, ...] | None = None
+    """The trackers asked for; None: the user's keys, or the default."""
 
     @property
     def failed_checks(self) -> list[Check]:
         return [check for check in self.checks if check.state == "fail"]
 
 
-def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> Decision:
+def decide(
+    config: Config,
+    *,
+    name: str | None = None,
+    resume: str = "auto",
+    track: tuple[str, ...] | None = None,
+) -> Decision:
     """Everything that can be known before spending: checks, run state, resume point.
 
     Raises:
@@ -73,6 +82,7 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     rendering.check_keys(config, keys)
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
+    trackers.refuse_unusable(track, config.tree, trackers.look())
     models.local_or_hub(config.tree["base_model"])
     corpus.check_head(Path(config.recipe.corpus), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
@@ -93,11 +103,12 @@ def decide(config: Config, *, name: str | None = None, resume: str = "auto") -> 
     )
     found = tuple(preflight.checks(subject))
     if record and record.state == "done" and resume == "auto":
-        return Decision("nothing", config, paths, record, None, (), found, here, keys)
+        return Decision("nothing", config, paths, record, None, (), found, here, keys, track=track)
     action = "resume" if chosen else "start"
     return Decision(
-        action, config, paths, record, chosen, tuple(aside), found, here, keys, tuple(notes)
-    )
+        action, config, paths, record, chosen, tuple(aside), found, here, keys, tuple(notes),
+        track=track,
+    )  # fmt: skip
 
 
 def adjusted(config: Config, adjustments: Sequence[dict[str, Any]]) -> Config:
@@ -121,7 +132,7 @@ def follow(decision: Decision, record: runs.RunRecord) -> Decision:
             asked.recipe_asked, asked.profile_asked, asked.sample,
             [*asked.overrides, *successor["overrides"]],
         )  # fmt: skip
-        decision = decide(config, name=successor["name"])
+        decision = decide(config, name=successor["name"], track=decision.track)
         successor = decision.record.successor if decision.record else None
     return decision
 
@@ -237,18 +248,22 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     return sample
 
 
-def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendered:
-    """The Axolotl configuration of this launch, with today's absolute paths."""
+def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> rendering.Rendered:
+    """The Axolotl configuration of the record's newest session, with today's absolute paths."""
     config, resume, probe = decision.config, decision.resume_from, decision.probe
     random_base = probe.base_model if probe else None
+    run_dir = decision.paths.directory.resolve()
+    # A probe is no experiment to be tracked.
+    tracking = None if probe else _tracking(config, run_dir, decision.track, record)
     target = rendering.Target(
-        run_dir=decision.paths.directory.resolve(),
+        run_dir=run_dir,
         dataset=dataset.resolve(),
         base_model=random_base or models.local_or_hub(config.tree["base_model"]),
-        session=session,
+        session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config)),
         probe=probe,
+        tracking=tracking or trackers.Tracking(),
     )
     return rendering.render(
         config,
@@ -257,6 +272,22 @@ def render(decision: Decision, dataset: Path, session: int) -> rendering.Rendere
         gpu=bool(decision.machine.gpus),
         schema=decision.schema,
     )
+
+
+def _tracking(
+    config: Config,
+    run_dir: Path,
+    track: tuple[str, ...] | None,
+    record: runs.RunRecord | None = None,
+) -> trackers.Tracking:
+    """Where a run's curves go; before it has a record, all but its identity is known."""
+    begun = record.created if record else None
+    beginning = sum(s.resumed_from is None for s in record.sessions) if record else 1
+    run = trackers.Run(
+        run_dir.name, run_dir, config.recipe_name, config.profile_name, config.sample, begun,
+        beginning,
+    )  # fmt: skip
+    return trackers.of(track, config, run, trackers.look())
 
 
 def wait_for_orphan(decision: Decision, tell: Callable[[str], None]) -> bool:
@@ -275,8 +306,13 @@ def wait_for_orphan(decision: Decision, tell: Callable[[str], None]) -> bool:
     return True
 
 
-def preview(config: Config, name: str | None = None) -> rendering.Rendered:
+def preview(
+    config: Config, name: str | None = None, track: tuple[str, ...] | None = None
+) -> rendering.Rendered:
     """What ``train`` would launch for a fresh run, without drawing the sample.
+
+    The trackers' keys are there only for those asked for by name: what ``train`` chooses by
+    itself depends on the machine.
 
     Raises:
         BadInput: wrong keys, values or run name.
@@ -288,10 +324,13 @@ def preview(config: Config, name: str | None = None) -> rendering.Rendered:
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])
+    run_dir = (runs.TRAINING / run_name(config, name)).resolve()
+    tracking = trackers.Tracking() if track is None else _tracking(config, run_dir, track)
     target = rendering.Target(
-        run_dir=(runs.TRAINING / run_name(config, name)).resolve(),
+        run_dir=run_dir,
         dataset=dataset.resolve(),
         base_model=str(base.resolve()) if base.is_dir() else str(base),
+        tracking=tracking,
     )
     return rendering.render(
         config, target, flash_attn=here.flash_attn, gpu=bool(here.gpus), schema=schema.load()
@@ -308,19 +347,20 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
     }
     record = decision.record
     changes = differences(record, decision.config) if record and resume else []
+    config, run_dir = decision.config, decision.paths.directory.resolve()
+    tracking = _tracking(config, run_dir, decision.track, record)
     return {
         "run": str(decision.paths.directory),
         "state": runs.true_state(record) if record else "new",
         "action": actions[decision.action],
         "quarantine": [f"{c.path.name} ({c.problem})" for c in decision.aside if not c.sound],
         "set aside": [c.path.name for c in decision.aside if c.sound],
-        "sample": f"{decision.config.sample} of {decision.config.recipe.corpus}",
+        "sample": f"{config.sample} of {config.recipe.corpus}",
         "changes": [f"{d} ({d.verdict}: {d.reason})" for d in changes],
+        "trackers": [f"{', '.join(tracking.on)} ({tracking.why})"] if tracking.on else [],
         "notes": list(decision.notes),
         "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
-        "command": launch.command(
-            runs.RunPaths(decision.paths.directory.resolve()), decision.config.profile
-        ),
+        "command": launch.command(runs.RunPaths(run_dir), config.profile),
     }
 
 

@@ -35,7 +35,7 @@ MODULE = "axolotl.cli.train"
 _PRELOADED = (
     "accelerate.commands.launch", "axolotl.cli.checks", "axolotl.cli.config",
     "axolotl.common.datasets", "axolotl.core.builders", "axolotl.train", "leviathan.plugin",
-    "transformers.models.llama.modeling_llama",
+    "torch.utils.tensorboard", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 _READ_AT_IMPORT = (
     "AXOLOTL_DO_NOT_TRACK", "BNB_", "CUDA_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHONHASHSEED",
