@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leviathan import chance, config, judgement, learning, runs, series, verdicts
+from leviathan import chance, config, judgement, runs, series, verdicts
 from leviathan.checkpoints import Checkpoint
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
@@ -140,6 +141,14 @@ def test_an_evaluation_loss_that_rises_with_the_training_loss_is_no_overfitting(
     assert found[0].kind == "divergence"
 
 
+def test_a_training_loss_that_only_scatters_did_not_fall():
+    told = overfitted()
+    told.loss = 1.3 + told.chance.normal(0, 0.08, len(told.loss))
+    told.loss[-50:] += 1.299 - told.loss[-50:].mean()
+    verdict = next(v for v in judged(told) if "did not fall" in v.text)
+    assert (verdict.kind, verdict.grade) == ("divergence", "note")
+
+
 def test_the_newest_lines_of_a_long_run_are_enough():
     told = overfitted()
     cut = told.series
@@ -196,7 +205,7 @@ def test_divergence_is_what_the_guard_inside_calls_so(seed):
 def test_divergence_names_where_to_resume_from_and_passes_once_it_is_over():
     told = Told(1)
     told.loss[800:] += 4
-    kept = [saved(500), saved(700), saved(750, problem="damaged"), saved(900)]
+    kept = [saved(500), saved(700), saved(701, problem="damaged"), saved(900)]
     verdict = only(judged(told, kept=kept), "divergence")
     assert (verdict.grade, verdict.checkpoint) == ("bad", "checkpoint-700")
     told = Told(1)
@@ -212,7 +221,6 @@ def test_limits_are_the_profiles_where_they_are_given():
     assert only(judged(told, limits=strict), "divergence").grade == "bad"
     usual, guards = judgement.Usual(), config.Guards()
     assert usual == judgement.Usual(guards.loss_jump, guards.divergence, guards.hot_c)
-    assert learning.SMOOTH == 20
 
 
 @pytest.mark.parametrize(("at", "grade"), [(900, "bad"), (500, "note")])
@@ -292,6 +300,18 @@ def test_every_resume_has_one_verdict_even_without_lines():
     found = of(judged(told, events), "resume")
     assert [v.step for v in found] == [900, 900, 412]
     assert [v.grade for v in found] == ["note", "note", "good"]
+
+
+def test_a_resume_is_judged_by_its_own_lines():
+    told = Told(1)
+    told.resumed(412)
+    told.session[told.steps > 412] = 3
+    told.parts = [series.Part(1, 0, 412, 0, 0, 0), series.Part(2, 412, 412, 9, 0, 0),
+                  series.Part(3, 412, 900, 0, 0, 0)]  # fmt: skip
+    events = [{"event": "resume", "session": n, "step": 412} for n in (2, 3)]
+    lost, kept = of(judged(told, events), "resume")
+    assert lost.text == "resume at step 412 (session 2): no log line of it counts"
+    assert (kept.grade, kept.evidence[-1]) == ("good", "9 steps were trained again")
 
 
 # --- throughput -------------------------------------------------------------------
@@ -440,12 +460,16 @@ EVENTS = st.fixed_dictionaries(
 
 @given(st.lists(LINES, max_size=80), st.lists(EVENTS, max_size=8), st.booleans())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers near the largest there is
 def test_odd_data_is_judged_or_not_but_never_raises(lines, events, sampled):
     told = Told(1, steps=60)
     kept = [saved(10, math.nan), saved(20, 1.0), saved(30, None, "damaged")]
-    curves = series.recent(runs.Recent(events, lines, []))
-    for verdict in verdicts.judge(curves, events, told.samples if sampled else [], kept):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers near the largest there is
+        curves = series.recent(runs.Recent(events, lines, []))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = verdicts.judge(curves, events, told.samples if sampled else [], kept)
+    for verdict in found:
         assert verdict.grade in {"good", "note", "warn", "bad"}
         assert verdict.text
 

@@ -60,36 +60,40 @@ def overfitting(series: Series, saved: Sequence[Checkpoint]) -> Iterator[Verdict
     if turn is None or not turn.beyond_chance:
         yield _fine(evals, turn)
         return
-    before, after, where = _trained(series["loss"], evals, turn.lowest)
-    known = bool(len(before) and len(after))
-    fell = float(before.mean() - after.mean()) if known else math.nan
-    share = turn.share(evals)
+    yield _turned(series["loss"], evals, turn, saved)
+
+
+def _turned(loss: Curve, evals: Curve, turn: _Turn, saved: Sequence[Checkpoint]) -> Verdict:
+    before, after, where = _trained(loss, evals, turn.lowest)
+    share, step = turn.share(evals), int(evals.step[turn.lowest])
+    lowest = float(evals.value[turn.lowest])
     grade = "note" if share < _MATERIAL else "warn" if share < _BAD else "bad"
-    lowest, step = float(evals.value[turn.lowest]), int(evals.step[turn.lowest])
+    rose = f"the evaluation loss is {100 * share:.1f} % above its lowest, {lowest:.4f} at step "
+    rose += f"{step:,}"
     evidence = [
         f"evaluation loss: {lowest:.4f} at step {step:,}, {lowest + turn.rise:.4f} over the "
         f"newest {_RECENT}; one scatters by {turn.noise:.2g}",
     ]
-    if known:
+    fallen = ""
+    if len(before) and len(after):
         evidence.append(
             f"training loss: {before.mean():.4f} {where}, {after.mean():.4f} before the newest"
         )
-    rose = f"the evaluation loss is {100 * share:.1f} % above its lowest, {lowest:.4f} at step "
-    rose += f"{step:,}"
-    if known and not (fell > 0 and chance.fall(before, after) > 2):
-        risen = chance.fall(before, after) < -2
-        text = f"{rose}, and the training loss {'rose, too' if risen else 'did not fall'}: no "
-        text += "overfitting, training itself goes wrong" if risen else "overfitting"
-        yield Verdict("divergence", grade if risen else "note", text, (*evidence,), step)
-        return
+        errors = chance.fall(before, after)
+        if errors <= 2:
+            told, grade = (
+                ("rose, too: no overfitting, training itself goes wrong", grade)
+                if errors < -2
+                else ("did not fall: no overfitting", "note")
+            )
+            text = f"{rose}, and the training loss {told}"
+            return Verdict("divergence", grade, text, tuple(evidence), step)
+        fallen = ", while the training loss fell"
     best, remark = choice.best_left(saved, evals)
-    evidence += [remark] if remark else []
-    evidence.append(_cost(evals, turn.lowest))
-    advice = f"; use {best.path.name}" if best else ""
-    fallen = ", while the training loss fell" if known else ""
+    evidence += [*([remark] if remark else []), _cost(evals, turn.lowest)]
     name = best.path.name if best else None
-    yield Verdict("overfitting", grade, f"overfitting: {rose}{fallen}{advice}", (*evidence,), step,
-                  name)  # fmt: skip
+    text = f"overfitting: {rose}{fallen}" + (f"; use {name}" if name else "")
+    return Verdict("overfitting", grade, text, tuple(evidence), step, name)
 
 
 def _turn(evals: Curve) -> _Turn | None:
@@ -216,7 +220,7 @@ def _means(lines: Curve) -> tuple[chance.Numbers, chance.Numbers]:
 
 # --- divergence -------------------------------------------------------------------
 
-SMOOTH = 20
+_SMOOTH = 20
 """Log lines, as ``guards.LossWatch`` has it."""
 
 
@@ -226,16 +230,16 @@ def divergence(
     """Whether the loss left for good, by the numbers of the guard that watches it."""
     yield from _not_finite(series, events)
     loss = series["loss"]
-    if len(loss) < SMOOTH:
+    if len(loss) < _SMOOTH:
         return
     total = np.concatenate([[0.0], np.cumsum(loss.value - loss.value[0])])
-    smooth = (total[SMOOTH:] - total[:-SMOOTH]) / SMOOTH + loss.value[0]
+    smooth = (total[_SMOOTH:] - total[:-_SMOOTH]) / _SMOOTH + loss.value[0]
     lowest = np.minimum.accumulate(smooth)
     above = smooth - lowest
     worst, now, low = int(above.argmax()), float(smooth[-1]), float(lowest[-1])
-    step = int(loss.step[int(smooth.argmin()) + SMOOTH - 1])
+    step = int(loss.step[int(smooth.argmin()) + _SMOOTH - 1])
     evidence = (
-        f"{now:.4f} over the newest {SMOOTH} log lines, {low:.4f} at the lowest, at step {step:,}",
+        f"{now:.4f} over the newest {_SMOOTH} log lines, {low:.4f} at the lowest, at step {step:,}",
         f"more than {limits.divergence:g} above counts as divergence",
     )
     if above[-1] > limits.divergence:
@@ -247,7 +251,7 @@ def divergence(
             evidence, step, best.path.name if best else None,
         )  # fmt: skip
     elif above[worst] > limits.divergence:
-        at = int(loss.step[worst + SMOOTH - 1])
+        at = int(loss.step[worst + _SMOOTH - 1])
         text = f"the loss diverged at step {at:,} ({smooth[worst]:.3f}) and came back to {now:.3f}"
         yield Verdict("divergence", "note", text, evidence, at)
     else:

@@ -7,6 +7,8 @@ must be acted on while training runs is ``guards``'.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from leviathan import continuity, learning, slowdown
 from leviathan.checkpoints import Checkpoint
 from leviathan.judgement import Limits, Usual, Verdict, ordered
@@ -34,12 +36,13 @@ def judge(
         saved: the run's checkpoints (``checkpoints.scan``), damaged ones among them.
         limits: what the guards go by (``config.Guards``); their defaults when left out.
     """
-    losses = [
-        *learning.divergence(series, events, saved, limits),
-        *learning.overfitting(series, saved),
-    ]
-    if all(verdict.grade == "good" for verdict in losses):
-        losses += learning.plateau(series)
-    resumes = continuity.resumes(series, events, samples, limits)
-    pace = slowdown.throughput(series, events, samples, limits)
-    return ordered([*losses, *resumes, *pace])
+    with np.errstate(all="ignore"):  # a damaged file may hold numbers near the largest there is
+        losses = [
+            *learning.divergence(series, events, saved, limits),
+            *learning.overfitting(series, saved),
+        ]
+        if all(verdict.grade == "good" for verdict in losses):
+            losses += learning.plateau(series)
+        resumes = continuity.resumes(series, events, samples, limits)
+        pace = slowdown.throughput(series, events, samples, limits)
+        return ordered([*losses, *resumes, *pace])
