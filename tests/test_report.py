@@ -290,6 +290,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(found):
     assert parsed.fetched == []
     assert not {"script", "iframe", "object", "embed", "link", "base"} & set(parsed.tags)
     assert not re.search(r"url\((?!#)|@import|https?://", text)
+    assert "default-src 'none'; style-src 'unsafe-inline'" in text
     assert len(text) < 1_000_000
     for expected in ("power loss", "out of memory", "10 steps", "$", "as planned", "OOM", "#2"):
         assert expected in text

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from telling import Telling
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -60,3 +62,13 @@ def test_train_without_axolotl_says_what_to_install(installed, tmp_path):
     assert refused.returncode == 3
     assert "not installed: axolotl" in refused.stderr
     assert "pip install" in refused.stderr
+
+
+def test_the_report_finds_its_template(installed, tmp_path):
+    told = Telling(tmp_path / "work/training/r")
+    told.begin()
+    told.train(1, 5)
+    told.end()
+    done = run(installed, tmp_path, "report")
+    assert (done.returncode, done.stdout) == (0, "work/training/r/report.html\n"), done.stderr
+    assert "<svg" in told.paths.report.read_text()

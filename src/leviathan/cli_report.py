@@ -31,7 +31,7 @@ def report(
     from leviathan import files, page, runs, ui
     from leviathan import report as reports
 
-    paths = runs.find(run)
+    paths = runs.find(run, living=True)
     found = reports.gather(paths)
     for remark in found.remarks:
         ui.warn(remark)
