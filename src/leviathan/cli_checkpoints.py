@@ -95,8 +95,24 @@ def latest(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 @checkpoints_app.command("best")
 def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """The checkpoint with the lowest evaluation loss; without evaluations, the latest."""
-    show(run, "best", as_json)
+    """The checkpoint with the lowest evaluation loss, and why; without evaluations, the latest."""
+    from leviathan import checkpoints
+
+    paths = _find(run)
+    chosen = checkpoints.choose(paths.directory, "best")
+    _detail(chosen, as_json, _explained(paths, chosen))
+
+
+def _explained(paths: Any, chosen: Any) -> Any:
+    from leviathan import checkpoints, choice, runs, series
+
+    # Where the best by evaluation was not chosen, every byte of it tells why.
+    found = [
+        checkpoints.verify(c) if choice.better(c, chosen) else c
+        for c in checkpoints.scan(paths.directory)
+    ]
+    evals = series.recent(runs.recent(paths))["eval_loss"]
+    return choice.explain(chosen, found, evals, runs.events(paths))
 
 
 @checkpoints_app.command("verify")
@@ -220,14 +236,16 @@ def print_checkpoints(found: list[Any], as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _detail(c: Any, as_json: bool) -> None:
+def _detail(c: Any, as_json: bool, choice: Any = None) -> None:
     from leviathan import ui
 
     files = {p.name: p.stat().st_size for p in sorted(c.path.iterdir()) if p.is_file()}
     if as_json:
-        ui.document({**c.to_json(), "files": files})
+        ui.document({**c.to_json(), "files": files, **(choice.to_json() if choice else {})})
         return
     ui.say(f"{c.path}  {_marks(c)}")
+    if choice:
+        ui.facts([("why", choice.why), *(("", reason) for reason in choice.reasons)])
     facts = {"step": c.step, "epoch": c.epoch, "loss": c.loss, "eval loss": c.eval_loss,
              "saved": _date(c.modified), "size": ui.size(c.bytes),
              "committed": "yes" if c.committed else "no (written without Leviathan)"}  # fmt: skip

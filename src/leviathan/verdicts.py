@@ -4,22 +4,45 @@ Pure: curves, events and samples in, verdicts with their evidence out. Acts on n
 must be acted on while training runs is ``guards``'.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from leviathan import continuity, learning, slowdown
+from leviathan.checkpoints import Checkpoint
+from leviathan.judgement import Limits, Usual, Verdict, ordered
+from leviathan.series import Series
+from leviathan.telemetry import Sample
+
+__all__ = ["Verdict", "judge"]
+
+_USUAL = Usual()
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One conclusion about a run."""
+def judge(
+    series: Series,
+    events: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    saved: Sequence[Checkpoint],
+    limits: Limits = _USUAL,
+) -> list[Verdict]:
+    """What a run's figures mean, the worst first; what cannot be judged yet is left out.
 
-    kind: str
-    """overfitting, plateau, divergence, resume or throughput."""
-    grade: str
-    """good, note, warn or bad."""
-    text: str
-    """The conclusion, in a line that stands alone."""
-    evidence: tuple[str, ...]
-    """The figures it rests on, a line each."""
-    step: int | None = None
-    """Where it shows."""
-    checkpoint: str | None = None
-    """The checkpoint to use because of it."""
+    Args:
+        series: all of a run's curves, or the newest lines only.
+        events: all of them.
+        samples: of the machine; none where nothing was sampled.
+        saved: the run's checkpoints (``checkpoints.scan``), damaged ones among them.
+        limits: what the guards go by (``config.Guards``); their defaults when left out.
+    """
+    with np.errstate(all="ignore"):  # a damaged file may hold numbers near the largest there is
+        losses = [
+            *learning.divergence(series, events, saved, limits),
+            *learning.overfitting(series, saved),
+        ]
+        if all(verdict.grade == "good" for verdict in losses):
+            losses += learning.plateau(series)
+        resumes = continuity.resumes(series, events, samples, limits)
+        pace = slowdown.throughput(series, events, samples, limits)
+        return ordered([*losses, *resumes, *pace])
