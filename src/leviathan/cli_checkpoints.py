@@ -111,8 +111,8 @@ def _explained(paths: Any, chosen: Any) -> Any:
         checkpoints.verify(c) if choice.better(c, chosen) else c
         for c in checkpoints.scan(paths.directory)
     ]
-    told = runs.recent(paths)
-    return choice.explain(chosen, found, series.recent(told)["eval_loss"], told.events)
+    evals = series.recent(runs.recent(paths))["eval_loss"]
+    return choice.explain(chosen, found, evals, runs.events(paths))
 
 
 @checkpoints_app.command("verify")

@@ -45,6 +45,7 @@ def show(found: "RunSummary") -> None:
     if found.percent is not None:
         ui.progress(found.percent / 100)
     rows = [*_training(found), *_machine(found), *_keeping(found)]
+    rows += [(v.grade, v.text) for v in found.verdicts]
     rows += [("warning", text) for text in found.warnings[-_MOST_WARNINGS:]]
     if len(found.warnings) > _MOST_WARNINGS:
         rows.append(("", f"and {len(found.warnings) - _MOST_WARNINGS} more in events.jsonl"))

@@ -10,7 +10,19 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from leviathan import checkpoints, eta, expected, files, machine, runs, series, telemetry, trends
+from leviathan import (
+    checkpoints,
+    eta,
+    expected,
+    files,
+    machine,
+    runs,
+    series,
+    telemetry,
+    trends,
+    verdicts,
+)
+from leviathan.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,9 @@ class RunSummary:
     active: float
     """When the run was last heard of."""
     warnings: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    """What the figures mean, as far as the newest tell (``verdicts``), the worst first; those
+    that say that all is well are not among them."""
     next: str
     """The command to type now."""
     curve: tuple[float, ...]
@@ -110,6 +125,8 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     curves = series.recent(replace(recent, metrics=metrics))
     standstill = _standstill(paths, state, trends.usual(curves["step_s"]))
     now, samples = time.time(), telemetry.recent(paths)
+    saved = checkpoints.scan(paths.directory)
+    judged = verdicts.judge(curves, events, samples, saved)
     hours = runs.seconds(record, heard, now if state == "running" else None) / 3600
     return RunSummary(
         name=paths.directory.resolve().name,
@@ -126,12 +143,13 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         eta_high_s=left.high_s,
         eta_from=left.source,
         **_machine(samples),
-        **_saved(paths, samples if state == "running" else []),
+        **_saved(paths, saved, samples if state == "running" else []),
         sessions=len(record.sessions),
         hours=hours,
         **_money(record, hours),
         began=record.sessions[-1].started if record.sessions else record.created,
         active=max([record.created, *heard.values()]),
+        verdicts=tuple(v for v in judged if v.grade != "good"),
         warnings=_warnings(events, (f"no line of {paths.metrics} can be read",) * garbage),
         next=_next(paths, record, state),
     )
@@ -197,9 +215,10 @@ def _machine(samples: list[telemetry.Sample]) -> dict[str, Any]:
     }
 
 
-def _saved(paths: runs.RunPaths, samples: list[telemetry.Sample]) -> dict[str, Any]:
+def _saved(
+    paths: runs.RunPaths, found: list[checkpoints.Checkpoint], samples: list[telemetry.Sample]
+) -> dict[str, Any]:
     """Checkpoints, and the room for the next."""
-    found = checkpoints.scan(paths.directory)
     sound = [c for c in found if c.sound]
     size = checkpoints.newest_bytes(found)
     return {
