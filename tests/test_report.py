@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -65,6 +66,13 @@ def story(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(story):
     return report.gather(story)
+
+
+@pytest.fixture
+def told(project, story):
+    """The story as the project's run ``r``."""
+    shutil.copytree(story.directory, runs.TRAINING / "r")
+    return runs.RunPaths(runs.TRAINING / "r")
 
 
 # --- success criteria ----------------------------------------------------------------
@@ -381,45 +389,41 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("content", GARBAGE)
-def test_a_metrics_file_of_garbage_is_one_line_and_a_page_without_curves(project, run_cli, content):
-    t = tell_story(runs.TRAINING / "r")
-    t.paths.metrics.write_bytes(content)
+def test_a_metrics_file_of_garbage_is_one_line_and_a_page_without_curves(told, run_cli, content):
+    told.metrics.write_bytes(content)
     done = run_cli("report")
     assert (done.exit_code, done.stdout) == (0, "work/training/r/report.html\n")
     (line,) = done.stderr.splitlines()
     assert "metrics.jsonl can be read" in line
-    text = t.paths.report.read_text()
+    text = told.report.read_text()
     assert Page(text)
     assert line.partition("warning: ")[2] in text
 
 
-@pytest.mark.parametrize(
-    "name", ["events.jsonl", "gpu.jsonl", "plan.json", "provenance.json", "tests.json"]
-)
 @pytest.mark.parametrize("content", [*GARBAGE, b""])
-def test_other_damaged_files_are_done_without(tmp_path, name, content):
+def test_other_damaged_files_are_done_without(tmp_path, content):
     t = Telling(tmp_path / "r", settings=SUCCESS)
     t.plan()
     t.begin()
     t.train(1, 30)
     t.end("done", "", 30)
-    (t.paths.directory / name).write_bytes(content)
-    found = report.gather(t.paths)
-    assert found.remarks == ()
-    assert Page(page.html(found))
-    json.dumps(found.to_json())
+    for name in ("gpu.jsonl", "plan.json", "provenance.json", "tests.json", "events.jsonl"):
+        (t.paths.directory / name).write_bytes(content)
+        found = report.gather(t.paths)
+        assert found.remarks == ()
+        assert Page(page.html(found))
+        json.dumps(found.to_json())
 
 
-def test_half_a_last_line_and_fields_of_later_versions_are_normal(project, run_cli):
-    t = tell_story(runs.TRAINING / "r")
-    before = report.gather(t.paths).to_json()["curves"]
-    with t.paths.metrics.open("a") as out:
+def test_half_a_last_line_and_fields_of_later_versions_are_normal(told, run_cli):
+    before = report.gather(told).to_json()["curves"]
+    with told.metrics.open("a") as out:
         out.write(
             '{"time":1,"session":4,"step":401,"loss":1.0,"new":{"x":[1]}}\n{"time":17950, "st'
         )
     done = run_cli("report")
     assert (done.exit_code, done.stderr) == (0, "")
-    after = report.gather(t.paths).to_json()["curves"]
+    after = report.gather(told).to_json()["curves"]
     assert after["eval_loss"] == before["eval_loss"]
     assert (after["loss"]["step"][-1], after["loss"]["value"][-1]) == (401, 1.0)
 
@@ -491,8 +495,7 @@ def test_the_proof_of_the_merged_model_is_found(project, run_cli):
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_where_it_goes(project, run_cli):
-    t = tell_story(runs.TRAINING / "r")
+def test_where_it_goes(project, told, run_cli):
     assert run_cli("report", "r").stdout == "work/training/r/report.html\n"
     assert run_cli("report", "r", "-o", "a/b.html").stdout == "a/b.html\n"
     assert (project / "a/b.html").read_text().startswith("<!doctype html>")
@@ -500,19 +503,17 @@ def test_where_it_goes(project, run_cli):
     assert run_cli("report", "r", "--markdown").stdout.startswith("# r: done")
     assert run_cli("report", "r", "--markdown", "-o", "r.md").stdout == "r.md\n"
     assert (project / "r.md").read_text().startswith("# r: done")
-    left = {path.name for path in t.paths.directory.iterdir() if path.name.startswith(".")}
-    assert not [name for name in left if name.endswith(".tmp")]
+    assert not list(told.directory.glob(".*.tmp"))
 
 
-def test_json_writes_nothing_and_holds_everything(project, run_cli):
-    t = tell_story(runs.TRAINING / "r")
+def test_json_writes_nothing_and_holds_everything(project, told, run_cli):
     before = listing(project)
     shown = json.loads(run_cli("report", "--json").stdout)
     assert listing(project) == before
     assert {"summary", "criteria", "verdicts", "comparisons", "sessions", "incidents", "curves",
             "checkpoints", "settings", "environment"} <= set(shown)  # fmt: skip
     assert shown["curves"]["temperature_c"]["step"][-1] <= 400
-    assert t.paths.report.exists() is False
+    assert not told.report.exists()
 
 
 @pytest.mark.parametrize("arguments", ["nobody", "damaged", "damaged --json", "r -o /proc/no/x"])
