@@ -116,17 +116,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     A process killed while appending leaves half a line: that is normal, not an error.
     """
-    return objects(lines_before_and_in(path, 0)[0])
-
-
-def lines_before_and_in(path: Path, recent: int) -> tuple[list[bytes], list[bytes]]:
-    """The lines before the last ``recent`` bytes of ``path``, and those in them."""
     try:
-        data = path.read_bytes()
+        return objects(path.read_bytes().split(b"\n"))
     except FileNotFoundError:
-        return [], []
-    begin = data.rfind(b"\n", 0, max(len(data) - recent, 0)) + 1 if recent else len(data)
-    return data[:begin].split(b"\n"), data[begin:].split(b"\n")
+        return []
 
 
 def objects(lines: Iterable[bytes]) -> list[dict[str, Any]]:
@@ -134,8 +127,8 @@ def objects(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return [found for line in lines if line and (found := _object(line)) is not None]
 
 
-def last_json_lines(path: Path, size: int) -> tuple[list[dict[str, Any]], bool]:
-    """The whole JSON objects in the last ``size`` bytes of ``path``, and if that is all of it."""
+def last_lines(path: Path, size: int) -> tuple[list[bytes], bool]:
+    """The lines in the last ``size`` bytes of ``path`` but for a cut one, and if that is all."""
     try:
         with path.open("rb") as stream:
             begin = max(os.fstat(stream.fileno()).st_size - size, 0)
@@ -143,8 +136,7 @@ def last_json_lines(path: Path, size: int) -> tuple[list[dict[str, Any]], bool]:
             data = stream.read()
     except FileNotFoundError:
         return [], True
-    lines = data.split(b"\n")[begin > 0 :]  # the first one was cut
-    return objects(lines), not begin
+    return data.split(b"\n")[begin > 0 :], not begin
 
 
 _BLOCK = 1 << 22

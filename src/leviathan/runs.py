@@ -5,6 +5,7 @@ Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
 
 import json
 import os
+import re
 import time
 import types
 from collections.abc import Collection, Iterable, Iterator
@@ -13,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
-import filelock
 import psutil
 
 from leviathan import files, machine
@@ -294,6 +294,8 @@ def locked(paths: RunPaths) -> Iterator[None]:
     Raises:
         Refused: another process holds it; the message says which.
     """
+    import filelock  # readers, who are to answer in a moment, take no lock
+
     lock = filelock.FileLock(paths.lock)
     try:
         lock.acquire(timeout=0)
@@ -409,22 +411,34 @@ class Recent:
 _RECENT_METRICS_BYTES = 1 << 20
 """Some 2,500 log lines: more than the time left and every trend are made of (``eta``)."""
 _RECENT_EVENTS_BYTES = 1 << 17
-_SAVE, _REMOVE, _EVAL = (f'"event":"{kind}"'.encode() for kind in ("save", "remove", "eval"))
+_EVAL = b'"event":"eval"'
+_RARE = re.compile(rb'"event":"(?!save"|remove"|eval")')
 
 
 def recent(paths: RunPaths) -> Recent:
     """What a run told lately, however long it has been going on."""
-    old, new = files.lines_before_and_in(paths.events, _RECENT_EVENTS_BYTES)
-    evaluations = [line for line in (*old, *new) if _EVAL in line]
-    rare = [ln for ln in old if _SAVE not in ln and _REMOVE not in ln and _EVAL not in ln]
-    found = files.objects((*rare, *new))
+    try:
+        data = paths.events.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    begin = data.rfind(b"\n", 0, max(len(data) - _RECENT_EVENTS_BYTES, 0)) + 1
+    # Not line by line: there are ten thousands.
+    rare = [_line_around(data, match.start()) for match in _RARE.finditer(data, 0, begin)]
+    found = files.objects((*dict.fromkeys(rare), *data[begin:].split(b"\n")))
     told = [e for e in found if isinstance(e.get("event"), str)]
-    lines, whole = files.last_json_lines(paths.metrics, _RECENT_METRICS_BYTES)
+    evaluations = [line for line in data.split(b"\n") if _EVAL in line]
+    newest, whole = files.last_lines(paths.metrics, _RECENT_METRICS_BYTES)
+    lines = files.objects(newest)
     if not whole:
         first = lines[0].get("time") if lines else None
         before = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
         lines = [*({n: v for n, v in e.items() if n != "event"} for e in before), *lines]
     return Recent(told, _undisputed(lines, beginnings(told)), evaluations)
+
+
+def _line_around(data: bytes, place: int) -> bytes:
+    end = data.find(b"\n", place)
+    return data[data.rfind(b"\n", 0, place) + 1 : end if end >= 0 else len(data)]
 
 
 def _is_before(moment: Any, other: Any) -> bool:

@@ -4,9 +4,9 @@ Reads files only. Does not judge what the curves show (``verdicts``) nor draw th
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -128,8 +128,7 @@ class _Evaluation(msgspec.Struct, gc=False):
     eval_loss: Any = None
 
 
-_FIGURES = ("time", "monotonic_s", "loss", "eval_loss", "eval_s", "learning_rate", "grad_norm",
-            "data_s", "tokens", "memory")  # fmt: skip
+_WHOLE = {"step", "session"}
 
 
 def read(paths: runs.RunPaths) -> Series:
@@ -188,22 +187,25 @@ _NO_INTS, _NO_FLOATS = np.zeros(0, np.int64), np.zeros(0)
 _EMPTY = Curve(_NO_INTS, _NO_FLOATS, _NO_INTS, _NO_FLOATS)
 
 
-@dataclass
 class _Columns:
     """Columns in pieces, so that a million lines are never a million objects."""
 
-    ints: dict[str, list[NDArray[np.int64]]] = field(
-        default_factory=lambda: {"step": [], "session": []}
-    )
-    floats: dict[str, list[NDArray[np.float64]]] = field(
-        default_factory=lambda: {name: [] for name in _FIGURES}
-    )
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in _Line.__struct_fields__}
 
     def add(self, lines: list[_Line]) -> None:
-        for name, pieces in self.ints.items():
-            pieces.append(np.array([getattr(line, name) for line in lines], np.int64))
-        for name, told in self.floats.items():
-            told.append(_floats([getattr(line, name) for line in lines]))
+        """Take a block of lines."""
+        each = zip(*map(msgspec.structs.astuple, lines), strict=True)
+        for (name, pieces), told in zip(self._pieces.items(), each, strict=False):
+            whole = name in _WHOLE
+            pieces.append(np.array(told, np.int64) if whole else _floats(told))
+
+    def joined(self) -> dict[str, NDArray[Any]]:
+        """All blocks together."""
+        return {
+            name: np.concatenate(pieces) if pieces else _NO_INTS if name in _WHOLE else _NO_FLOATS
+            for name, pieces in self._pieces.items()
+        }
 
 
 def _table(blocks: Iterable[list[bytes]]) -> tuple[dict[str, NDArray[Any]], int, int]:
@@ -211,12 +213,7 @@ def _table(blocks: Iterable[list[bytes]]) -> tuple[dict[str, NDArray[Any]], int,
     for found, bad in _decoded(blocks):
         columns.add(found)
         count, unread = count + len(found), unread + bad
-    joined: dict[str, NDArray[Any]] = {
-        name: np.concatenate(pieces) if pieces else empty
-        for group, empty in ((columns.ints, _NO_INTS), (columns.floats, _NO_FLOATS))
-        for name, pieces in group.items()
-    }
-    return joined, count, unread
+    return columns.joined(), count, unread
 
 
 def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]:
@@ -231,7 +228,7 @@ def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]
         yield found, bad
 
 
-def _floats(values: list[Any]) -> NDArray[np.float64]:
+def _floats(values: Sequence[Any]) -> NDArray[np.float64]:
     """The numbers among values that others may have damaged, NaN for the others."""
     if set(map(type, values)) <= _PLAIN:
         with suppress(OverflowError):  # a whole number of 400 digits

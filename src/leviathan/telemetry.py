@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from leviathan import files, machine, runs
 
 EVERY_S = 10.0
@@ -112,7 +114,7 @@ def _shown_gpus() -> set[int] | None:
 
 def recent(paths: runs.RunPaths) -> list[Sample]:
     """The newest samples, some hours of them, without reading the others."""
-    lines, _ = files.last_json_lines(paths.telemetry, 1 << 18)
+    lines, _ = files.last_lines(paths.telemetry, 1 << 18)
     return [sample for line in lines if (sample := _sample(line))]
 
 
@@ -140,11 +142,33 @@ def disk_full_in_s(samples: Sequence[Sample]) -> float | None:
 
 def read(paths: runs.RunPaths) -> list[Sample]:
     """Every sample, in the order taken; damaged ones are passed over."""
-    lines = files.read_json_lines(paths.telemetry)
-    return [sample for line in lines if (sample := _sample(line))]
+    blocks = files.line_blocks(paths.telemetry)
+    return [sample for block in blocks for line in block if (sample := _sample(line))]
 
 
-def _sample(line: dict[str, Any]) -> Sample | None:
+class _Line(msgspec.Struct, gc=False):
+    """A line as it is written; one of another shape is read piece by piece."""
+
+    time: float
+    session: int
+    gpus: tuple[machine.GpuState, ...]
+    resident_gib: float | None = None
+    free_disk_gib: float | None = None
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def _sample(line: bytes) -> Sample | None:
+    try:
+        told = _decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _piecemeal(line)
+    return Sample(told.time, told.session, told.gpus, told.resident_gib, told.free_disk_gib)
+
+
+def _piecemeal(raw: bytes) -> Sample | None:
+    line = next(iter(files.objects([raw])), {})
     moment, session, gpus = files.number(line.get("time")), line.get("session"), line.get("gpus")
     if moment is None or not runs.is_whole(session) or not isinstance(gpus, list):
         return None
