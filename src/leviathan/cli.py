@@ -133,6 +133,7 @@ def _register() -> None:
         cli_plan,
         cli_runs,
         cli_train,
+        cli_watch,
     )
 
     cli_doctor.register(app)
@@ -144,6 +145,7 @@ def _register() -> None:
     cli_bench.register(app)
     cli_train.register(app)
     cli_runs.register(app)
+    cli_watch.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)
