@@ -157,7 +157,7 @@ class Pulse:
         for curve in (*self.curves.values(), self.smooth):
             while curve and curve[-1][0] > step:  # what is trained once more
                 curve.pop()
-        while self.resumes and self.resumes[-1] > step:
+        while self.resumes and self.resumes[-1] >= step:
             self.resumes.pop()
 
     def _metrics(self, line: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Owns the full-screen view of a run: panes, keys, and when what is drawn again.
 
-Draws with ``ui_live`` what ``pulse`` knows. Imported by the watch command inside its function
-only: textual takes a while. Whatever waits for a disk does so in threads that die with us.
+Draws with ``ui_heart`` and ``ui_panes`` what ``pulse`` knows. Imported by the watch command
+inside its function only: textual takes a while. Whatever waits for a disk does so in threads
+that die with us.
 """
 
 import os
@@ -21,7 +22,7 @@ from textual.events import Resize
 from textual.widgets import Static
 
 from leviathan import pulse as pulses
-from leviathan import runs, saving, status, stopping, ui_live
+from leviathan import runs, saving, status, stopping, ui_heart, ui_panes
 from leviathan import watch as watching
 from leviathan.errors import LeviathanError
 from leviathan.pulse import Pulse
@@ -32,6 +33,8 @@ _MESSAGE_S = 20.0
 _LOG_LINES = 200
 _WIDE, _TALL = 110, 34
 """From this size on all panes are shown side by side."""
+_LISTS_FROM = 16
+"""Lines from which on there is room for more than the heart and a curve."""
 LISTS = ("events", "checkpoints", "gpus", "log")
 HELP = """\
 q        leave; the run goes on
@@ -50,13 +53,18 @@ class Pane(Static):
 
     def __init__(self, name: str) -> None:
         super().__init__(id=name, markup=False)
+        self.on_size: Callable[[], None] = lambda: None
         self._shown: Text | None = None
         self._from: object = None
 
-    def is_new(self, source: object) -> bool:
+    def is_new(self, *source: object) -> bool:
         """Whether what would be drawn comes from something else than last time."""
         changed, self._from = source != self._from, source
         return changed
+
+    def on_resize(self) -> None:
+        """What is there was drawn for another size."""
+        self.on_size()
 
     def show(self, text: Text) -> None:
         """Draw, unless this is what is there."""
@@ -77,7 +85,7 @@ class WatchApp(App[None]):
     #lists { layout: grid; grid-size: 1; height: 4fr; }
     .wide #curves { grid-size: 2; grid-gutter: 1 2; margin-top: 1; }
     .wide #lists { grid-size: 2; grid-gutter: 1 2; margin-top: 1; }
-    #message { height: auto; display: none; }
+    #message { height: auto; max-height: 9; display: none; text-wrap: wrap; text-overflow: fold; }
     #keys { height: 1; }
     """
     BINDINGS: ClassVar[list[Any]] = [
@@ -85,7 +93,7 @@ class WatchApp(App[None]):
         for keys, action in (
             ("q,ctrl+c,ctrl+q", "leave"), ("s", "stop"), ("w", "save"), ("o", "report"),
             ("d", "colours"), ("v,tab", "list"), ("question_mark", "help"),
-            *((plot.key, f"curve({place})") for place, plot in enumerate(ui_live.PLOTS)),
+            *((plot.key, f"curve({place})") for place, plot in enumerate(ui_panes.PLOTS)),
         )
     ]  # fmt: skip
 
@@ -93,32 +101,34 @@ class WatchApp(App[None]):
         super().__init__(ansi_color=True)  # the terminal's own colours, on its own background
         self.paths, self.pulse = paths, pulse
         self.theme = "ansi-dark"
-        self._colours = ui_live.palette()
+        self._colours = ui_heart.palette()
         self._poll_s = poll_s
         self._log_tail = watching.LogTail(paths, _LOG_LINES)
         self._lock = threading.Lock()
         """Between the thread that reads files and the one that draws."""
+        names = ["heart", *map(_plot_id, ui_panes.PLOTS), *LISTS, "message", "keys"]
+        self._panes = {name: Pane(name) for name in names}
+        self._wide = False
         self._plot, self._list = 0, 0
         self._asking: tuple[str, Callable[[], None]] | None = None
         self._message, self._message_until = "", 0.0
-        self._curves_s, self._curves_of = 0.0, -1
+        self._curves_s = 0.0
         self._helping = False
         self._over = False
 
     def compose(self) -> ComposeResult:
         """Every pane there can be; which are shown depends on the size."""
-        yield Pane("heart")
-        with Container(id="curves"):
-            for plot in ui_live.PLOTS:
-                yield Pane(_plot_id(plot))
-        with Container(id="lists"):
-            for name in LISTS:
-                yield Pane(name)
-        yield Pane("message")
-        yield Pane("keys")
+        panes = self._panes
+        yield panes["heart"]
+        yield Container(*(panes[_plot_id(plot)] for plot in ui_panes.PLOTS), id="curves")
+        yield Container(*(panes[name] for name in LISTS), id="lists")
+        yield panes["message"]
+        yield panes["keys"]
 
     def on_mount(self) -> None:
         """Begin to look and to draw."""
+        for plot in ui_panes.PLOTS:
+            self._panes[_plot_id(plot)].on_size = self._redraw
         threading.Thread(target=self._look, name="watch", daemon=True).start()
         self.set_interval(self._poll_s, self._tick)
 
@@ -147,67 +157,67 @@ class WatchApp(App[None]):
 
     def on_resize(self, event: Resize) -> None:
         """Other panes may fit."""
-        wide = event.size.width >= _WIDE and event.size.height >= _TALL
-        self.screen.set_class(wide, "wide")
+        self._wide = event.size.width >= _WIDE and event.size.height >= _TALL
+        self.screen.set_class(self._wide, "wide")
+        self.query_one("#lists").display = event.size.height >= _LISTS_FROM
         self._arrange()
 
     def _arrange(self) -> None:
         """Show the panes that are wanted, and draw them once they have their size."""
-        wide = self.screen.has_class("wide")
-        for place, plot in enumerate(ui_live.PLOTS):
-            self._pane(_plot_id(plot)).display = wide or place == self._plot
+        wide = self._wide
+        for place, plot in enumerate(ui_panes.PLOTS):
+            self._panes[_plot_id(plot)].display = wide or place == self._plot
         for place, name in enumerate(LISTS):
-            self._pane(name).display = wide or place == self._list
-        self._curves_of = -1
-        self.call_after_refresh(self._tick)
+            self._panes[name].display = wide or place == self._list
+        self._redraw()
 
-    def _pane(self, name: str) -> Pane:
-        return self.query_one(f"#{name}", Pane)
+    def _redraw(self) -> None:
+        """Everything, once all panes have their new size."""
+        self._curves_s = 0.0
+        self.call_after_refresh(self._tick)
 
     def _tick(self) -> None:
         with self._lock:
             self._draw_heart()
             self._draw_lists()
-            due = time.monotonic() - self._curves_s >= _CURVES_EVERY_S or self._curves_of < 0
-            if due and self._curves_of != self.pulse.changes:
+            if time.monotonic() - self._curves_s >= _CURVES_EVERY_S:
                 self._draw_curves()
         self._draw_message()
 
     def _draw_heart(self) -> None:
-        pane = self._pane("heart")
+        pane = self._panes["heart"]
         elapsed_s = pulses.elapsed_s(self.pulse)
         if self._over:
             elapsed_s = self.pulse.heard_s
-        text = ui_live.heart(self.pulse, self._colours, pane.content_size.width, elapsed_s)
+        text = ui_heart.heart(self.pulse, self._colours, pane.content_size.width, elapsed_s)
         height = text.plain.count("\n") + 1
         if pane.styles.height is None or pane.styles.height.value != height:
             pane.styles.height = height
-            self._curves_of = -1
-            self.call_after_refresh(self._tick)
+            self._redraw()
         pane.show(text)
 
     def _draw_curves(self) -> None:
-        self._curves_s, self._curves_of = time.monotonic(), self.pulse.changes
-        for plot in ui_live.PLOTS:
-            pane = self._pane(_plot_id(plot))
+        self._curves_s = time.monotonic()
+        for plot in ui_panes.PLOTS:
+            pane = self._panes[_plot_id(plot)]
             size = pane.content_size
-            if pane.display and size.height and pane.is_new((size, self._colours, *self._of(plot))):
-                pane.show(ui_live.plot(self.pulse, plot, self._colours, *size))
+            if pane.display and size.height and pane.is_new(size, self._colours, self._of(plot)):
+                pane.show(ui_panes.plot(self.pulse, plot, self._colours, *size))
 
-    def _of(self, plot: ui_live.Plot) -> list[Any]:
+    def _of(self, plot: ui_panes.Plot) -> list[Any]:
         """What a plot is drawn from, as far as it takes to see that it has changed."""
         curves = [self.pulse.curves.get(name) for name in plot.curves]
         return [*(curve[-1] for curve in curves if curve), len(self.pulse.resumes)]
 
     def _draw_lists(self) -> None:
         drawing: dict[str, Callable[[int, int], Text]] = {
-            "events": lambda w, h: ui_live.events(self.pulse, self._colours, w, h),
-            "checkpoints": lambda w, h: ui_live.saved(self.pulse, self._colours, w, h),
-            "gpus": lambda w, h: ui_live.gpus(self.pulse, self._colours, w, h),
-            "log": lambda w, h: ui_live.log(self._log_tail.lines, self._colours, w, h),
+            "events": lambda w, h: ui_panes.events(self.pulse, self._colours, w, h),
+            "checkpoints": lambda w, h: ui_panes.saved(self.pulse, self._colours, w, h),
+            "gpus": lambda w, h: ui_panes.gpus(self.pulse, self._colours, w, h),
+            "log": lambda w, h: ui_panes.log(self._log_tail.lines, self._colours, w, h),
         }
         for name, draw in drawing.items():
-            pane = self._pane(name)
+            pane = self._panes[name]
             if pane.display and pane.content_size.height:
                 pane.show(draw(*pane.content_size))
 
@@ -217,19 +227,19 @@ class WatchApp(App[None]):
         text = Text(self._message, self._colours.warn if self._asking else self._colours.title)
         if self._helping:
             text = Text(HELP.rstrip())
-        pane = self._pane("message")
+        pane = self._panes["message"]
         if pane.display != bool(text):
             pane.display = bool(text)
             self._arrange()
         pane.show(text)
-        self._pane("keys").show(self._keys())
+        self._panes["keys"].show(self._keys())
 
     def _keys(self) -> Text:
         keys = [("q", "leave"), ("s", "stop"), ("w", "save"), ("o", "report"),
                 ("l e r t", "curves"), ("v", "list"), ("?", "help")]  # fmt: skip
         if self._over:
             keys = [key for key in keys if key[0] not in "sw"]
-        if self.screen.has_class("wide"):
+        if self._wide:
             keys = [key for key in keys if key[1] not in {"curves", "list"}]
         room = self.size.width - 2
         while len(keys) > 2 and sum(len(f"{key} {what}   ") for key, what in keys) > room + 3:
@@ -274,8 +284,8 @@ class WatchApp(App[None]):
 
     def action_colours(self) -> None:
         """For the other kind of background."""
-        light = self._colours is ui_live.LIGHT
-        self._colours = ui_live.DARK if light else ui_live.LIGHT
+        light = self._colours is ui_heart.LIGHT
+        self._colours = ui_heart.DARK if light else ui_heart.LIGHT
         self._arrange()
 
     def action_help(self) -> None:
@@ -332,8 +342,8 @@ class WatchApp(App[None]):
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             self._say(f"no report: {lines[-1].removeprefix('leviathan: ')}")
             return
-        path = (self.paths.directory / "report.html").resolve()
-        opened = _has_display() and webbrowser.open(path.as_uri())
+        path = self.paths.directory / "report.html"
+        opened = _has_display() and webbrowser.open(path.resolve().as_uri())
         self._say(f"{'opened' if opened else 'the report is'} {path}")
 
 
@@ -343,7 +353,7 @@ def _has_display() -> bool:
     return bool(shown) and not os.environ.get("SSH_CONNECTION")
 
 
-def _plot_id(plot: ui_live.Plot) -> str:
+def _plot_id(plot: ui_panes.Plot) -> str:
     return f"plot-{plot.key}"
 
 
