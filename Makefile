@@ -35,6 +35,7 @@ types: install
 # Two workers: most of the time is imports and waiting. A file stays with one worker, since
 # its tests share trainings.
 tests: install
+	scripts/install_test_tools.sh
 	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: install

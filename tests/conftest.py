@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import tiny
 from fakes.processes import Trainings
+from fakes.receiver import Receiver
 from leviathan import cli, schema, schema_dump
 
 # A shell that runs tests in the background has them ignore Ctrl+C, and all they start.
@@ -79,3 +80,18 @@ def crashed(trainings, crashed_project):
     """``trainings`` after a crash at step 11, with checkpoints 5 and 10."""
     shutil.copytree(crashed_project, trainings.project, dirs_exist_ok=True)
     return trainings
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    """Start a web server that notes what is posted to it; with answers to give in turn."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    started = []
+
+    def start(*answers):
+        started.append(Receiver(*answers))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()

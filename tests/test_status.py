@@ -1,9 +1,12 @@
 """What a run looks like from outside: truth about the dead, calm about damaged files."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from fakes import fake_files
 from leviathan import checkpoints, files, machine, runs, status
 from leviathan.errors import BadInput
+from telling import Telling
 
 
 def dead_identity():
@@ -282,24 +286,104 @@ def test_a_damaged_record_is_bad_input(tmp_path):
 # --- commands ---------------------------------------------------------------------
 
 
-def test_status_is_one_screen(tmp_path, run_cli):
-    paths = make_run(runs.TRAINING / "r", ended=5600.0, outcome="stopped", resumed_from=10)
-    log(paths, 2, 11, 12, epoch=0.3, learning_rate=1e-4, eval_loss=1.5)
-    commit(paths, 10, 1.2)
-    runs.event(paths, "session_end", session=2, reason="SIGHUP")
-    runs.event(paths, "warning", session=2, text="the GPU reached 87 C")
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def a_run_of_an_a4000(**record):
+    """Trained to step 110, resumed at 100, now at 140."""
+    told = Telling(runs.TRAINING / "leviathan_10pct_a4000", began=time.time() - 15_965, **record)
+    told.plan()
+    told.begin()
+    told.train(1, 110)
+    told.end(step=110)
+    told.begin(100)
+    told.train(101, 140)
+    return told
+
+
+def screen(shown):
+    """Without what the clock and this machine's disk add to it."""
+    text = re.sub(r"\d+ [smhd]( \d+ [smh])? ago|just now", "AGO", shown.stdout)
+    return re.sub(r"disk( +)[\d.]+ [kMGT]B free", r"disk\1ROOM free", text)
+
+
+def test_status_of_a_running_run_is_this_screen(run_cli):
+    told = a_run_of_an_a4000(budget={"max_hours": 120, "budget_usd": 9.5, "usd_hour": 0.032})
+    told.record.state = "running"
+    told.write()
+    told.event("warning", text="a GPU is at 86 C")
     shown = run_cli("status")
-    assert shown.exit_code == 0
-    *lines, heard, warning, after = shown.stdout.splitlines()
-    assert lines == [
-        "r  stopped  its terminal closed (SIGHUP)",
-        "step         12 of 40, 30.0 %, epoch 0.30",
-        "loss         0.1667  eval loss 1.5  lr 0.0001",
-        "saved        checkpoint-10 (best: checkpoint-10)",
-    ]
-    assert heard.startswith("trained      1 h 10 m in 2 sessions; heard of ")
-    assert warning == "warning      the GPU reached 87 C"
-    assert after.startswith("next         leviathan train --profile tiny")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert screen(shown) == (SNAPSHOTS / "status-running.txt").read_text()
+
+
+def test_status_of_a_crashed_run_is_this_screen(run_cli):
+    told = a_run_of_an_a4000()
+    gone = dead_identity()
+    told.record.sessions[-1].supervisor, told.record.state = gone, "running"
+    told.write()
+    for number in range(7):
+        told.event("warning", text=f"warning {number}")
+    shown = run_cli("status")
+    text = screen(shown).replace(f" {gone['pid']} ", " PID ")
+    assert text == (SNAPSHOTS / "status-crashed.txt").read_text()
+
+
+def test_status_of_a_cpu_run_that_has_just_begun_is_this_screen(run_cli):
+    told = Telling(runs.TRAINING / "r", began=time.time() - 100, max_steps=0)
+    told.begin()
+    assert screen(run_cli("status")) == (SNAPSHOTS / "status-begun.txt").read_text()
+
+
+def test_figures_of_speed_machine_and_money(project):
+    told = a_run_of_an_a4000(budget={"max_hours": None, "budget_usd": 9.5, "usd_hour": 2.0})
+    found = status.summarize(told.paths)
+    assert found.tok_s == pytest.approx(65_536 / 95, rel=0.02)
+    # Of the card's 76.7 TFLOPS, at 31.9 GFLOP a token.
+    assert found.mfu_pct == pytest.approx(100 * found.tok_s * 31.9e9 / 76.7e12)
+    assert found.step_s == pytest.approx(95, rel=0.02)
+    assert found.usd == pytest.approx(2.0 * found.hours)
+    assert found.budget == {"max_hours": None, "budget_usd": 9.5, "usd_hour": 2.0}
+    assert [gpu.temperature_c for gpu in found.gpus] == [78.0]
+    assert (found.loss_trend.direction, found.lowest_eval_step) == ("falling", 125)
+    assert found.eval_change < 0
+
+
+@pytest.mark.parametrize(
+    ("phase", "idle_s", "stalled"),
+    [("train", 1000, True), ("eval", 1000, True), ("train", 900, False), ("load", 9000, False)],
+)
+def test_a_run_without_a_sign_of_life_is_stalled(project, phase, idle_s, stalled):
+    """A step takes 95 s: ten of them."""
+    told = a_run_of_an_a4000()
+    told.record.state = "running"
+    told.write()
+    told.paths.phase.write_text(json.dumps({"phase": phase, "step": 140}))
+    moment = time.time() - idle_s
+    os.utime(told.paths.phase, (moment, moment))
+    found = status.summarize(told.paths)
+    assert found.state == ("stalled" if stalled else "running")
+    assert ("no sign of life" in found.why) == stalled
+    told.paths.pause.touch()
+    assert status.summarize(told.paths).state == "running"
+
+
+def test_a_metrics_file_of_garbage_is_one_warning(run_cli):
+    paths = make_run(runs.TRAINING / "r")
+    paths.metrics.write_bytes(b"\x00garbage\n" * 1000)
+    shown = run_cli("status")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    told = [line for line in shown.stdout.splitlines() if line.startswith("warning")]
+    assert told == ["warning      no line of work/training/r/metrics.jsonl can be read"]
+
+
+def test_keys_that_a_later_version_adds_to_the_record_are_passed_over(run_cli):
+    told = a_run_of_an_a4000()
+    document = json.loads(told.paths.record.read_bytes())
+    document |= {"later": {"x": 1}}
+    document["sessions"][0]["later"] = True
+    told.paths.record.write_text(json.dumps(document))
+    assert run_cli("status").exit_code == 0
 
 
 def test_runs_list_goes_on_past_a_damaged_run(run_cli):

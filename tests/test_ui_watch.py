@@ -107,7 +107,7 @@ def test_the_full_screen(run, size):
 
 def test_the_other_curves_and_lists_of_a_small_screen(run):
     text = shown(run, (80, 24), "r", "v")
-    assert "learning rate  0.0001" in text
+    assert "learning rate   0.00013" in text
     assert re.search(r"checkpoint-400 .* eval [\d.]+  best$", text, re.MULTILINE)
     assert "tokens per second" in shown(run, (80, 24), "t", "v", "v")
     assert " 30%|### | 3/9" in shown(run, (80, 24), "e", "v", "v", "v")
@@ -204,6 +204,20 @@ def test_the_report_is_opened_only_where_the_person_sits(run, monkeypatch, env, 
     assert told in " ".join(text.split())
 
 
+def test_a_run_that_stalls_is_called_so_until_it_goes_on(run, monkeypatch):
+    monkeypatch.setattr(ui_watch, "_JUDGED_EVERY_S", 0.1)
+    monkeypatch.setattr(time, "time", lambda: NOW + 7200)
+
+    async def goes_on(app, pilot):
+        await pilot.pause(0.5)
+        assert "leviathan_10pct_a4000  stalled" in screen(app)
+        run.now = NOW + 7199
+        run.train(1, saves=False)
+        await pilot.pause(0.5)
+
+    assert "leviathan_10pct_a4000  running" in shown(run, (80, 24), then=goes_on)
+
+
 def test_a_run_that_vanishes_is_said_and_does_not_end_the_view(run):
     async def vanishes(app, pilot):
         run.paths.record.rename(run.paths.directory / "gone")
@@ -251,4 +265,4 @@ def test_a_level_curve_and_large_numbers_are_drawn():
         line = {"session": 1, "step": step, "loss": 1.0, "monotonic_s": float(step)}
         told.take("metrics", {**line, "tokens/total": 2_500_000 * step})
     text = ui_panes.plot(told, ui_panes.PLOTS[3], ui_heart.DARK, 40, 6).plain
-    assert "tokens per second  2,500,000\n   2.5M ┤" in text
+    assert "tokens per second   2,500,000\n   2.5M ┤" in text

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from leviathan.errors import BadInput
 from leviathan.eta import Eta
 
+USED_UP = "the budget is used up"
+"""Why a run stopped whose budget is spent."""
+
 
 @dataclass(frozen=True)
 class Budget:

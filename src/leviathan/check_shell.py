@@ -1,4 +1,5 @@
-"""Owns the verdicts on the shell a training is started from: terminal, variables, clock, limits.
+"""Owns the verdicts on the shell a training is started from: terminal, variables, clock,
+limits, and whom it is to tell.
 
 What a variable does was read in accelerate 1.13 (state.py, commands/launch.py) and torch 2.13
 (AllocatorConfig.h), and in ``launch.environment``, which lets most of them through.
@@ -8,7 +9,7 @@ import time
 from calendar import timegm
 from pathlib import Path
 
-from leviathan import basemodel
+from leviathan import basemodel, hooks
 from leviathan.checkup import Check, Subject
 
 RELEASED = "2026-11-21"
@@ -102,3 +103,17 @@ def limits(subject: Subject) -> Check:
             return Check("limits", "warn", evidence,
                          "--set dataloader_num_workers=0, or docker run --shm-size=2g")  # fmt: skip
     return Check("limits", "pass", evidence)
+
+
+def notify(subject: Subject) -> Check | None:
+    """Whether everybody can be told who is to be told."""
+    hooked = subject.profile.notify if subject.profile else []
+    trial = subject.inputs is not None and subject.inputs.corpus is None
+    if not hooked or trial:  # of a bench nobody is told
+        return None
+    targets = [hooks.target(hook, subject.environment) for hook in hooked]
+    bad = [target for target in targets if target.problem]
+    if bad:
+        evidence = "; ".join(dict.fromkeys(f"{t.problem}: nobody is told by it" for t in bad))
+        return Check("notify", "warn", evidence, "; ".join(dict.fromkeys(t.fix for t in bad)))
+    return Check("notify", "pass", ", ".join(target.label for target in targets))

@@ -130,8 +130,10 @@ def _register() -> None:
         cli_doctor,
         cli_mix,
         cli_model,
+        cli_notify,
         cli_plan,
         cli_runs,
+        cli_status,
         cli_train,
         cli_watch,
     )
@@ -144,8 +146,10 @@ def _register() -> None:
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)
+    cli_status.register(app)
     cli_runs.register(app)
     cli_watch.register(app)
+    cli_notify.register(app)
     cli_checkpoints.register(app)
     cli_model.register(app)
     cli_demo.register(app)

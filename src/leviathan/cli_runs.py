@@ -1,23 +1,23 @@
-"""Owns the commands of living with runs: runs list, status, logs, stop."""
+"""Owns the commands of living with runs: runs list and compare, logs, stop."""
 
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leviathan.cli_config import GROUP, JsonOption
+from leviathan.cli_status import RunArgument
 
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(help="A run's name or directory; the only one, or the only that runs."),
-]
+if TYPE_CHECKING:
+    from leviathan.contrast import Contrast, Side
+
 runs_app = typer.Typer(help="Every run of this directory.", **GROUP)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(runs_app, name="runs")
-    app.command("status", short_help="How a run stands, truthfully.")(status)
     app.command("logs", short_help="The training log of a run.")(logs)
     app.command("stop", short_help="Save and stop a run; --now kills it.")(stop)
 
@@ -60,71 +60,88 @@ def _row(paths: Any) -> dict[str, Any]:
                 "problem": error.message}  # fmt: skip
 
 
-def _steps(row: dict[str, Any]) -> str | None:
-    return f"{row['step']}/{row['max_steps'] or '?'}" if "step" in row else None
+@runs_app.command("compare")
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names or directories.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Runs side by side: what was set otherwise, their curves, where they ended."""
+    from leviathan import contrast, runs, ui
 
-
-def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """How a run stands: state, progress, losses, checkpoints, warnings, and what to type next."""
-    from leviathan import runs, ui
-    from leviathan import status as statuses
-
-    found = statuses.summarize(runs.find(run, living=True))
+    found = contrast.of([runs.find(name) for name in names])
     if as_json:
         ui.document(found.to_json())
+        return
+    _show_numbers(found)
+    _show_curves(found)
+    titles = [side.summary.name for side in found.sides]
+    ui.heading("set otherwise")
+    if found.differences:
+        ui.table(["", *titles], [[name, *map(_setting, v)] for name, v in found.differences])
     else:
-        show(found)
+        ui.say("nothing: the same settings, corpus, base model and versions")
 
 
-def show(found: Any) -> None:
-    """One screen about a run."""
+_LONGEST = 60
+
+
+def _setting(value: Any) -> str | None:
+    shown = None if value is None else str(value)
+    return f"{shown[: _LONGEST - 1]}…" if shown and len(shown) > _LONGEST else shown
+
+
+def _show_numbers(found: "Contrast") -> None:
     from leviathan import ui
 
-    ui.title(found.name, found.state, found.why)
-    if found.percent is not None:
-        ui.progress(found.percent / 100)
-    left = [("left", _left(found))] if found.eta_s is not None else []
-    rows = [("step", _progress(found)), *left, ("loss", _losses(found)), ("saved", _saved(found))]
-    age = ui.age(time.time() - found.active)
-    count = f"{found.sessions} session{'s' * (found.sessions != 1)}"
-    rows.append(("trained", f"{ui.duration(found.hours * 3600)} in {count}; heard of {age}"))
-    rows += [("warning", text) for text in found.warnings[-5:]]
-    if len(found.warnings) > 5:
-        rows.append(("", f"and {len(found.warnings) - 5} more in events.jsonl"))
-    ui.facts([*rows, ("next", found.next)])
+    figures: list[tuple[str, Callable[[Side], Any]]] = [
+        ("state", lambda s: ui.state(s.summary.state)),
+        ("step", lambda s: f"{s.summary.step:,} of {s.summary.max_steps or '?'}"),
+        ("loss, newest 20", lambda s: s.final_loss),
+        ("lowest eval loss", lambda s: s.summary.lowest_eval_loss),
+        ("at step", lambda s: s.summary.lowest_eval_step),
+        ("best checkpoint", lambda s: s.summary.best_checkpoint),
+        ("tok/s", lambda s: s.summary.tok_s and round(s.summary.tok_s)),
+        ("MFU, %", lambda s: s.summary.mfu_pct),
+        ("hours", lambda s: s.summary.hours),
+        ("cost, $", lambda s: s.summary.usd),
+        ("sessions", lambda s: s.summary.sessions),
+        ("steps undone", lambda s: sum(part.undone for part in s.series.parts)),
+    ]
+    rows = [[label, *(read(side) for side in found.sides)] for label, read in figures]
+    rows = [row for row in rows if any(value is not None for value in row[1:])]
+    ui.table(["", *(side.summary.name for side in found.sides)], rows)
 
 
-def _progress(found: Any) -> str:
-
-    parts = [f"{found.step} of {found.max_steps or '?'}"]
-    if found.percent is not None:
-        parts.append(f"{found.percent:.1f} %")
-    if found.epoch is not None:
-        parts.append(f"epoch {found.epoch:.2f}")
-    return ", ".join(parts)
+_COLUMNS = 60
 
 
-def _left(found: Any) -> str:
-    from leviathan import ui
+def _show_curves(found: "Contrast") -> None:
+    """Each run's losses in a line, all on one scale; and as numbers, around the same steps."""
+    from leviathan import contrast, ui
 
-    shown = ui.duration(found.eta_s)
-    if found.eta_low_s is not None:
-        shown += f" ({ui.duration(found.eta_low_s)} to {ui.duration(found.eta_high_s)})"
-    return f"{shown}, by {found.eta_from}"
+    last = max(side.summary.step for side in found.sides)
+    for name, label in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
+        rows = [contrast.row(side.series[name], last, _COLUMNS) for side in found.sides]
+        told = [value for row in rows for value in row if value is not None]
+        if not told:
+            continue
+        ui.heading(f"{label}, to step {last:,}; {max(told):.4g} is high, {min(told):.4g} low")
+        for side, row in zip(found.sides, rows, strict=True):
+            ui.say(f"{ui.sparkline(row, min(told), max(told)):<{_COLUMNS}}  {side.summary.name}")
+    if found.losses:
+        ui.say()
+        steps = [f"step {step:,}" for step in found.steps]
+        ui.table(
+            ["training loss around", *steps],
+            [
+                [side.summary.name, *(values[place] for _, values in found.losses)]
+                for place, side in enumerate(found.sides)
+            ],
+        )
 
 
-def _losses(found: Any) -> str:
-    named = (("", found.loss), ("eval loss ", found.eval_loss), ("lr ", found.learning_rate),
-             ("tok/s ", found.tok_s))  # fmt: skip
-    parts = [f"{label}{value:.4g}" for label, value in named if value is not None]
-    return "  ".join(parts) or "none yet"
-
-
-def _saved(found: Any) -> str:
-    if not found.last_checkpoint:
-        return "no checkpoint yet"
-    best = f" (best: {found.best_checkpoint})" if found.best_checkpoint else ""
-    return f"{found.last_checkpoint}{best}"
+def _steps(row: dict[str, Any]) -> str | None:
+    return f"{row['step']}/{row['max_steps'] or '?'}" if "step" in row else None
 
 
 def logs(

@@ -96,10 +96,10 @@ def train(
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
-    from leviathan import sessions, ui, ui_live
+    from leviathan import news, ui, ui_live
 
     with ui_live.TrainView(decision.paths.directory.name) as view:
-        return sessions.run(
+        return news.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
         )  # fmt: skip

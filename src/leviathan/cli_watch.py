@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from leviathan.cli_config import JsonOption
-from leviathan.cli_runs import RunArgument
+from leviathan.cli_status import RunArgument
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def watch(run: RunArgument = None) -> None:
     from leviathan import runs, ui
     from leviathan import status as statuses
     from leviathan import watch as watching
-    from leviathan.cli_runs import show
+    from leviathan.cli_status import show
 
     paths = runs.find(run, living=True)
     pulse = pulses.of(paths)
@@ -36,7 +36,7 @@ def _full_screen(paths: Any, pulse: Any) -> None:
     from leviathan import status as statuses
     from leviathan import ui, ui_watch
     from leviathan import watch as watching
-    from leviathan.cli_runs import show
+    from leviathan.cli_status import show
 
     if not watching.lives(paths):
         found = statuses.summarize(paths)
@@ -52,7 +52,7 @@ def _plain(paths: Any, pulse: Any) -> None:
     from leviathan import status as statuses
     from leviathan import ui, ui_live
     from leviathan import watch as watching
-    from leviathan.cli_runs import show
+    from leviathan.cli_status import show
 
     try:
         with ui_live.TrainView(pulse.name, "Ctrl+C leaves, the run goes on", pulse) as view:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from leviathan import compatibility, schema, yamlfile
 from leviathan.errors import BadInput
+from leviathan.hooks import Hook
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
 Kind = Literal["profiles", "recipes"]
@@ -199,6 +200,8 @@ class Profile(_Strict):
     """Restarts after a crash."""
     guards: Guards = Guards()
     """What is watched while training, and the limits."""
+    notify: list[Hook] = []
+    """Who is told when something happens (docs/notifications.md)."""
     smoke_test: bool = False
     """Begin a new run with two steps, an evaluation and a save of its longest rows, so that
     what would run out of memory later does so at once (``train --no-smoke`` leaves it out)."""
@@ -409,7 +412,13 @@ def _describe(model: type[BaseModel], place: Callable[[KeyPath], str], error: An
         return f"{where} is not a known key; {_nearest_field(model, key)}"
     if error["type"] == "missing":
         return f"{where} is required and missing"
-    return f"{where}: {error['msg'].lower()} (found {error['input']!r})"
+    return f"{where}: {error['msg'].lower()}{_found(key, error['input'])}"
+
+
+def _found(key: KeyPath, value: Any) -> str:
+    """What stands there, unless it may hold a secret: a hook's address."""
+    secret = key[:1] == ("notify",) and key[2:3] not in (("when",), ("body",), ("every_min",))
+    return "" if secret else f" (found {value!r})"
 
 
 def _nearest_field(model: type[BaseModel], key: KeyPath) -> str:

@@ -1,6 +1,6 @@
 """Owns what was expected of a run when it began: its plan, kept beside it as plan.json.
 
-Does not predict (``plan``) nor compare (``report``, ``status``).
+Does not predict (``plan``), write it (``survey``) nor compare (``report``, ``status``).
 """
 
 import json
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from leviathan import files, runs
-from leviathan.errors import LeviathanError
-from leviathan.layers import Config
 
 
 @dataclass(frozen=True)
@@ -36,23 +34,6 @@ class Expected:
         if tok_s is None or not self.flops_per_token or not self.peak_tflops:
             return None
         return 100 * tok_s * self.flops_per_token / (self.peak_tflops * 1e12)
-
-
-def note(paths: runs.RunPaths, config: Config) -> str:
-    """Keep the plan of a run that begins; why there is none, where it cannot be planned.
-
-    Training does not depend on it: whatever is wrong is told by those it matters to.
-    """
-    from leviathan import plan, survey  # numpy and tokenizers, which a resume does without
-
-    paths.plan.unlink(missing_ok=True)  # of a run that is begun anew
-    try:
-        made = survey.take(config).plan()
-    except LeviathanError as error:
-        return error.line
-    with files.unless_full():
-        files.write_json(paths.plan, plan.as_document(made))
-    return ""
 
 
 def read(paths: runs.RunPaths) -> Expected | None:

@@ -7,7 +7,7 @@ import errno
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -116,11 +116,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     A process killed while appending leaves half a line: that is normal, not an error.
     """
+    return objects(lines_before_and_in(path, 0)[0])
+
+
+def lines_before_and_in(path: Path, recent: int) -> tuple[list[bytes], list[bytes]]:
+    """The lines before the last ``recent`` bytes of ``path``, and those in them."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return []
-    return [found for line in data.split(b"\n") if (found := _object(line)) is not None]
+        return [], []
+    begin = data.rfind(b"\n", 0, max(len(data) - recent, 0)) + 1 if recent else len(data)
+    return data[:begin].split(b"\n"), data[begin:].split(b"\n")
+
+
+def objects(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The JSON objects among lines."""
+    return [found for line in lines if line and (found := _object(line)) is not None]
 
 
 def last_json_lines(path: Path, size: int) -> tuple[list[dict[str, Any]], bool]:
@@ -133,7 +144,7 @@ def last_json_lines(path: Path, size: int) -> tuple[list[dict[str, Any]], bool]:
     except FileNotFoundError:
         return [], True
     lines = data.split(b"\n")[begin > 0 :]  # the first one was cut
-    return [found for line in lines if (found := _object(line)) is not None], not begin
+    return objects(lines), not begin
 
 
 _BLOCK = 1 << 22
@@ -192,7 +203,7 @@ class Tail:
         except FileNotFoundError:
             return []
         *whole, self._half = data.split(b"\n")
-        return [found for line in whole if (found := _object(line)) is not None]
+        return objects(whole)
 
 
 def number(value: Any) -> float | None:
@@ -221,6 +232,14 @@ def new_directories_kept_on_success(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 directory.rmdir()
         raise
+
+
+def has_content(path: Path) -> bool:
+    """Whether there is such a file with something in it."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def directory_bytes(path: Path) -> int:

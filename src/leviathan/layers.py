@@ -222,6 +222,9 @@ def _parse_override(text: str) -> tuple[KeyPath, Any, str]:
     )
     if key[0] == "axolotl" and len(key) > 1:
         key = key[1:]
+    if key[0] == "notify" and "://" in value:
+        raise BadInput("--set notify: a webhook's URL is a secret, and the run keeps its overrides",
+                       "put it into the profile, or name its variable: webhook: $NAME")  # fmt: skip
     return key, yamlfile.parse_value(value), text
 
 

@@ -376,7 +376,7 @@ def _state(index: int, handle: Any) -> GpuState:
     busy = _ask("DeviceGetUtilizationRates", handle)
     return GpuState(
         index,
-        _scaled(memory.used if memory else None, 2**-30),
+        _scaled(memory.total - memory.free if memory else None, 2**-30),
         _scaled(memory.total if memory else None, 2**-30),
         _scaled(busy.gpu if busy else None),
         _scaled(_ask("DeviceGetTemperature", handle, _TEMPERATURE_GPU)),

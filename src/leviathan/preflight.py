@@ -47,6 +47,7 @@ CHECKS: tuple[Callable[[Subject], Check | None], ...] = (
     check_shell.environment,
     check_shell.clock,
     check_shell.limits,
+    check_shell.notify,
 )
 """Every check, in the order it is told; one that has nothing to look at says nothing."""
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 from typing import Any
 
 from leviathan import checkpoints, eta, expected, files, runs, story, telemetry
@@ -20,10 +20,9 @@ _POINTS = 4096
 _EVENTS = 200
 _SMOOTHED_OVER = 20
 """Log lines that the smoothed loss is made of, roughly: its weight of a new one is 1/20."""
-_TREND_OVER = (20, 100)
-"""Fewest and most log lines that a trend is told by."""
-_LEVEL_SE = 2.0
-"""A difference of less than so many standard errors is called none."""
+_LATELY = 20
+"""Log lines that count as the newest, as in ``trends``, which has the same of numpy's arrays."""
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Pulse:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.state = "starting"
-        """starting, running, paused, saving, stopping, restarting; or how it ended."""
+        """starting, running, stalled, paused, saving, stopping, restarting; or how it ended."""
         self.why = ""
         self.session = 0
         self.began_s: float | None = None
@@ -60,9 +59,9 @@ class Pulse:
         """The newest checkpoint, and the wall clock then; empty and 0 where there is none."""
         self.expected: expected.Expected | None = None
         self.history = eta.History()
-        self.changes = 0
-        """Counts the messages that changed anything that is shown."""
         self._pace = _Pace()
+        self._paced = 0
+        """How many of the newest tokens a second are of this session."""
 
     # --- what a view asks ----------------------------------------------------------
 
@@ -100,8 +99,10 @@ class Pulse:
 
     @property
     def tok_s(self) -> float | None:
-        """Computed tokens a second, over all processes, between the two newest log lines."""
-        return self.curves["tok_s"][-1][1] if self.curves["tok_s"] else None
+        """Computed tokens a second over all processes, the median of this session's newest."""
+        curve = self.curves["tok_s"]
+        newest = [curve[n][1] for n in range(-min(_LATELY, self._paced, len(curve)), 0)]
+        return median(newest) if newest else None
 
     @property
     def mfu_pct(self) -> float | None:
@@ -118,18 +119,18 @@ class Pulse:
         return self.history.eta(self.step, self.max_steps)
 
     def trend(self) -> str:
-        """falls, rises or level: the newest log lines, half against half; or nothing yet."""
-        least, most = _TREND_OVER
-        values = [value for _, value in list(self.curves["loss"])[-most:]]
-        half = len(values) // 2
-        if len(values) < least:
+        """falling, rising or level, as ``trends.of`` has it; nothing while that is not known."""
+        curve = self.curves["loss"]
+        window = min(_LATELY, len(curve) // 2)
+        if window < _FEWEST:
             return ""
-        before, now = values[:half], values[-half:]
-        change = fmean(now) - fmean(before)
-        error = math.sqrt((variance(before) + variance(now)) / half)
-        if abs(change) <= _LEVEL_SE * error:
+        values = [curve[n][1] for n in range(-2 * window, 0)]
+        before, newest = values[:window], values[window:]
+        change = fmean(newest) - fmean(before)
+        chance = 2 * math.sqrt((variance(before) + variance(newest)) / window)
+        if abs(change) <= chance:
             return "level"
-        return "falls" if change < 0 else "rises"
+        return "falling" if change < 0 else "rising"
 
     # --- what it is told ------------------------------------------------------------
 
@@ -137,7 +138,6 @@ class Pulse:
         """One message: metrics, event, start, resume, sample, checkpoints, state."""
         handler = getattr(self, f"_{kind}", None)
         if handler and kind in _KINDS:
-            self.changes += 1
             handler(facts)
 
     def _start(self, facts: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ class Pulse:
         self.session, self.state, self.why = session, "starting", ""
         self.now = {"step": step, "max_steps": self.max_steps}
         self.began_s = None
-        self._pace = _Pace()
+        self._pace, self._paced = _Pace(), 0
         for curve in (*self.curves.values(), self.smooth):
             while curve and curve[-1][0] > step:  # what is trained once more
                 curve.pop()
@@ -170,9 +170,11 @@ class Pulse:
         for name in ("loss", "eval_loss", "learning_rate"):
             self._add(name, step, line.get(name))
         if "loss" in line:
-            if self.state in {"starting", "restarting"}:
+            if self.state in {"starting", "restarting", "stalled"}:
                 self.state, self.why = "running", ""
-            self._add("tok_s", step, self._pace.tok_s(line))
+            tok_s = self._pace.tok_s(line)
+            self._add("tok_s", step, tok_s)
+            self._paced += tok_s is not None
             self._smooth(step)
         if (eval_s := files.number(line.get("eval_s"))) is not None:
             self._pace.spend(step, eval_s)
@@ -284,8 +286,8 @@ def of(paths: runs.RunPaths) -> Pulse:
     """
     pulse = Pulse(paths.directory.resolve().name)
     record = runs.read(paths)
-    told = runs.events(paths)
-    for kind, facts in _in_order(told, runs.recent_metrics(paths, told)):
+    recent = runs.recent(paths)
+    for kind, facts in _in_order(recent.events, [*_older(recent), *recent.metrics]):
         pulse.take(kind, facts)
     if record.sessions:
         newest = record.sessions[-1]
@@ -297,6 +299,15 @@ def of(paths: runs.RunPaths) -> Pulse:
     pulse.take("checkpoints", {"found": checkpoints.scan(paths.directory)})
     pulse.take("state", {"state": pulse.state, "why": pulse.why})
     return pulse
+
+
+def _older(recent: runs.Recent) -> Iterator[dict[str, Any]]:
+    """Evaluations from before the newest log lines, as log lines."""
+    first = files.number(recent.metrics[0].get("time")) if recent.metrics else None
+    for line in files.objects(recent.evaluations):
+        moment = files.number(line.get("time"))
+        if first is not None and moment is not None and moment < first:
+            yield {name: value for name, value in line.items() if name != "event"}
 
 
 def _in_order(

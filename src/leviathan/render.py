@@ -47,7 +47,7 @@ class Rendered:
 
     def rows(self) -> list[tuple[str, Any, Origin]]:
         """Every leaf: dotted key, value, origin; for ``render --explain``."""
-        return [(dotted(key), value, self._origin(key)) for key, value in _leaves(self.tree, ())]
+        return [(dotted(key), value, self._origin(key)) for key, value in leaves(self.tree)]
 
     def _origin(self, key: KeyPath) -> Origin:
         for length in range(len(key), 0, -1):
@@ -180,9 +180,10 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _leaves(value: Any, key: KeyPath) -> list[tuple[KeyPath, Any]]:
+def leaves(value: Any, key: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
+    """Every value of a tree that is no tree itself, with its place; plain lists are values."""
     if isinstance(value, dict) and value:
-        return [leaf for name, item in value.items() for leaf in _leaves(item, (*key, name))]
+        return [leaf for name, item in value.items() for leaf in leaves(item, (*key, name))]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [leaf for i, item in enumerate(value) for leaf in _leaves(item, (*key, i))]
+        return [leaf for i, item in enumerate(value) for leaf in leaves(item, (*key, i))]
     return [(key, value)]

@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -70,6 +70,8 @@ class RunRecord:
     successor: dict[str, Any] | None = None
     """{name, overrides} of the smaller run begun instead (``train --shrink``): its overrides
     come on top of the command's."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """{max_hours, budget_usd, usd_hour} of the newest session; null where there is no limit."""
     schema: int = SCHEMA
 
 
@@ -193,8 +195,8 @@ def read(paths: RunPaths) -> RunRecord:
             "use the Leviathan version that wrote it",
         )
     try:
-        sessions = [Session(**session) for session in document.pop("sessions")]
-        record = RunRecord(**document, sessions=sessions)
+        sessions = [Session(**_known(Session, told)) for told in document.pop("sessions")]
+        record = RunRecord(**_known(RunRecord, document), sessions=sessions)
         _refuse_wrong_types(record)
         for session in sessions:
             _refuse_wrong_types(session)
@@ -203,6 +205,14 @@ def read(paths: RunPaths) -> RunRecord:
             f"{paths.record} is damaged: {error}", "restore it, or move the run away"
         ) from error
     return record
+
+
+def _known(kind: type[RunRecord] | type[Session], told: Any) -> dict[str, Any]:
+    """What this version knows of what a later one has written; its schema says it may."""
+    names = {known.name for known in fields(kind)}
+    if not isinstance(told, dict):
+        raise TypeError(f"a {kind.__name__.lower()} is {told!r:.40}")
+    return {name: value for name, value in told.items() if name in names}
 
 
 def _refuse_wrong_types(part: RunRecord | Session) -> None:
@@ -373,23 +383,38 @@ def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     return _undisputed(files.read_json_lines(paths.metrics), beginnings(told))
 
 
-_RECENT_BYTES = 1 << 20
+@dataclass(frozen=True)
+class Recent:
+    """What a run told lately, and what of long ago still matters; read in a moment."""
+
+    events: list[dict[str, Any]]
+    """In the order written, without the saves, removals and evaluations of long ago: in a long
+    run there are ten thousands of those, and a few of all others."""
+    metrics: list[dict[str, Any]]
+    """The newest of ``metrics``."""
+    evaluations: list[bytes]
+    """Every event that tells of an evaluation, as it was written."""
+
+
+_RECENT_METRICS_BYTES = 1 << 20
 """Some 2,500 log lines: more than the time left and every trend are made of (``eta``)."""
+_RECENT_EVENTS_BYTES = 1 << 17
+_SAVE, _REMOVE, _EVAL = (f'"event":"{kind}"'.encode() for kind in ("save", "remove", "eval"))
 
 
-def recent_metrics(paths: RunPaths, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest of ``metrics``, without reading the others, and all evaluations.
-
-    Args:
-        paths: the run.
-        told: its events, which have the evaluations, too, and are few.
-    """
-    lines, whole = files.last_json_lines(paths.metrics, _RECENT_BYTES)
+def recent(paths: RunPaths) -> Recent:
+    """What a run told lately, however long it has been going on."""
+    old, new = files.lines_before_and_in(paths.events, _RECENT_EVENTS_BYTES)
+    evaluations = [line for line in (*old, *new) if _EVAL in line]
+    rare = [ln for ln in old if _SAVE not in ln and _REMOVE not in ln and _EVAL not in ln]
+    found = files.objects((*rare, *new))
+    told = [e for e in found if isinstance(e.get("event"), str)]
+    lines, whole = files.last_json_lines(paths.metrics, _RECENT_METRICS_BYTES)
     if not whole:
         first = lines[0].get("time") if lines else None
-        older = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
-        lines = [*({n: v for n, v in e.items() if n != "event"} for e in older), *lines]
-    return _undisputed(lines, beginnings(told))
+        before = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
+        lines = [*({n: v for n, v in e.items() if n != "event"} for e in before), *lines]
+    return Recent(told, _undisputed(lines, beginnings(told)), evaluations)
 
 
 def _is_before(moment: Any, other: Any) -> bool:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -99,11 +99,15 @@ class Series:
         return self.curves.get(name, _EMPTY)
 
 
-class _Line(msgspec.Struct):
+_MOST = 2**53
+"""Steps beyond what floats count exactly are a damaged file's."""
+
+
+class _Line(msgspec.Struct, gc=False):
     """What is used of a log line. Whatever else it has, now or in versions to come, is not."""
 
-    step: int
-    session: int
+    step: Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
+    session: Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
     time: Any = None
     monotonic_s: Any = None
     loss: Any = None
@@ -116,6 +120,13 @@ class _Line(msgspec.Struct):
     memory: Any = msgspec.field(default=None, name="memory/max_allocated (GiB)")
 
 
+class _Evaluation(msgspec.Struct, gc=False):
+    step: Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
+    session: Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
+    time: Any = None
+    eval_loss: Any = None
+
+
 _FIGURES = ("time", "monotonic_s", "loss", "eval_loss", "eval_s", "learning_rate", "grad_norm",
             "data_s", "tokens", "memory")  # fmt: skip
 
@@ -125,10 +136,30 @@ def read(paths: runs.RunPaths) -> Series:
     return _series(files.line_blocks(paths.metrics), runs.events(paths))
 
 
-def recent(paths: runs.RunPaths, events: list[dict[str, Any]]) -> Series:
-    """Its newest log lines (``runs.recent_metrics``) and all evaluations, in a moment."""
-    lines = runs.recent_metrics(paths, events)
-    return _series([[msgspec.json.encode(line) for line in lines]], events)
+def recent(told: runs.Recent) -> Series:
+    """The curves of the newest log lines, and all evaluations, in a moment."""
+    lines = [msgspec.json.encode(line) for line in told.metrics]
+    found = _series([lines], told.events)
+    evaluations = _evaluations(told.evaluations, runs.beginnings(told.events))
+    if len(evaluations) > len(found["eval_loss"]):
+        found.curves["eval_loss"] = evaluations
+    return found
+
+
+def _evaluations(lines: Iterable[bytes], began: dict[int, int]) -> Curve:
+    """All evaluations that count, by the events that tell of them."""
+    decode = msgspec.json.Decoder(_Evaluation).decode
+    told: list[_Evaluation] = []
+    for line in lines:
+        try:
+            told.append(decode(line))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            continue
+    step, session = (np.array([getattr(e, n) for e in told], np.int64) for n in ("step", "session"))
+    value, time_s = (_floats([getattr(e, n) for e in told]) for n in ("eval_loss", "time"))
+    kept = _kept(step, session, began)
+    table = {"step": step[kept], "session": session[kept], "time": time_s[kept]}
+    return _curve(table, value[kept])
 
 
 def _series(blocks: Iterable[list[bytes]], events: list[dict[str, Any]]) -> Series:
@@ -171,7 +202,7 @@ class _Columns:
         for name, pieces in self.ints.items():
             pieces.append(np.array([getattr(line, name) for line in lines], np.int64))
         for name, told in self.floats.items():
-            told.append(np.array([_number(getattr(line, name)) for line in lines]))
+            told.append(_floats([getattr(line, name) for line in lines]))
 
 
 def _table(blocks: Iterable[list[bytes]]) -> tuple[dict[str, NDArray[Any]], int, int]:
@@ -193,16 +224,20 @@ def _decoded(blocks: Iterable[list[bytes]]) -> Iterator[tuple[list[_Line], int]]
         found, bad = [], 0
         for line in raw:
             try:
-                told = decode(line)
+                found.append(decode(line))
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 bad += bool(line.strip())
-                continue
-            if abs(told.step) < _MOST and abs(told.session) < _MOST:
-                found.append(told)
         yield found, bad
 
 
-_MOST = 2**53
+def _floats(values: list[Any]) -> NDArray[np.float64]:
+    """The numbers among values that others may have damaged, NaN for the others."""
+    if set(map(type, values)) <= _PLAIN:
+        return np.array(values, np.float64)  # None becomes NaN
+    return np.array([_number(value) for value in values])
+
+
+_PLAIN = {float, type(None)}
 
 
 def _number(value: Any) -> float:

@@ -16,7 +16,6 @@ from typing import Any
 from leviathan import (
     checkpoints,
     corpus,
-    expected,
     files,
     ladder,
     launch,
@@ -26,9 +25,10 @@ from leviathan import (
     recovery,
     render,
     runs,
+    survey,
     train,
 )
-from leviathan.budget import Budget
+from leviathan.budget import USED_UP, Budget
 from leviathan.diagnosis import Diagnosis, diagnose
 from leviathan.errors import Refused
 from leviathan.ladder import Change
@@ -92,7 +92,8 @@ def run(
             ending, smaller = attempts.run()
         if smaller is None:
             return ending
-        listener("notice", {"text": f"going on with the smaller run {smaller.paths.directory}"})
+        text = f"going on with the smaller run {smaller.paths.directory}"
+        listener("notice", {"text": text, "cause": "memory", "paths": smaller.paths})
         if smaller.action == "nothing":  # trained to its end by an earlier --shrink
             return Ending(smaller, Outcome("done", _newest_step(smaller), None))
         decision = smaller
@@ -146,7 +147,7 @@ class _Attempts:
             if not self._wait(action):
                 return self._stopped(outcome, self.requests.first), None
             if self._unspent_s() == 0:
-                return self._stopped(outcome, "the budget is used up"), None
+                return self._stopped(outcome, USED_UP), None
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
                 aside=tuple(aside), record=self.record, notes=(),
@@ -165,15 +166,16 @@ class _Attempts:
         self._began = time.monotonic()
         self.record = record = self._record()
         left_s = _left_s(self.budget, self.paths, record)
-        session = _begin_session(decision, record)
+        session = _begin_session(decision, record, _heard(self.paths, record))
         record.again = train.resume_command(decision, self.repeat)
+        record.budget = asdict(self.budget)
         _set_aside(decision, session.number)
         rendered = train.render(decision, Path(self.sample.path), session.number)
         _drop_half_prepared(self.paths)
         profile = decision.config.profile
         launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
         if decision.action == "start" and not decision.probe:
-            expected.note(self.paths, decision.config)
+            survey.expect(decision.config, self.paths)
         runs.write(self.paths, record)
         self._take_over_rungs()
         _announce(decision, session, rendered, self.listener)
@@ -329,7 +331,7 @@ class _Attempts:
         else:
             pause = f" in {action.delay_s:g} s" if action.delay_s else ""
             text = f"step {outcome.step}: {diagnosis.text}; {what}, going on {where}{pause}"
-        self.listener("warning", {"text": text})
+        self.listener("warning", {"text": text, "cause": diagnosis.kind})
 
     def _wait(self, action: recovery.Action) -> bool:
         """Wait as the action says; False when asked to stop meanwhile."""
@@ -340,7 +342,7 @@ class _Attempts:
         end = time.monotonic() + self._unspent_s()
         while machine.free_bytes(self.paths.directory) < needed:
             if time.monotonic() >= end:  # a machine that waits is paid for, too
-                self.requests.ask("the budget is used up")
+                self.requests.ask(USED_UP)
             if not self.requests.wait(_DISK_POLL_S):
                 return False
         return not self.requests.stop
@@ -395,8 +397,7 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
     Raises:
         Refused: it is spent.
     """
-    lines = [*runs.events(paths), *files.read_json_lines(paths.metrics)]
-    left = budget.left_s(runs.seconds(record, runs.last_heard(record, lines)))
+    left = budget.left_s(runs.seconds(record, _heard(paths, record)))
     if left == 0:
         count = len(record.sessions)
         raise Refused(
@@ -404,6 +405,12 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
             f"session{'s' * (count != 1)}", "raise it to go on",
         )  # fmt: skip
     return left
+
+
+def _heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
+    """When each session was last heard of."""
+    told = runs.recent(paths)
+    return runs.last_heard(record, [*told.events, *told.metrics])
 
 
 def _refuse_overtaken(decision: Decision) -> None:
@@ -425,8 +432,12 @@ def _refuse_overtaken(decision: Decision) -> None:
         )
 
 
-def _begin_session(decision: Decision, record: runs.RunRecord) -> runs.Session:
+def _begin_session(
+    decision: Decision, record: runs.RunRecord, heard: dict[int, float]
+) -> runs.Session:
     resume = decision.resume_from
+    for before in record.sessions:  # one whose supervisor was killed has no end of its own
+        before.ended = heard[before.number] if before.ended is None else before.ended
     session = runs.Session(
         number=len(record.sessions) + 1,
         started=time.time(),

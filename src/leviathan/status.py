@@ -1,14 +1,16 @@
 """Owns what a run looks like from outside: its summary, made of files alone.
 
-Does not need the writer alive, nor change anything. Showing it is ``cli_runs``.
+Does not need the writer alive, nor change anything, and reads the newest log lines only.
+Showing it is ``cli_status``.
 """
 
+import json
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from leviathan import checkpoints, eta, files, machine, runs
+from leviathan import checkpoints, eta, expected, files, machine, runs, series, telemetry, trends
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class RunSummary:
     name: str
     directory: str
     state: str
-    """running, stopped, done, failed or crashed, checked against the process table."""
+    """running, stalled, stopped, done, failed or crashed, checked against the process table."""
     why: str
     """How it came to this state; empty where the state says it all."""
     step: int
@@ -26,9 +28,21 @@ class RunSummary:
     epoch: float | None
     percent: float | None
     loss: float | None
+    """Of the newest log line."""
+    loss_trend: trends.Trend | None
+    """Of the newest log lines against those before."""
     eval_loss: float | None
+    eval_change: float | None
+    """Since the evaluation before."""
+    lowest_eval_loss: float | None
+    lowest_eval_step: int | None
     learning_rate: float | None
     tok_s: float | None
+    """Computed tokens a second over all processes, of the newest steps."""
+    mfu_pct: float | None
+    """Model FLOPs utilisation; None where no peak is known, as on a CPU."""
+    step_s: float | None
+    """Seconds of a usual step."""
     eta_s: float | None
     """Seconds of training left (``eta``); None unless running, and without evidence."""
     eta_low_s: float | None
@@ -36,13 +50,30 @@ class RunSummary:
     eta_high_s: float | None
     eta_from: str
     """What it was made of; empty unless running."""
+    gpus: tuple[machine.GpuState, ...]
+    """As last sampled; empty without GPUs."""
+    resident_gib: float | None
+    """Memory of the training processes, as last sampled."""
+    sampled: float | None
+    """When that was."""
     last_checkpoint: str | None
     """The newest sound one."""
+    last_saved: float | None
+    """When it was."""
     best_checkpoint: str | None
     """The sound one with the lowest evaluation loss."""
+    free_disk_gib: float
+    checkpoint_gib: float | None
+    """What the next save will take."""
+    disk_full_in_s: float | None
+    """If it goes on filling as it did; None where it does not fill, or nobody knows."""
     sessions: int
     hours: float
     """Summed over all sessions."""
+    usd: float | None
+    """What they cost; None where no price is known."""
+    budget: dict[str, float | None]
+    """{max_hours, budget_usd, usd_hour} as the newest session was told; {} without."""
     began: float
     """When the newest session began."""
     active: float
@@ -50,6 +81,8 @@ class RunSummary:
     warnings: tuple[str, ...]
     next: str
     """The command to type now."""
+    curve: tuple[float, ...]
+    """The newest losses, averaged to a few points: enough to see where they go."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``status --json``."""
@@ -63,48 +96,51 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         BadInput: there is no run, or its record is damaged.
     """
     record = runs.read(paths)
-    state = runs.true_state(record)
-    events, metrics = runs.events(paths), runs.metrics(paths)
+    recent = runs.recent(paths)
+    events, metrics = recent.events, recent.metrics
     trained = [*metrics, *(e for e in events if e["event"] in _OF_TRAINING)]
     step, max_steps = _progress(record, trained)
+    heard = runs.last_heard(record, [*events, *metrics])
+    garbage = not metrics and files.has_content(paths.metrics)
     # A session that has logged nothing yet stands where it began: not at what was lost.
     metrics = [line for line in metrics if line["step"] <= step]
-    running = state == "running"
-    left = eta.History(events, metrics).eta(step, max_steps) if running else _OVER
-    last, best = _checkpoints(paths)
-    now = time.time()
-    heard = runs.last_heard(record, [*events, *metrics])
+    state = runs.true_state(record)
+    told = eta.History(events, metrics)
+    left = told.eta(step, max_steps) if state == "running" else _OVER
+    curves = series.recent(replace(recent, metrics=metrics))
+    standstill = _standstill(paths, state, trends.usual(curves["step_s"]))
+    now, samples = time.time(), telemetry.recent(paths)
+    hours = runs.seconds(record, heard, now if state == "running" else None) / 3600
     return RunSummary(
         name=paths.directory.resolve().name,
         directory=str(paths.directory),
-        state=state,
-        why=_why(paths, record, state, events),
+        state="stalled" if standstill else state,
+        why=standstill or _why(paths, record, state, events),
         step=step,
         max_steps=max_steps,
         epoch=_last(metrics, "epoch"),
         percent=min(100 * step / max_steps, 100.0) if max_steps else None,
-        loss=_last(metrics, "loss"),
-        eval_loss=_last(metrics, "eval_loss"),
-        learning_rate=_last(metrics, "learning_rate"),
-        tok_s=_last(metrics, "tokens/train_per_sec_per_gpu"),
+        **_figures(metrics, curves, expected.read(paths)),
         eta_s=left.mid_s,
         eta_low_s=left.low_s,
         eta_high_s=left.high_s,
         eta_from=left.source,
-        last_checkpoint=last,
-        best_checkpoint=best,
+        **_machine(samples),
+        **_saved(paths, samples if state == "running" else []),
         sessions=len(record.sessions),
-        hours=runs.seconds(record, heard, now if running else None) / 3600,
+        hours=hours,
+        **_money(record, hours),
         began=record.sessions[-1].started if record.sessions else record.created,
         active=max([record.created, *heard.values()]),
-        warnings=_warnings(events),
+        warnings=_warnings(events, (f"no line of {paths.metrics} can be read",) * garbage),
         next=_next(paths, record, state),
     )
 
 
 def history(paths: runs.RunPaths) -> eta.History:
     """What the run has told of its pace."""
-    return eta.History(runs.events(paths), runs.metrics(paths))
+    told = runs.recent(paths)
+    return eta.History(told.events, told.metrics)
 
 
 _OVER = eta.Eta(None, None, None, "")
@@ -128,10 +164,82 @@ def _last(lines: list[dict[str, Any]], name: str) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-def _checkpoints(paths: runs.RunPaths) -> tuple[str | None, str | None]:
-    sound = [c for c in checkpoints.scan(paths.directory) if c.sound]
-    best = next((c.path.name for c in sound if c.best), None)
-    return (sound[-1].path.name if sound else None), best
+def _figures(
+    metrics: list[dict[str, Any]], curves: series.Series, plan: expected.Expected | None
+) -> dict[str, Any]:
+    """Losses, rates, and where they go."""
+    evals = curves["eval_loss"]
+    lowest = int(evals.value.argmin()) if len(evals) else None
+    tok_s = trends.usual(curves["tok_s"].of(curves.parts[-1].session)) if curves.parts else None
+    return {
+        "loss": _last(metrics, "loss"),
+        "loss_trend": trends.of(curves["loss"]),
+        "eval_loss": _last(metrics, "eval_loss"),
+        "eval_change": float(evals.value[-1] - evals.value[-2]) if len(evals) > 1 else None,
+        "lowest_eval_loss": None if lowest is None else float(evals.value[lowest]),
+        "lowest_eval_step": None if lowest is None else int(evals.step[lowest]),
+        "learning_rate": _last(metrics, "learning_rate"),
+        # An older Leviathan's lines tell no clock that cannot be set; Axolotl's own figure
+        # counts the tokens that are trained on only, of one process.
+        "tok_s": _last(metrics, "tokens/train_per_sec_per_gpu") if tok_s is None else tok_s,
+        "mfu_pct": plan.mfu_pct(tok_s) if plan else None,
+        "step_s": trends.usual(curves["step_s"]),
+        "curve": trends.points(curves["loss"]),
+    }
+
+
+def _machine(samples: list[telemetry.Sample]) -> dict[str, Any]:
+    newest = samples[-1] if samples else None
+    return {
+        "gpus": newest.gpus if newest else (),
+        "resident_gib": newest.resident_gib if newest else None,
+        "sampled": newest.time_s if newest else None,
+    }
+
+
+def _saved(paths: runs.RunPaths, samples: list[telemetry.Sample]) -> dict[str, Any]:
+    """Checkpoints, and the room for the next."""
+    found = checkpoints.scan(paths.directory)
+    sound = [c for c in found if c.sound]
+    size = checkpoints.newest_bytes(found)
+    return {
+        "last_checkpoint": sound[-1].path.name if sound else None,
+        "last_saved": sound[-1].modified if sound else None,
+        "best_checkpoint": next((c.path.name for c in sound if c.best), None),
+        "free_disk_gib": machine.free_gib(paths.directory),
+        "checkpoint_gib": None if size is None else size / 2**30,
+        "disk_full_in_s": telemetry.disk_full_in_s(samples),
+    }
+
+
+def _money(record: runs.RunRecord, hours: float) -> dict[str, Any]:
+    names = ("max_hours", "budget_usd", "usd_hour")
+    told = {name: files.number(record.budget.get(name)) for name in names}
+    price = told["usd_hour"]
+    return {
+        "usd": None if price is None else hours * price,
+        "budget": told if any(value is not None for value in told.values()) else {},
+    }
+
+
+_STALLED_STEPS, _STALLED_S = 10.0, 900.0
+"""The defaults of the guards; a profile's own limits are its supervisor's to keep."""
+
+
+def _standstill(paths: runs.RunPaths, state: str, step_s: float | None) -> str:
+    """Why a run that should be training looks as if it stood still; empty where it does not."""
+    if state != "running" or not step_s or paths.pause.exists():
+        return ""
+    try:
+        idle_s = time.time() - paths.phase.stat().st_mtime
+        phase = json.loads(paths.phase.read_bytes())["phase"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # between two sessions, or starting
+    if phase not in {"train", "eval", "save"} or idle_s <= max(_STALLED_STEPS * step_s, _STALLED_S):
+        return ""
+    return (
+        f"no sign of life for {idle_s / 60:.0f} min in phase {phase}, a step takes {step_s:.3g} s"
+    )
 
 
 def _why(
@@ -181,7 +289,7 @@ def _why_crashed(paths: runs.RunPaths, supervisor: dict[str, Any]) -> str:
     return f"its process {supervisor.get('pid')} is gone: killed or power loss{saving}"
 
 
-def _warnings(events: list[dict[str, Any]]) -> tuple[str, ...]:
+def _warnings(events: list[dict[str, Any]], own: tuple[str, ...]) -> tuple[str, ...]:
     """What the run warned of and what was quarantined, each once, in the order of the first."""
     told: dict[str, None] = {}
     for event in events:
@@ -189,7 +297,7 @@ def _warnings(events: list[dict[str, Any]]) -> tuple[str, ...]:
             told[event["text"]] = None
         elif event["event"] == "quarantine":
             told[f"checkpoint-{event.get('step')} quarantined: {event.get('reason')}"] = None
-    return tuple(told)
+    return (*told, *own)
 
 
 def _next(paths: runs.RunPaths, record: runs.RunRecord, state: str) -> str:

@@ -25,7 +25,8 @@ from leviathan.render import PLUGIN
 from leviathan.watchdog import Finding, Watchdog
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Called with a kind (metrics, event, notice, warning, tick) and its facts."""
+"""Called with a kind (metrics, event, notice, warning, start, resume, tick) and its facts. What
+follows a failed session has its ``cause``, a diagnosis's kind, among them."""
 
 _POLL_S = 0.2
 _DEBOUNCE_S = 0.1

@@ -4,6 +4,7 @@ calibrations, this RAM.
 Reads files and asks the machine. Does not predict (``plan``).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from leviathan import (
     calibrations,
     figures,
+    files,
     knobs,
     layers,
     lengths,
@@ -110,6 +112,16 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     known = tuple(calibrations.read())
     ram_gib = machine.ram_gib()
     return Survey(config, shape, statistics, known, ram_gib, measured_at, _begun(config))
+
+
+def expect(config: Config, paths: runs.RunPaths) -> None:
+    """Keep the plan of a run that begins beside it, to be held against it (``expected``).
+
+    Training does not depend on it: what cannot be planned is told by those it matters to.
+    """
+    paths.plan.unlink(missing_ok=True)  # of a run that is begun anew
+    with suppress(LeviathanError), files.unless_full():
+        files.write_json(paths.plan, plan.as_document(take(config).plan()))
 
 
 def lengths_of(

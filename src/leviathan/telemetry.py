@@ -6,9 +6,10 @@ Does not judge it: ``watchdog`` acts on heat, ``verdicts`` tells what slowed a r
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from leviathan import files, machine, runs
@@ -109,10 +110,38 @@ def _shown_gpus() -> set[int] | None:
     return {int(p) for p in parts} if parts and all(p.strip().isdecimal() for p in parts) else None
 
 
+def recent(paths: runs.RunPaths) -> list[Sample]:
+    """The newest samples, some hours of them, without reading the others."""
+    lines, _ = files.last_json_lines(paths.telemetry, 1 << 18)
+    return [sample for line in lines if (sample := _sample(line))]
+
+
 def last(paths: runs.RunPaths) -> Sample | None:
     """The newest sample that is whole."""
     lines, _ = files.last_json_lines(paths.telemetry, 1 << 14)
-    return next((s for line in reversed(lines) if (s := _sample(line))), None)
+    return next((sample for line in reversed(lines) if (sample := _sample(line))), None)
+
+
+_LEAST_S, _LEAST_SHARE = 1800.0, 0.01
+
+
+def disk_full_in_s(samples: Sequence[Sample]) -> float | None:
+    """Seconds until the disk is full if it goes on filling as it did; None if it does not.
+
+    By the medians of the first and the last tenth of the samples, at least half an hour
+    apart: saves come and go meanwhile. Less than 1 % of the free space is no trend.
+    """
+    told = [(s.time_s, s.free_disk_gib) for s in samples if s.free_disk_gib is not None]
+    tenth = len(told) // 10
+    if not tenth:
+        return None
+    (since, before), (until, after) = (
+        (median(t for t, _ in part), median(f for _, f in part))
+        for part in (told[:tenth], told[-tenth:])
+    )
+    if until - since < _LEAST_S or before - after < _LEAST_SHARE * before:
+        return None
+    return after * (until - since) / (before - after)
 
 
 def read(paths: runs.RunPaths) -> list[Sample]:

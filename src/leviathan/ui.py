@@ -109,7 +109,7 @@ def _cell(value: Any) -> str:
 
 
 _STATES = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red",
-           "crashed": "bold red", "damaged": "bold red",
+           "stalled": "bold red", "crashed": "bold red", "damaged": "bold red",
            "pass": "green", "warn": "yellow", "fail": "bold red"}  # fmt: skip
 
 
@@ -295,6 +295,22 @@ def bar(share: float, width: int) -> Text:
     """A progress bar of ``width`` cells."""
     full = round(min(max(share, 0.0), 1.0) * width)
     return Text.assemble(("━" * full, "cyan"), ("─" * (width - full), "dim"))
+
+
+def sparkline(
+    values: Sequence[float | None], low: float = math.inf, high: float = -math.inf
+) -> str:
+    """A curve in one line of blocks, a column a value; None is a gap.
+
+    Args:
+        values: heights.
+        low, high: of the scale, where other lines share it; else the values' own.
+    """
+    told = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min([low, *told]), max([high, *told])
+    span = high - low or 1.0
+    eighths = (None if v is None else 1 + round(7 * (v - low) / span) for v in values)
+    return "".join(" " if size is None else _BLOCKS[min(max(size, 1), 8)] for size in eighths)
 
 
 def size(count: float) -> str:

@@ -117,7 +117,7 @@ def _figures(pulse: Pulse, colours: Palette, width: int) -> list[Text]:
         far.append(("epoch", f"{epoch:.2f}"))
     if pulse.state in _LIVING and pulse.max_steps:
         far.append(("left", _left(pulse)))
-    arrow = {"falls": " ↓", "rises": " ↑", "level": " →"}.get(pulse.trend(), "")
+    arrow = {"falling": " ↓", "rising": " ↑", "level": " →"}.get(pulse.trend(), "")
     figures = (
         ("loss", pulse.figure("loss"), ".4g", arrow),
         ("eval", pulse.eval_loss, ".4g", _best_eval(pulse)),
@@ -133,7 +133,7 @@ def _figures(pulse: Pulse, colours: Palette, width: int) -> list[Text]:
     return [*_flow(far, colours, width), *(_flow(goes, colours, width) if goes else [])]
 
 
-_LIVING = {"starting", "running", "paused", "saving", "stopping", "restarting"}
+_LIVING = {"starting", "running", "paused", "saving", "stopping", "restarting", "stalled"}
 
 
 def _best_eval(pulse: Pulse) -> str:

@@ -90,7 +90,7 @@ def _plot_title(
             sign = _MARK if _are_marks(drawn, columns) else "⠒⠒"
             title.append(f"   {sign} eval", colours.second)
     elif drawn[which.curves[0]]:
-        title.append(f"  {drawn[which.curves[0]][-1][1]:{which.form}}")
+        title.append(f"   {drawn[which.curves[0]][-1][1]:{which.form}}")
     return title
 
 

@@ -29,6 +29,8 @@ from leviathan.pulse import Pulse
 
 _POLL_S = 1.0
 _CURVES_EVERY_S = 2.0
+_JUDGED_EVERY_S = 20.0
+"""Whether it has stalled takes a look at all of the run (``status``)."""
 _MESSAGE_S = 20.0
 _LOG_LINES = 200
 _WIDE, _TALL = 110, 34
@@ -137,14 +139,17 @@ class WatchApp(App[None]):
     def _look(self) -> None:
         """Follow the run; a file system that hangs holds up this thread alone."""
         follower = watching.Follower(self.paths)
+        judged_s = time.monotonic()
         while not self._over:
             try:
                 over = follower.poll(self._take)
                 self._log_tail.poll()
-                if over:
+                if over or time.monotonic() - judged_s >= _JUDGED_EVERY_S:
+                    judged_s = time.monotonic()
                     found = status.summarize(self.paths)
-                    self._take("state", {"state": found.state, "why": found.why})
-                    self._over = True
+                    if over or found.state == "stalled":
+                        self._take("state", {"state": found.state, "why": found.why})
+                    self._over = over
             except (OSError, LeviathanError) as error:  # gone for a moment, or for good
                 self._say(str(error))
             time.sleep(self._poll_s)

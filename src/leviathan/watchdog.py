@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leviathan import guards, machine, runs
+from leviathan.budget import USED_UP
 from leviathan.config import Guards
 
 _HEAT_EVERY_S = 10.0
@@ -95,7 +96,7 @@ class Watchdog:
         if self._clock() < self._deadline - reserve:
             return None
         self._asked = True
-        return Finding("stop", "budget", "the budget is used up")
+        return Finding("stop", "budget", USED_UP)
 
     def _temperature(self) -> Finding | None:
         now = self._clock()

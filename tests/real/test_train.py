@@ -13,6 +13,8 @@ import time
 import pytest
 from project import RUN, TINY, Project
 
+from leviathan import expected, runs, series, telemetry
+
 pytestmark = pytest.mark.real
 
 
@@ -31,6 +33,24 @@ def test_the_loss_falls(reference):
     curve = reference.curve(RUN)
     first, last = curve[0][1], sum(loss for _, loss, _, _ in curve[-10:]) / 10
     assert last < first - 0.2
+
+
+def test_a_run_tells_what_it_does_and_what_was_expected_of_it(reference):
+    paths = runs.RunPaths(reference.path(RUN))
+    told = series.read(paths)
+    assert len(told["loss"]) == len(told["data_s"]) == 98
+    assert (told["data_s"].value < 1).all()  # rows of a tokenised file wait for nothing
+    evaluations = [(e["step"], e["eval_loss"]) for e in runs.events(paths) if e["event"] == "eval"]
+    assert evaluations == list(zip(told["eval_loss"].step, told["eval_loss"].value, strict=True))
+    assert [step for step, _ in evaluations] == [0, 20, 40, 60, 80, 98]
+    plan = expected.read(paths)
+    assert plan.steps == 98
+    assert plan.memory_gib[0] <= plan.memory_gib[1] <= plan.memory_gib[2]
+    samples = telemetry.read(paths)
+    assert samples
+    assert samples[-1].session == 1
+    # The launcher and what it started, of which torch alone takes more than this.
+    assert samples[-1].resident_gib > 0.1
 
 
 def test_one_ctrl_c_saves_this_very_step_and_says_how_to_go_on(stopped):
