@@ -207,11 +207,14 @@ def test_the_report_is_opened_only_where_the_person_sits(run, monkeypatch, env, 
 def test_a_run_that_stalls_is_called_so_until_it_goes_on(run, monkeypatch):
     monkeypatch.setattr(ui_watch, "_JUDGED_EVERY_S", 0.1)
     monkeypatch.setattr(time, "time", lambda: NOW + 7200)
+    run.paths.phase.write_text('{"phase": "train", "step": 410}')
+    os.utime(run.paths.phase, (NOW, NOW))
 
     async def goes_on(app, pilot):
         await pilot.pause(0.5)
         assert "leviathan_10pct_a4000  stalled" in screen(app)
         run.now = NOW + 7199
+        os.utime(run.paths.phase, (run.now, run.now))
         run.train(1, saves=False)
         await pilot.pause(0.5)
 
