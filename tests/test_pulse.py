@@ -94,7 +94,7 @@ def test_what_is_kept_is_bounded():
     for step in range(1, 6001):
         found.take("metrics", {"session": 1, "step": step, "loss": 1.0, "learning_rate": 1e-4})
         found.take("event", {"event": "save", "session": 1, "step": step, "time": 1.0})
-    assert {len(found.curves["loss"]), len(found.smooth), len(found.told)} == {4096, 200}
+    assert (len(found.curves["loss"]), len(found.smooth), len(found.routine)) == (4096, 4096, 200)
     assert found.curves["loss"][-1] == (6000, 1.0)
 
 
@@ -136,6 +136,22 @@ def test_state(kinds, state):
     for kind in kinds:
         found.take("event", {"event": kind, "session": 1, "step": 3, "text": "hot", "why": "x"})
     assert found.state == state
+
+
+def test_what_is_rare_is_not_buried_by_what_is_routine():
+    found = pulse.Pulse()
+    for step in range(0, 100, 10):
+        found.take("event", {"event": "save", "session": 1, "step": step, "time": 1000.0 - step})
+        if step in (20, 50):
+            found.take(
+                "event", {"event": "warning", "session": 1, "step": step, "text": f"at {step}"}
+            )
+    texts = [told.text for told in found.news(5)]
+    assert texts == ["at 20", "at 50", *(f"saved checkpoint-{n}" for n in (70, 80, 90))]
+    assert [told.text for told in found.news(3)] == ["at 50", *texts[-2:]]
+    assert [told.text for told in found.news(1)] == texts[-1:]
+    assert found.news(0) == []
+    assert len(found.news(50)) == 12
 
 
 def test_messages_of_a_later_version_change_nothing():

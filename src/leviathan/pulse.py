@@ -6,8 +6,9 @@ Fed with messages, reads files only to begin with (``of``), shows nothing.
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean, median, variance
 from typing import Any
 
@@ -33,6 +34,8 @@ class Told:
     grade: str
     """good, note, warn or bad."""
     text: str
+    number: int
+    """Counts the events; clocks may be set."""
 
 
 class Pulse:
@@ -53,6 +56,8 @@ class Pulse:
         self.resumes: deque[int] = deque(maxlen=32)
         """Steps that sessions resumed from."""
         self.told: deque[Told] = deque(maxlen=_EVENTS)
+        self.routine: deque[Told] = deque(maxlen=_EVENTS)
+        """Apart from all others, which they would bury: saves, evaluations, removals."""
         self.sample: telemetry.Sample | None = None
         self.saved: tuple[checkpoints.Checkpoint, ...] = ()
         self.last_save, self.saved_s = "", 0.0
@@ -60,6 +65,7 @@ class Pulse:
         self.expected: expected.Expected | None = None
         self.history = eta.History()
         self._pace = _Pace()
+        self._events = 0
         self._paced = 0
         """How many of the newest tokens a second are of this session."""
 
@@ -73,7 +79,10 @@ class Pulse:
     @property
     def heard_s(self) -> float:
         """How long the newest session lasted, as far as it was heard of."""
-        moments = [files.number(self.now.get("time")), *(told.time_s for told in self.told)]
+        moments = [
+            files.number(self.now.get("time")),
+            *(told.time_s for told in (*self.told, *self.routine)),
+        ]
         last = max((m for m in moments if m is not None), default=0.0)
         return max(last - self.began_s, 0.0) if self.began_s else 0.0
 
@@ -117,6 +126,14 @@ class Pulse:
     def eta(self) -> eta.Eta:
         """What is left after the newest log line."""
         return self.history.eta(self.step, self.max_steps)
+
+    def news(self, count: int) -> list[Told]:
+        """The newest events in order: two that are routine, and more where there is room."""
+        rare = min(max(count - 2, 0), len(self.told))
+        routine = min(count - rare, len(self.routine))
+        rare = min(count - routine, len(self.told))
+        newest = (*_last(self.told, rare), *_last(self.routine, routine))
+        return sorted(newest, key=lambda told: told.number)
 
     def trend(self) -> str:
         """falling, rising or level, as ``trends.of`` has it; nothing while that is not known."""
@@ -202,7 +219,9 @@ class Pulse:
         found = story.line(event)
         moment = files.number(event.get("time")) or 0.0
         if found:
-            self.told.append(Told(moment, *found))
+            self._events += 1
+            kept = self.routine if kind in _ROUTINE else self.told
+            kept.append(Told(moment, *found, self._events))
         if kind in {"start", "resume"} and event.get("session") == self.session:
             self.began_s = moment or None
         if kind == "save":
@@ -233,6 +252,11 @@ class Pulse:
         self.state, self.why = facts["state"], facts.get("why", "")
 
 
+def _last(told: Sequence[Told], count: int) -> Iterator[Told]:
+    return islice(told, len(told) - count, None)
+
+
+_ROUTINE = {"save", "eval", "remove"}
 _KINDS = {"start", "resume", "metrics", "event", "sample", "checkpoints", "state"}
 _STATES = {
     "train_begin": "running",

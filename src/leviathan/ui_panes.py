@@ -125,12 +125,12 @@ def _axis(pulse: Pulse, window: Window, colours: Palette, columns: int) -> Text:
 
 
 def events(pulse: Pulse, colours: Palette, width: int, height: int) -> Text:
-    """The newest events, the newest last."""
+    """The newest events, the newest last; what is rare before what is routine."""
     grades = {"good": colours.good, "warn": colours.warn, "bad": colours.bad}
     lines = [
         Text.assemble((_clock(told.time_s), colours.faint), "  ",
                       (told.text, grades.get(told.grade, "")))
-        for told in list(pulse.told)[-max(height - 1, 0) :]
+        for told in pulse.news(max(height - 1, 0))
     ]  # fmt: skip
     return _listed("events", lines, colours, width)
 

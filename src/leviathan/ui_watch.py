@@ -86,7 +86,7 @@ class WatchApp(App[None]):
     #curves { layout: grid; grid-size: 1; height: 5fr; }
     #lists { layout: grid; grid-size: 1; height: 4fr; }
     .wide #curves { grid-size: 2; grid-gutter: 1 2; margin-top: 1; }
-    .wide #lists { grid-size: 2; grid-gutter: 1 2; margin-top: 1; }
+    .all-lists #lists { grid-size: 2; grid-gutter: 1 2; margin-top: 1; }
     #message { height: auto; max-height: 9; display: none; text-wrap: wrap; text-overflow: fold; }
     #keys { height: 1; }
     """
@@ -162,7 +162,10 @@ class WatchApp(App[None]):
 
     def on_resize(self, event: Resize) -> None:
         """Other panes may fit."""
-        self._wide = event.size.width >= _WIDE and event.size.height >= _TALL
+        wide = event.size.width >= _WIDE and event.size.height >= _TALL
+        if wide != self._wide:
+            self._wide = wide
+            self._list = -1 if wide else max(self._list, 0)
         self.screen.set_class(self._wide, "wide")
         self.query_one("#lists").display = event.size.height >= _LISTS_FROM
         self._arrange()
@@ -173,7 +176,8 @@ class WatchApp(App[None]):
         for place, plot in enumerate(ui_panes.PLOTS):
             self._panes[_plot_id(plot)].display = wide or place == self._plot
         for place, name in enumerate(LISTS):
-            self._panes[name].display = wide or place == self._list
+            self._panes[name].display = place == self._list or (wide and self._list < 0)
+        self.screen.set_class(wide and self._list < 0, "all-lists")
         self._redraw()
 
     def _redraw(self) -> None:
@@ -245,7 +249,7 @@ class WatchApp(App[None]):
         if self._over:
             keys = [key for key in keys if key[0] not in "sw"]
         if self._wide:
-            keys = [key for key in keys if key[1] not in {"curves", "list"}]
+            keys = [key for key in keys if key[1] != "curves"]
         room = self.size.width - 2
         while len(keys) > 2 and sum(len(f"{key} {what}   ") for key, what in keys) > room + 3:
             del keys[-2]  # the help has them all
@@ -284,7 +288,9 @@ class WatchApp(App[None]):
 
     def action_list(self) -> None:
         """Show the next list, where not all are shown."""
-        self._list = (self._list + 1) % len(LISTS)
+        self._list += 1
+        if self._list == len(LISTS):
+            self._list = -1 if self._wide else 0
         self._arrange()
 
     def action_colours(self) -> None:

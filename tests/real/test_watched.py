@@ -47,11 +47,13 @@ def test_the_story_of_a_run_is_on_its_screens(storied):
     """A stop, a resume, memory that ran out and the rung below: all of it, at any size."""
     with watch(storied, "120x40") as terminal:
         shown = terminal.until(f"{RUN}  done", "tokens per second", "q leave")
-        assert "resumes from checkpoint-" in shown
-        assert "out of memory" in shown
         assert shown.count("╀") >= 2  # where it resumed, on the axes
         assert len(re.findall(r" ┤.*[⠁-⣿]", shown)) >= 8
         assert re.search(r"checkpoint-\d+ .* eval [\d.]+  best", shown)
+        terminal.press("v")  # events alone
+        shown = terminal.until("events ─", "session 1 starts", "asked to stop (SIGINT)")
+        assert len(re.findall(r"session [23] resumes from checkpoint-\d+\n", shown)) == 2
+        assert "session ended, done" in shown
         for size in ("60x20", "80x24"):
             terminal.resize(size)
             time.sleep(1.5)
