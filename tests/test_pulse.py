@@ -85,7 +85,6 @@ def test_what_cannot_be_drawn_is_not(loss):
     found = pulse.Pulse()
     found.take("metrics", {"session": 1, "step": 1, "loss": loss})
     assert not found.curves["loss"]
-    assert not found.smooth
     assert found.step == 1
 
 
@@ -94,7 +93,7 @@ def test_what_is_kept_is_bounded():
     for step in range(1, 6001):
         found.take("metrics", {"session": 1, "step": step, "loss": 1.0, "learning_rate": 1e-4})
         found.take("event", {"event": "save", "session": 1, "step": step, "time": 1.0})
-    assert (len(found.curves["loss"]), len(found.smooth), len(found.routine)) == (4096, 4096, 200)
+    assert (len(found.curves["loss"]), len(found.routine)) == (4096, 200)
     assert found.curves["loss"][-1] == (6000, 1.0)
 
 

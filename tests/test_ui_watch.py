@@ -262,6 +262,17 @@ def test_gpus_that_tell_little_are_shown_with_that():
     assert line.plain == "GPU 3 55 C"
 
 
+def test_the_smoothed_loss_neither_lags_nor_leads():
+    points = [(n, 5 - n / 10) for n in range(300)]
+    steps, values = zip(*ui_panes._smoothed(points), strict=True)
+    assert list(steps) == list(range(300))
+    assert values == pytest.approx([value for _, value in points])
+    noisy = [(n, n % 2) for n in range(300)]
+    assert all(abs(value - 0.5) < 0.06 for _, value in ui_panes._smoothed(noisy)[20:-20])
+    assert ui_panes._smoothed([(1, 2.0)]) == [(1, 2.0)]
+    assert ui_panes._smoothed([]) == []
+
+
 def test_a_level_curve_and_large_numbers_are_drawn():
     told = pulse.Pulse()
     for step in range(1, 9):

@@ -91,6 +91,21 @@ def test_last_lines(paths, content, count, text):
     assert watch.last_lines(log, count) == (text, len(content))
 
 
+def test_the_tail_of_a_log_is_what_a_terminal_would_show(paths):
+    tail = watch.LogTail(paths, 3)
+    assert not tail.poll() or tail.lines == []
+    log = paths.logs / "training_a_1.log"
+    log.write_bytes(
+        b"old\n\x1b[32mgreen\x1b[0m\tend\n\n 10%|#\r 20%|##\r 30%|###\r\n" + b" " * 90 + b"x\n"
+    )
+    assert tail.poll()
+    assert tail.lines == ["green  end", " 30%|###", "x"]
+    assert not tail.poll()  # nothing new
+    (paths.logs / "training_b_2.log").write_bytes(b"next \xff\x07\n")
+    assert tail.poll()
+    assert tail.lines == ["next \ufffd"]
+
+
 def test_a_followed_log_goes_on_in_the_next_session_and_ends_with_the_run(paths):
     """Held by a living process, as between two sessions of a run that restarts."""
     first = paths.logs / "training_a_1.log"

@@ -19,8 +19,6 @@ CURVES = ("loss", "eval_loss", "learning_rate", "tok_s")
 _POINTS = 4096
 """Newest points of a curve that are kept: more than a wide terminal has dots."""
 _EVENTS = 200
-_SMOOTHED_OVER = 20
-"""Log lines that the smoothed loss is made of, roughly: its weight of a new one is 1/20."""
 _LATELY = 20
 """Log lines that count as the newest, as in ``trends``, which has the same of numpy's arrays."""
 _FEWEST = 5
@@ -52,7 +50,6 @@ class Pulse:
         self.now: dict[str, Any] = {}
         """The newest log lines of this session, one over the other."""
         self.curves: dict[str, deque[Point]] = {n: deque(maxlen=_POINTS) for n in CURVES}
-        self.smooth: deque[Point] = deque(maxlen=_POINTS)
         self.resumes: deque[int] = deque(maxlen=32)
         """Steps that sessions resumed from."""
         self.told: deque[Told] = deque(maxlen=_EVENTS)
@@ -171,7 +168,7 @@ class Pulse:
         self.now = {"step": step, "max_steps": self.max_steps}
         self.began_s = None
         self._pace, self._paced = _Pace(), 0
-        for curve in (*self.curves.values(), self.smooth):
+        for curve in self.curves.values():
             while curve and curve[-1][0] > step:  # what is trained once more
                 curve.pop()
         while self.resumes and self.resumes[-1] >= step:
@@ -192,7 +189,6 @@ class Pulse:
             tok_s = self._pace.tok_s(line)
             self._add("tok_s", step, tok_s)
             self._paced += tok_s is not None
-            self._smooth(step)
         if (eval_s := files.number(line.get("eval_s"))) is not None:
             self._pace.spend(step, eval_s)
 
@@ -204,14 +200,6 @@ class Pulse:
         if curve and curve[-1][0] >= step:
             curve.pop()
         curve.append((step, number))
-
-    def _smooth(self, step: int) -> None:
-        if not self.curves["loss"] or self.curves["loss"][-1][0] != step:
-            return
-        loss = self.curves["loss"][-1][1]
-        weight = 1 / min(len(self.curves["loss"]), _SMOOTHED_OVER)
-        before = self.smooth[-1][1] if self.smooth else loss
-        self.smooth.append((step, before + weight * (loss - before)))
 
     def _event(self, event: dict[str, Any]) -> None:
         self.history.event(event)

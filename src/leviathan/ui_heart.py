@@ -141,8 +141,8 @@ def _best_eval(pulse: Pulse) -> str:
     if not pulse.curves["eval_loss"]:
         return ""
     step, value = min(pulse.curves["eval_loss"], key=lambda point: point[1])
-    last = pulse.curves["eval_loss"][-1]
-    return f" (best {value:.4g} at {step:.0f})" if value < last[1] else ""
+    best, last = f"{value:.4g}", f"{pulse.curves['eval_loss'][-1][1]:.4g}"
+    return f" (best {best} at {step:,.0f})" if best != last else ""
 
 
 def _left(pulse: Pulse) -> str:

@@ -6,7 +6,7 @@ Draws what ``pulse`` knows, each pane into the columns and lines it is given.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 from rich.text import Text
 
@@ -72,7 +72,21 @@ _MARK = "◆"
 
 
 def _points(pulse: Pulse, name: str) -> Sequence[Point]:
-    return tuple(pulse.smooth if name == "smooth" else pulse.curves[name])
+    if name == "smooth":
+        return _smoothed(tuple(pulse.curves["loss"]))
+    return tuple(pulse.curves[name])
+
+
+def _smoothed(points: Sequence[Point]) -> Sequence[Point]:
+    """Each point the mean of those around it: a fifteenth of the curve, 101 points at most."""
+    count = len(points)
+    around = min(max(count // 30, 2), 50)
+    sums = [0.0, *accumulate(value for _, value in points)]
+    found = []
+    for place, (step, _) in enumerate(points):
+        side = min(around, place, count - 1 - place)  # as many on both sides: no lag, no lead
+        found.append((step, (sums[place + side + 1] - sums[place - side]) / (2 * side + 1)))
+    return found
 
 
 def _are_marks(drawn: dict[str, Sequence[Point]], columns: int) -> bool:

@@ -144,6 +144,10 @@ _LOG_BYTES = 1 << 15
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+_BLANKS = " " * 16
+"""A line that begins so follows a bar that was wiped out, or is a column of its own."""
+
+
 def _last_text(log: Path, size: int) -> str:
     try:
         with log.open("rb") as stream:
@@ -156,7 +160,8 @@ def _last_text(log: Path, size: int) -> str:
 def _as_shown(raw: str) -> str:
     """A line without colours; of a progress bar that overwrites itself its last state."""
     states = [part for part in raw.split("\r") if part.strip()]
-    return _ESCAPES.sub("", states[-1].replace("\t", "  ")).rstrip() if states else ""
+    text = _ESCAPES.sub("", states[-1].replace("\t", "  ")).rstrip() if states else ""
+    return text.lstrip() if text.startswith(_BLANKS) else text
 
 
 def follow_log(paths: runs.RunPaths, log: Path, offset: int) -> Iterator[str]:
