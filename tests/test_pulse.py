@@ -93,7 +93,7 @@ def test_what_is_kept_is_bounded():
     for step in range(1, 6001):
         found.take("metrics", {"session": 1, "step": step, "loss": 1.0, "learning_rate": 1e-4})
         found.take("event", {"event": "save", "session": 1, "step": step, "time": 1.0})
-    assert (len(found.curves["loss"]), len(found.routine)) == (4096, 200)
+    assert (len(found.curves["loss"]), len(found.routine)) == (2048, 200)
     assert found.curves["loss"][-1] == (6000, 1.0)
 
 

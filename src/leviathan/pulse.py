@@ -16,7 +16,7 @@ from leviathan import checkpoints, eta, expected, files, runs, story, telemetry
 from leviathan.braille import Point
 
 CURVES = ("loss", "eval_loss", "learning_rate", "tok_s")
-_POINTS = 4096
+_POINTS = 2048
 """Newest points of a curve that are kept: more than a wide terminal has dots."""
 _EVENTS = 200
 _LATELY = 20

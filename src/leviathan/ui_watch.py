@@ -29,7 +29,7 @@ from leviathan.pulse import Pulse
 
 _POLL_S = 1.0
 _CURVES_EVERY_S = 2.0
-_JUDGED_EVERY_S = 20.0
+_JUDGED_EVERY_S = 60.0
 """Whether it has stalled takes a look at all of the run (``status``)."""
 _MESSAGE_S = 20.0
 _LOG_LINES = 200
