@@ -457,9 +457,10 @@ def test_callbacks_come_in_an_order_that_matters(tmp_path):
     order = [type(callback).__name__ for callback in found]
     assert order == [
         "MetricsCallback", "FiniteCallback", "LossCallback", "CommitCallback", "StopCallback",
-        "LearningRateCallback", "TokensCallback", "EpochCallback", "DiskCallback",
+        "SaveCallback", "LearningRateCallback", "TokensCallback", "EpochCallback", "DiskCallback",
         "PhaseCallback", "Stopwatch",
     ]  # fmt: skip
+    assert order.index("SaveCallback") < order.index("DiskCallback")
     assert order.index("StopCallback") < order.index("DiskCallback") < order.index("PhaseCallback")
     assert order.index("MetricsCallback") < order.index("FiniteCallback")
     assert found[2].limits.loss_jump == 0.7
@@ -564,3 +565,16 @@ def test_how_often_is_as_the_trainer_resolved_it(paths, journal, args, strategy,
     callbacks.StopCallback(journal).on_train_begin(args, found, control())
     (begin,) = runs.events(paths)
     assert (begin["eval_every"], begin["save_every"]) == (every, every)
+
+
+# --- save -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "main"), [(True, True), (True, False), (False, True)])
+def test_a_save_that_is_asked_for_is_made_once(paths, journal, args, asked, main):
+    if asked:
+        paths.save.touch()
+    wanted = callbacks.SaveCallback(journal).on_step_end(args, state(9, main=main), control())
+    assert (wanted.should_save, wanted.should_training_stop) == (asked, False)
+    assert paths.save.exists() == (asked and not main)  # rank 0 removes it
+    assert kinds(paths) == [("save_asked", None)] * (asked and main)

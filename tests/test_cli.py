@@ -97,8 +97,22 @@ def test_imports_form_a_dag():
 def test_only_command_modules_import_ui_and_nothing_imports_them():
     for name, wanted in imports().items():
         is_command = name == "cli" or name.startswith("cli_")
-        assert is_command or "ui" not in wanted, name
+        shows = is_command or name.startswith("ui_")
+        assert shows or not any(w == "ui" or w.startswith("ui_") for w in wanted), name
         assert is_command or not any(w == "cli" or w.startswith("cli_") for w in wanted), name
+
+
+def test_only_the_full_screen_view_knows_textual():
+    using = {p.stem for p in SOURCE.glob("*.py") if "textual" in _libraries(p)}
+    assert using == {"ui_watch"}
+    assert {name for name, wanted in imports().items() if "ui_watch" in wanted} == {"cli_watch"}
+
+
+def _libraries(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    named = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    named += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in named}
 
 
 def test_what_runs_inside_the_training_process_is_imported_only_there():

@@ -1,11 +1,7 @@
 """Following a run from another shell: it ends when the run does and never disturbs it."""
 
-import os
-import pty
-import select
 import signal
 import threading
-import time
 
 import pytest
 
@@ -57,29 +53,6 @@ def test_leaving_the_watch_leaves_the_run_alone(trainings):
     assert running.signal(signal.SIGTERM).end() == 4
 
 
-def read_until(terminal, needle, seconds=15.0):
-    shown, end = b"", time.monotonic() + seconds
-    while needle not in shown and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.2)[0]:
-            shown += os.read(terminal, 65536)
-    return shown.decode()
-
-
-def test_on_a_terminal_it_is_the_block_that_train_shows(trainings):
-    running = trainings.start(step_s=0.1, steps=500).reached(3)
-    master, slave = pty.openpty()
-    watching = trainings.command("watch", popen=dict.fromkeys(("stdin", "stdout", "stderr"), slave))
-    os.close(slave)
-    shown = read_until(master, b"Ctrl+C leaves, the run goes on")
-    assert "last save: " in shown
-    assert "─" in shown  # the bar; its first cell is full after eight steps
-    watching.signal(signal.SIGINT)
-    read_until(master, b"saves and stops")
-    assert watching.end() == 0
-    os.close(master)
-    assert running.signal(signal.SIGTERM).end() == 4
-
-
 # --- logs -------------------------------------------------------------------------
 
 
@@ -116,6 +89,21 @@ def test_last_lines(paths, content, count, text):
     log = paths.logs / "training_x_1.log"
     log.write_bytes(content)
     assert watch.last_lines(log, count) == (text, len(content))
+
+
+def test_the_tail_of_a_log_is_what_a_terminal_would_show(paths):
+    tail = watch.LogTail(paths, 3)
+    assert not tail.poll() or tail.lines == []
+    log = paths.logs / "training_a_1.log"
+    log.write_bytes(
+        b"old\n\x1b[32mgreen\x1b[0m\tend\n\n 10%|#\r 20%|##\r 30%|###\r\n" + b" " * 90 + b"x\n"
+    )
+    assert tail.poll()
+    assert tail.lines == ["green  end", " 30%|###", "x"]
+    assert not tail.poll()  # nothing new
+    (paths.logs / "training_b_2.log").write_bytes(b"next \xff\x07\n")
+    assert tail.poll()
+    assert tail.lines == ["next \ufffd"]
 
 
 def test_a_followed_log_goes_on_in_the_next_session_and_ends_with_the_run(paths):

@@ -260,6 +260,24 @@ class StopCallback(TrainerCallback):
         return bool(self.signalled) or self.paths.stop.exists() or self._supervisor.died()
 
 
+class SaveCallback(TrainerCallback):
+    """Saves a checkpoint after the current step when asked through the save file."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal, self.paths = journal, journal.paths
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if any_rank(self.paths.save.exists()):
+            control.should_save = True
+            if state.is_world_process_zero:
+                # In this order: who asked waits for the save after this event.
+                self.journal.event("save_asked", step=state.global_step)
+                self.paths.save.unlink(missing_ok=True)
+        return control
+
+
 def _every(strategy: str, steps: float | None, state: TrainerState) -> int:
     """How many steps lie between two saves or evaluations; 0 where there are none."""
     if strategy == "steps":

@@ -137,6 +137,7 @@ def _register() -> None:
         cli_runs,
         cli_status,
         cli_train,
+        cli_watch,
     )
 
     cli_doctor.register(app)
@@ -150,6 +151,7 @@ def _register() -> None:
     cli_status.register(app)
     cli_runs.register(app)
     cli_report.register(app)
+    cli_watch.register(app)
     cli_notify.register(app)
     cli_dash.register(app)
     cli_checkpoints.register(app)

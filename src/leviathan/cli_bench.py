@@ -41,7 +41,7 @@ def bench(
     not here is replaced by random weights of its architecture.
     """
     from leviathan import bench as benching
-    from leviathan import layers, ui
+    from leviathan import layers, ui, ui_live
 
     merged = layers.build(recipe, profile, sample, sets or [])
     announce_schema()
@@ -50,7 +50,7 @@ def bench(
 
     show_checks(planned.decision, force=force)
     name = planned.decision.paths.directory.name
-    with ui.TrainView(f"bench {name}", foot="Ctrl+C ends it") as view:
+    with ui_live.TrainView(f"bench {name}", foot="Ctrl+C ends it") as view:
         result = benching.run(planned, view)
     if result.calibration and as_json:
         ui.document(_document(result))

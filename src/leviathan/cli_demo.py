@@ -60,7 +60,7 @@ def _prepare() -> None:
 
 
 def _train() -> Any:
-    from leviathan import layers, runs, sessions, status, ui
+    from leviathan import layers, runs, sessions, ui, ui_live
     from leviathan import train as training
     from leviathan.errors import Refused
 
@@ -72,7 +72,7 @@ def _train() -> Any:
     if decision.action == "nothing":
         ui.notice(f"{decision.paths.directory} is finished already")
         return runs.find(decision.paths.directory.name)
-    with ui.TrainView(decision.paths.directory.name, status.history(decision.paths)) as view:
+    with ui_live.TrainView(decision.paths.directory.name) as view:
         ending = sessions.run(decision, view, ui.corpus_progress())
     if ending.outcome.kind != "done":
         from leviathan.cli_train import finish

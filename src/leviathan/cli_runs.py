@@ -1,4 +1,4 @@
-"""Owns the commands of living with runs: runs list and compare, watch, logs, stop."""
+"""Owns the commands of living with runs: runs list and compare, logs, stop."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leviathan.cli_config import GROUP, JsonOption
-from leviathan.cli_status import RunArgument, show
+from leviathan.cli_status import RunArgument
 
 if TYPE_CHECKING:
     from leviathan.contrast import Contrast, Side
@@ -18,7 +18,6 @@ runs_app = typer.Typer(help="Every run of this directory.", **GROUP)
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.add_typer(runs_app, name="runs")
-    app.command("watch", short_help="The live view, from another shell.")(watch)
     app.command("logs", short_help="The training log of a run.")(logs)
     app.command("stop", short_help="Save and stop a run; --now kills it.")(stop)
 
@@ -143,41 +142,6 @@ def _show_curves(found: "Contrast") -> None:
 
 def _steps(row: dict[str, Any]) -> str | None:
     return f"{row['step']}/{row['max_steps'] or '?'}" if "step" in row else None
-
-
-def watch(run: RunArgument = None) -> None:
-    """The live view of a running training, from any shell; leaving it leaves the run alone."""
-    from leviathan import runs, ui
-    from leviathan import status as statuses
-    from leviathan import watch as watching
-
-    paths = runs.find(run, living=True)
-    found = statuses.summarize(paths)
-    if watching.lives(paths):
-        foot = "Ctrl+C leaves, the run goes on"
-        age_s = time.time() - found.began
-        view = ui.TrainView(found.name, statuses.history(paths), foot, age_s)
-        try:
-            with view:
-                _recall(view, paths, found)
-                watching.follow(paths, view)
-        except KeyboardInterrupt:
-            ui.notice(f"the run goes on; leviathan stop {statuses.called(paths)} saves and stops")
-            return
-        found = statuses.summarize(paths)
-    show(found)
-
-
-def _recall(view: Any, paths: Any, found: Any) -> None:
-    """Begin the view with what the session has said so far."""
-    from leviathan import runs
-    from leviathan import watch as watching
-
-    session = found.sessions
-    lines = [m for m in runs.metrics(paths) if m["session"] == session if watching.is_of_a_step(m)]
-    trained = [line for line in lines if "loss" in line] or lines
-    if trained:
-        view.recall(trained[-1], found.eval_loss, found.last_checkpoint)
 
 
 def logs(

@@ -100,10 +100,9 @@ def train(
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
-    from leviathan import news, status, ui
+    from leviathan import news, ui, ui_live
 
-    told = status.history(decision.paths)
-    with ui.TrainView(decision.paths.directory.name, told) as view:
+    with ui_live.TrainView(decision.paths.directory.name) as view:
         return news.run(
             decision, _announcing(view), ui.corpus_progress(), budget=budget, shrink=shrink,
             repeat=repeat,
@@ -128,11 +127,11 @@ def _smoke_is_wanted(config: Any, asked: bool | None) -> bool:
 
 def _smoked(decision: Any, shrink: bool, repeat: list[str], *, as_json: bool) -> Any:
     """The decision on the rung of memory that the smoke test passed; it may end the command."""
-    from leviathan import smoke, ui
+    from leviathan import smoke, ui, ui_live
 
     name = decision.paths.directory.name
     ui.notice(f"smoke test: two steps of the longest rows, an evaluation and a save of {name}")
-    with ui.TrainView(f"smoke test of {name}", foot="Ctrl+C ends it") as view:
+    with ui_live.TrainView(f"smoke test of {name}", foot="Ctrl+C ends it") as view:
         tested = smoke.tested(decision, view, ui.corpus_progress(), shrink=shrink)
     if tested.stopped:
         finish(tested.stopped, None, repeat, as_json=as_json)

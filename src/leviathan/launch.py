@@ -122,6 +122,7 @@ def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[s
     files.write_text(paths.config, yaml)
     files.write_text(paths.accelerate, accelerate_config(profile, tree))
     paths.stop.unlink(missing_ok=True)
+    paths.save.unlink(missing_ok=True)
     paths.pause.unlink(missing_ok=True)
     paths.phase.unlink(missing_ok=True)
     paths.heartbeat.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from leviathan.callbacks import (
     EpochCallback,
     LearningRateCallback,
     MetricsCallback,
+    SaveCallback,
     StopCallback,
     Stopwatch,
     TokensCallback,
@@ -151,9 +152,9 @@ class LeviathanPlugin(BasePlugin):
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
         """One callback per concern, in an order that matters.
 
-        Log lines are written before a guard may end training over them; a stop asks for a
-        save before the disk is judged; the phase tells what all of them decided, and what all
-        of them waited for is over when a step's time ends.
+        Log lines are written before a guard may end training over them; who asks for a
+        save does so before the disk is judged; the phase tells what all of them decided, and
+        what all of them waited for is over when a step's time ends.
         """
         keys = _keys(cfg)
         journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
@@ -167,6 +168,7 @@ class LeviathanPlugin(BasePlugin):
             LossCallback(journal, keys.guards),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
             stop,
+            SaveCallback(journal),
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),
             *([EpochCallback()] if _shuffles_packed(cfg) else []),

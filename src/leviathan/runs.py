@@ -175,6 +175,11 @@ class RunPaths:
         return self.directory / ".stop"
 
     @property
+    def save(self) -> Path:
+        """Its existence asks the training process for a checkpoint after the step it is in."""
+        return self.directory / ".save"
+
+    @property
     def lock(self) -> Path:
         return self.directory / ".lock"
 

@@ -488,4 +488,5 @@ def _announce(
         decision.paths, kind, session=session.number, step=session.resumed_from or 0,
         log=str(decision.paths.logs),
     )  # fmt: skip
-    listener(kind, {"step": session.resumed_from or 0, "session": session.number})
+    listener(kind, {"step": session.resumed_from or 0, "session": session.number,
+                    "run": str(decision.paths.directory)})  # fmt: skip

@@ -118,6 +118,12 @@ def recent(paths: runs.RunPaths) -> list[Sample]:
     return [sample for line in lines if (sample := _sample(line))]
 
 
+def last(paths: runs.RunPaths) -> Sample | None:
+    """The newest sample that is whole."""
+    lines, _ = files.last_lines(paths.telemetry, 1 << 14)
+    return next((sample for line in reversed(lines) if (sample := _sample(line))), None)
+
+
 _LEAST_S, _LEAST_SHARE = 1800.0, 0.01
 
 

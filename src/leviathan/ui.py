@@ -1,11 +1,13 @@
 """Owns what a person sees: results on stdout, notices on stderr, tables, the live line.
 
-Imported by the command modules only. Does not compute anything it shows.
+Imported by the command modules and by ``ui_*`` only. Does not compute anything it shows; the
+view of a living training is ``ui_live``.
 """
 
 import atexit
 import json
 import math
+import os
 import sys
 import textwrap
 import time
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +24,6 @@ from rich.text import Text
 from leviathan.errors import LeviathanError
 
 if TYPE_CHECKING:
-    from leviathan.eta import History
     from leviathan.excerpt import Part
 
 
@@ -44,6 +45,11 @@ def story_to_stderr() -> None:
     """For a long job with ``--json``: what it tells on the way leaves stdout to the document."""
     global _out  # noqa: PLW0603 - one console for the process, chosen once
     _out = _err
+
+
+def stderr_console() -> Console:
+    """Where notices go; a live block must share it, or they would tear it apart."""
+    return _err
 
 
 def say(text: str = "", style: str | None = None) -> None:
@@ -261,6 +267,12 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def is_full_screen() -> bool:
+    """Whether the whole terminal can be drawn on, and nothing of it goes elsewhere."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(s.isatty() for s in streams) and os.environ.get("TERM") not in {None, "", "dumb"}
+
+
 def confirm(question: str) -> bool:
     """Ask yes or no; without a terminal the answer is no."""
     if not is_terminal():
@@ -381,127 +393,3 @@ def corpus_progress() -> Callable[[str, int, int], None]:
             live.stop()
 
     return show
-
-
-_WARNINGS = {"warning", "guard", "pause", "unpause", "kill"}
-
-
-class TrainView:
-    """The view of a running training: one live block on a terminal, plain lines elsewhere."""
-
-    def __init__(
-        self,
-        name: str,
-        history: "History | None" = None,
-        foot: str = "Ctrl+C saves and stops",
-        age_s: float = 0,
-    ) -> None:
-        from leviathan.eta import History  # brings the run directory's modules; others need none
-
-        self.name = name
-        self._history = history or History()
-        self._anew = History
-        self._foot = foot
-        self._started = time.monotonic() - age_s
-        self._live = Live(console=_err, refresh_per_second=4) if is_terminal() else None
-        self._line: dict[str, Any] = {}
-        self._eval_loss: Any = None
-        self._checkpoint = "none yet"
-        self._gone = False
-
-    def recall(self, now: dict[str, Any], eval_loss: Any, checkpoint: str | None) -> None:
-        """What a training said before this view was opened: its newest line."""
-        self._line = now
-        self._eval_loss = eval_loss
-        self._checkpoint = checkpoint or self._checkpoint
-
-    def __enter__(self) -> "TrainView":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._guard(self._live.stop)
-
-    def __call__(self, kind: str, facts: dict[str, Any]) -> None:
-        """Take one message of the launch; never fails, whatever became of the terminal."""
-        self._guard(lambda: self._take(kind, facts))
-
-    def _guard(self, action: Callable[[], None]) -> None:
-        if self._gone:
-            return
-        try:
-            action()
-        except OSError:  # the terminal went away (SSH, tmux); training has not
-            self._gone = True
-
-    def _take(self, kind: str, facts: dict[str, Any]) -> None:
-        if kind == "event":
-            self._history.event(facts)
-        if kind == "notice":
-            notice(facts["text"])
-        elif kind in {"start", "resume"}:
-            if self._line.get("session") != facts["session"]:
-                self._line = {}
-            if kind == "start":  # be it of a smaller run
-                self._history = self._anew()
-            notice(f"{self.name}: {_beginning(kind, facts)}")
-        elif kind == "event" and facts["event"] == "save":
-            self._checkpoint = f"checkpoint-{facts['step']}"
-            self._plain(f"saved {self._checkpoint}")
-        elif kind == "metrics":
-            self._metrics(facts)
-        elif kind == "warning" or (kind == "event" and facts["event"] in _WARNINGS):
-            warn(facts.get("text", ""))
-        if self._live:
-            self._live.update(self._block())
-
-    def _metrics(self, line: dict[str, Any]) -> None:
-        self._history.metrics(line)
-        self._line = {**self._line, **line}
-        if "eval_loss" in line:
-            self._eval_loss = line["eval_loss"]
-            self._plain(f"step {line['step']}: eval loss {_cell(line['eval_loss'])}")
-        elif "loss" in line:
-            self._plain(self._summary())
-
-    def _plain(self, text: str) -> None:
-        if not self._live:
-            notice(text)
-
-    def _summary(self) -> str:
-        line = self._line
-        parts = [f"step {line.get('step', 0)}/{line.get('max_steps') or '?'}"]
-        for label, value in (
-            ("loss", line.get("loss")),
-            ("lr", line.get("learning_rate")),
-            ("tok/s", line.get("tokens/train_per_sec_per_gpu")),
-        ):
-            if isinstance(value, int | float):
-                parts.append(f"{label} {value:.4g}")
-        parts.append(f"eta {self._eta()}")
-        return "  ".join(parts)
-
-    def _eta(self) -> str:
-        left = self._history.eta(self._line.get("step", 0), self._line.get("max_steps"))
-        return "?" if left.mid_s is None else duration(left.mid_s)
-
-    def _block(self) -> Group | Text:
-        elapsed = duration(time.monotonic() - self._started)
-        if not self._line:
-            return Text(f"{self.name}: starting (imports, tokenising, loading) {elapsed}")
-        share = 100 * self._line["step"] / max(self._line.get("max_steps") or 1, 1)
-        evaluated = f"eval loss {_cell(self._eval_loss)}  " if self._eval_loss else ""
-        return Group(
-            Text(f"{self.name}  {elapsed}  {share:.1f} %", style="bold"),
-            bar(share / 100, _BAR_WIDTH),
-            Text(self._summary()),
-            Text(f"{evaluated}last save: {self._checkpoint}   {self._foot}", style="dim"),
-        )
-
-
-def _beginning(kind: str, facts: dict[str, Any]) -> str:
-    if kind == "resume":
-        return f"session {facts['session']}, resuming from checkpoint-{facts['step']}"
-    return f"session {facts['session']}, starting from the base model"

@@ -89,7 +89,7 @@ class Worker:
         self.steps = self.config["max_steps"] if self.is_probe else STEPS
         resume = self.config.get("resume_from_checkpoint")
         self.step = checkpoints.step_of(Path(resume)) if resume else 0
-        self.signalled = self.stopped = False
+        self.signalled = self.stopped = self.save_wanted = False
         self.supervisor = json.loads(os.environ["LEVIATHAN_SUPERVISOR"])
 
     def train(self) -> None:
@@ -165,7 +165,9 @@ class Worker:
             self.misbehave()
         if self.mode not in {"deaf", "grandchild"}:
             self.look_outside()
-        if self.stopped or self.step % self.save_steps == 0 or self.step == self.steps:
+        due = self.step % self.save_steps == 0 or self.step == self.steps
+        if self.stopped or self.save_wanted or due:
+            self.save_wanted = False
             if self.is_probe and not self.stopped:
                 self.measured("train", **self.measured_steps())
             self.enter("eval")
@@ -195,6 +197,10 @@ class Worker:
             os.utime(self.paths.phase)
             time.sleep(0.02)
         self.stopped = self.asked()
+        if self.paths.save.exists():
+            self.event("save_asked")
+            self.paths.save.unlink()
+            self.save_wanted = True
 
     def asked(self) -> bool:
         return self.signalled or self.paths.stop.exists() or not machine.is_alive(self.supervisor)
