@@ -32,11 +32,11 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Two workers: most of the time is imports and waiting. A file stays with one worker, since
+# Three workers on two cores: much of the time is waiting. A file stays with one worker, since
 # its tests share trainings.
 tests: install
 	scripts/install_test_tools.sh
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --durations=60
 
 bench: install
 	$(BIN)/python benchmarks/startup.py

@@ -309,8 +309,10 @@ def _marks(marks: Sequence[Mark], frame: _Frame) -> str:
             continue
         label = ""
         if mark.label and all(abs(x - other) >= _LABEL_PX for other in labelled):
+            near_end = x > frame.width - _RIGHT - _LABEL_PX / 2
             label = (
-                f'<text class="{mark.kind}" x="{x:.1f}" y="{_TOP - 6}" text-anchor="middle">'
+                f'<text class="{mark.kind}" x="{x:.1f}" y="{_TOP - 6}" '
+                f'text-anchor="{"end" if near_end else "middle"}">'
                 f"{escape(mark.label)}</text>"
             )
             labelled.append(x)
