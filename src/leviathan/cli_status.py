@@ -45,7 +45,8 @@ def show(found: "RunSummary") -> None:
     if found.percent is not None:
         ui.progress(found.percent / 100)
     rows = [*_training(found), *_machine(found), *_keeping(found)]
-    rows += [(v.grade, v.text) for v in found.verdicts]
+    # Notes are for the report; a screen to act on has what asks for it.
+    rows += [(v.grade, v.text) for v in found.verdicts if v.grade in {"bad", "warn"}]
     rows += [("warning", text) for text in found.warnings[-_MOST_WARNINGS:]]
     if len(found.warnings) > _MOST_WARNINGS:
         rows.append(("", f"and {len(found.warnings) - _MOST_WARNINGS} more in events.jsonl"))
@@ -166,7 +167,7 @@ def _keeping(found: "RunSummary") -> Iterator[tuple[str, str]]:
 
 def _budget(found: "RunSummary") -> str:
     hours, usd = found.budget.get("max_hours"), found.budget.get("budget_usd")
-    parts = [f"{found.hours:.1f} h" + (f" of {hours:g}" if hours is not None else "")]
+    parts = [f"{found.hours:.3g} h" + (f" of {hours:g}" if hours is not None else "")]
     if found.usd is not None:
         parts.append(f"${found.usd:.2f}" + (f" of {usd:g}" if usd is not None else ""))
     return ", ".join(parts) + " used"

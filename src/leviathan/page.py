@@ -100,6 +100,8 @@ def _charts(report: Report) -> list[Chart]:
                Line("torch's peak", curves["memory_gib"], "s1")], zero=True,
                limit=(card, f"card {card:g}") if card and report.machine else None,
                band=_range(plan.memory_gib if plan else None)),
+        _chart("Memory of the processes", "GiB",
+               [Line("resident", machine.get("resident_gib", curves["none"]), "s3")], zero=True),
         _chart("GPU temperature", "°C",
                [Line("hottest GPU", machine.get("temperature_c", curves["none"]), "s2")],
                limit=(report.hot_c, f"limit {report.hot_c:g}")),

@@ -113,7 +113,7 @@ class Report:
     curves: Series
     """Empty of a run that logged nothing that can be read."""
     machine: dict[str, Curve]
-    """temperature_c, used_gib and power_w, at the step that was trained then."""
+    """temperature_c, used_gib, power_w and resident_gib, at the step that was trained then."""
     test_command: str
 
     @property
@@ -286,15 +286,20 @@ def _comparisons(
     size = checkpoints.newest_bytes(list(saved))
     steps = _exactly(told.steps)
     disk = _exactly(told.checkpoint_bytes, 0.1)
-    return [
+    found = [
         Comparison("steps", "", steps, summary.max_steps, told.evidence.get("tokens", "")),
         Comparison("hours", "h", told.hours, hours,
                    "" if over else "at the pace so far"),
         Comparison("tokens a second", "tok/s", told.tok_s, tok_s, told.evidence.get("time", "")),
-        Comparison("GPU memory, peak", "GiB", told.memory_gib, peak if curves.lines else None,
+        Comparison(_GPU_MEMORY, "GiB", told.memory_gib, peak if curves.lines else None,
                    told.evidence.get("memory", "")),
         Comparison("size of a checkpoint", "B", disk, size),
     ]  # fmt: skip
+    # Without a GPU the plan counts tensors, and the machine tells of whole processes.
+    return found if peak is not None else [c for c in found if c.name != _GPU_MEMORY]
+
+
+_GPU_MEMORY = "GPU memory, peak"
 
 
 def _exactly(value: float | None, share: float = 0.0) -> tuple[float, float, float] | None:
@@ -384,6 +389,7 @@ def _by_step(samples: Sequence[telemetry.Sample], loss: Curve) -> dict[str, Curv
         "temperature_c": [s.hottest_c for s in within],
         "used_gib": [s.used_gib for s in within],
         "power_w": [s.power_w for s in within],
+        "resident_gib": [s.resident_gib for s in within],
     }
     times = np.array([s.time_s for s in within])
     steps = np.interp(times, clock, loss.step).round().astype(np.int64)
