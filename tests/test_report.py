@@ -231,6 +231,17 @@ def test_sessions_without_a_step_count_their_time_once(tmp_path):
 # --- against the plan -------------------------------------------------------------------
 
 
+def test_what_the_machine_did_while_a_session_started_is_not_drawn(tmp_path):
+    t = Telling(tmp_path / "r")
+    for first, last in ((1, 20), (21, 40)):
+        t.begin(first - 1 or None)
+        t.sample({"used_gib": 0.5})
+        t.train(first, last)
+    drawn = report.gather(t.paths).machine["used_gib"]
+    assert set(drawn.value.tolist()) == {13.2}
+    assert len(drawn) == 40
+
+
 @pytest.mark.parametrize(
     ("expected", "actual", "verdict"),
     [((1, 2, 3), 2.5, "as planned"), ((1, 2, 3), 3.1, "above"), ((1, 2, 3), 0.5, "below"),
@@ -572,7 +583,7 @@ def test_nothing_sticks_out_of_a_narrow_window(browser, written):
         asked = f"{width} + ' ' + {shown} + ' ' + {figures}"
         wide, charts, wanted = map(int, browser.ask(written, asked, width=pixels).split())
         assert wide <= pixels
-        assert charts == wanted == 7  # the loss is drawn twice, for either width
+        assert charts == wanted == 8  # the loss is drawn twice, for either width
 
 
 def test_it_prints_whole(browser, written, tmp_path):

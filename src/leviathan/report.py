@@ -380,11 +380,13 @@ def _median(curve: Curve) -> float | None:
 
 
 def _by_step(samples: Sequence[telemetry.Sample], loss: Curve) -> dict[str, Curve]:
-    """What the machine told, at the step that was trained then; nothing before the first."""
+    """What the machine told, at the step that was trained then; nothing of a session's start."""
     if not len(loss):
         return {}
     clock = np.maximum.accumulate(np.nan_to_num(loss.time_s))  # a clock may have been set back
-    within = [s for s in samples if clock[0] <= s.time_s <= clock[-1]]
+    sessions, first = np.unique(loss.session, return_index=True)
+    begun = dict(zip(sessions.tolist(), clock[first].tolist(), strict=True))
+    within = [s for s in samples if begun.get(s.session, math.inf) <= s.time_s <= clock[-1]]
     found = {
         "temperature_c": [s.hottest_c for s in within],
         "used_gib": [s.used_gib for s in within],
@@ -393,11 +395,11 @@ def _by_step(samples: Sequence[telemetry.Sample], loss: Curve) -> dict[str, Curv
     }
     times = np.array([s.time_s for s in within])
     steps = np.interp(times, clock, loss.step).round().astype(np.int64)
-    sessions = np.array([s.session for s in within], np.int64)
+    session = np.array([s.session for s in within], np.int64)
     curves = {}
     for name, told in found.items():
         value = np.array([math.nan if v is None else v for v in told], float)
         kept = np.argsort(steps, kind="stable")
         kept = kept[np.isfinite(value[kept])]
-        curves[name] = Curve(steps[kept], value[kept], sessions[kept], times[kept])
+        curves[name] = Curve(steps[kept], value[kept], session[kept], times[kept])
     return {name: curve for name, curve in curves.items() if len(curve)}
