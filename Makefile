@@ -33,10 +33,10 @@ types: install
 	$(BIN)/mypy
 
 # Three workers on two cores: much of the time is waiting. A file stays with one worker, since
-# its tests share trainings.
+# its tests share trainings; files go out in their order, the long ones (tests/real) first.
 tests: install
 	scripts/install_test_tools.sh
-	$(BIN)/pytest -n 3 --dist loadfile --durations=60
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 bench: install
 	$(BIN)/python benchmarks/startup.py

@@ -149,13 +149,19 @@ class Server:
         """
         self.selector.unregister(child.connection)
         if not child.has_begun():
-            os.kill(child.pid, signal.SIGKILL)
+            _kill_all(child.pid)
 
     def _owner_gone(self, _: int) -> None:
         for pid in self.children:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill_all(pid)
         os._exit(0)
+
+
+def _kill_all(pid: int) -> None:
+    """Kill a training and the workers it tokenises with, which would wait for it for ever."""
+    for kill in (os.killpg, os.kill):  # it may not have a group of its own yet
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def _command(launch: Launch) -> list[str]:

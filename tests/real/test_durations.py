@@ -17,7 +17,8 @@ def on_a_clock_of_its_own(project) -> tuple[list[dict], float]:
     """All lines in order, as if steps took no time, and evaluations and saves as much as that."""
     paths = runs.RunPaths(project.path(RUN))
     told = [line for path in (paths.events, paths.metrics) for line in files.read_json_lines(path)]
-    lines = sorted((t for t in told if "monotonic_s" in t), key=lambda line: line["monotonic_s"])
+    timed = (t for t in told if "monotonic_s" in t and t.get("event") != "eval")  # that is both
+    lines = sorted(timed, key=lambda line: line["monotonic_s"])
     now = 0.0
     for line in lines:
         for name, seconds in (("eval_s", EVAL_S), ("save_s", SAVE_S)):

@@ -145,7 +145,7 @@ def test_a_signal_while_merging_leaves_nothing_half(reference, tmp_path, number)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode in {130, 143, 128 + number, -number}
-    assert project.processes() == []
+    wait_for(lambda: not project.processes(), 10)
     assert [path.name for path in models.iterdir() if not path.name.startswith(".")] == []
     done = project.run("merge")
     assert done.code == 0, done.err
