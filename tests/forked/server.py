@@ -129,6 +129,9 @@ class Server:
         self.listener.close()
 
     def _ended(self, child: Child) -> None:
+        # A supervisor knows a training's workers by its session and environment, which a fork
+        # does not have: those that were forked while it was killed would wait for ever.
+        _kill_all(child.pid)
         _, status = os.waitpid(child.pid, 0)
         self.selector.unregister(child.pidfd)
         os.close(child.pidfd)
