@@ -52,10 +52,21 @@ def test_of_a_run_is_what_status_says(run):
     assert (found.figure("loss"), found.eval_loss) == (told.loss, told.eval_loss)
     assert found.eta().mid_s == pytest.approx(told.eta_s)
     assert (found.tok_s, found.trend()) == (pytest.approx(told.tok_s), told.loss_trend.direction)
-    assert (found.last_save, found.best.path.name) == (told.last_checkpoint, told.best_checkpoint)
+    assert (found.last_save, found.best) == (told.last_checkpoint, told.best_checkpoint)
     assert found.state == "running"
     assert found.sample.gpus[0].temperature_c == 71.0
     assert [t.text for t in found.told if t.grade == "warn"] == ["memory ran out; next rung"]
+
+
+def test_the_best_is_known_without_looking_at_checkpoints(run):
+    """``train`` looks at them once, when it begins."""
+    found, told = fed(run), status.summarize(run.paths)
+    assert found.best == told.best_checkpoint
+    for step, loss in ((300, 9.0), (301, 0.1), (302, float("nan"))):
+        moment = {"session": 2, "step": step, "time": 9e9 + step}
+        found.take("event", {**moment, "event": "eval", "eval_loss": loss})
+        found.take("event", {**moment, "event": "save"})
+    assert (found.best, found.last_save) == ("checkpoint-301", "checkpoint-302")
 
 
 def test_a_resume_takes_back_what_is_trained_again(run):

@@ -19,6 +19,7 @@ CURVES = ("loss", "eval_loss", "learning_rate", "tok_s")
 _POINTS = 2048
 """Newest points of a curve that are kept: more than a wide terminal has dots."""
 _EVENTS = 200
+_NO_BEST = (math.inf, "")
 _LATELY = 20
 """Log lines that count as the newest, as in ``trends``, which has the same of numpy's arrays."""
 _FEWEST = 5
@@ -57,6 +58,9 @@ class Pulse:
         """Apart from all others, which they would bury: saves, evaluations, removals."""
         self.sample: telemetry.Sample | None = None
         self.saved: tuple[checkpoints.Checkpoint, ...] = ()
+        self._best = _NO_BEST
+        self._evaluated: tuple[float, Any] = (math.inf, None)
+        """The newest evaluation's loss and step."""
         self.last_save, self.saved_s = "", 0.0
         """The newest checkpoint, and the wall clock then; empty and 0 where there is none."""
         self.expected: expected.Expected | None = None
@@ -116,9 +120,13 @@ class Pulse:
         return self.expected.mfu_pct(self.tok_s) if self.expected else None
 
     @property
-    def best(self) -> checkpoints.Checkpoint | None:
-        """The sound checkpoint with the lowest evaluation loss."""
-        return next((c for c in self.saved if c.best), None)
+    def best(self) -> str:
+        """The checkpoint with the lowest evaluation loss; empty where none was evaluated.
+
+        Of those that were looked at and those that this run has told of since: ``train`` looks
+        once, when it begins.
+        """
+        return self._best[1]
 
     def eta(self) -> eta.Eta:
         """What is left after the newest log line."""
@@ -212,8 +220,13 @@ class Pulse:
             kept.append(Told(moment, *found, self._events))
         if kind in {"start", "resume"} and event.get("session") == self.session:
             self.began_s = moment or None
+        if kind == "eval":
+            self._evaluated = (files.number(event.get("eval_loss")) or math.inf, event.get("step"))
         if kind == "save":
             self.last_save, self.saved_s = f"checkpoint-{event.get('step')}", moment
+            # Retention never takes the best; an evaluation is told before the save of its step.
+            if self._evaluated[1] == event.get("step"):
+                self._best = min(self._best, (self._evaluated[0], self.last_save))
         self._follow_state(str(kind), event)
         for name, after in (("save_s", 0), ("wait_s", -1)):
             seconds, step = files.number(event.get(name)), event.get("step")
@@ -232,6 +245,8 @@ class Pulse:
 
     def _checkpoints(self, facts: dict[str, Any]) -> None:
         self.saved = tuple(facts["found"])
+        best = next((c for c in self.saved if c.best), None)
+        self._best = (best.eval_loss or 0.0, best.path.name) if best else _NO_BEST
         sound = [c for c in self.saved if c.sound]
         if sound:
             self.last_save, self.saved_s = sound[-1].path.name, sound[-1].modified

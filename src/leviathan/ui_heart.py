@@ -229,6 +229,6 @@ def gpu_lines(gpu: GpuState, colours: Palette, width: int, name: str = "") -> li
 def _saves(pulse: Pulse, colours: Palette, width: int) -> Text:
     age = f" {ui.age(time.time() - pulse.saved_s)}" if pulse.saved_s else ""
     pairs = [("saved", f"{pulse.last_save}{age}" if pulse.last_save else "no checkpoint yet")]
-    if pulse.best and pulse.best.path.name != pulse.last_save:
-        pairs.append(("best", pulse.best.path.name))
+    if pulse.best and pulse.best != pulse.last_save:
+        pairs.append(("best", pulse.best))
     return _flow(pairs, colours, width)[0]
