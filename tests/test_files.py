@@ -1,6 +1,8 @@
 """Durable files: all or nothing, and lines that survive a half-written one."""
 
+import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,31 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_written_into_and_a_link_followed(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(pipe, "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    link.symlink_to(target)
+    target.write_text("old")
+    files.write_text(link, "new")
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe", "link", "target"}
+
+
+@pytest.mark.parametrize(
+    ("value", "figure"),
+    [(1, 1.0), ("inf", math.inf), (1e308, None), (-(10**200), None), (10**400, None),
+     (True, None), ("1", None), ([1], None)],
+)  # fmt: skip
+def test_a_figure_is_one_to_compute_with(value, figure):
+    assert files.number(value) == figure
 
 
 def test_a_tree_is_synced_whole_and_from_the_leaves_up(tmp_path, monkeypatch):

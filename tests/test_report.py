@@ -514,6 +514,8 @@ def test_where_it_goes(project, told, run_cli):
     assert run_cli("report", "r", "--markdown").stdout.startswith("# r: done")
     assert run_cli("report", "r", "--markdown", "-o", "r.md").stdout == "r.md\n"
     assert (project / "r.md").read_text().startswith("# r: done")
+    assert run_cli("report", "r", "--json", "-o", "r.json").stdout == "r.json\n"
+    assert json.loads((project / "r.json").read_text())["summary"]["name"] == "r"
     assert not list(told.directory.glob(".*.tmp"))
 
 
@@ -527,7 +529,8 @@ def test_json_writes_nothing_and_holds_everything(project, told, run_cli):
     assert not told.report.exists()
 
 
-@pytest.mark.parametrize("arguments", ["nobody", "damaged", "damaged --json", "r -o /proc/no/x"])
+@pytest.mark.parametrize("arguments", ["nobody", "damaged", "damaged --json", "r -o /proc/no/x", "r -o .", "r -o work",
+                                       "r -o /dev/full", "r --json --markdown"])  # fmt: skip
 def test_bad_input_is_one_line(project, run_cli, arguments):
     Telling(runs.TRAINING / "r")
     broken = Telling(runs.TRAINING / "damaged").paths

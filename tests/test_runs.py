@@ -63,6 +63,12 @@ def test_unreadable_record_is_one_clear_line(paths, content, message):
     assert "\n" not in caught.value.message
 
 
+def test_a_record_that_cannot_be_read_is_bad_input(paths):
+    paths.record.mkdir()
+    with pytest.raises(BadInput, match=r"run\.json cannot be read: Is a directory"):
+        runs.read(paths)
+
+
 def test_directory_without_a_record_is_not_a_run(paths):
     with pytest.raises(BadInput, match="is not a run"):
         runs.read(paths)

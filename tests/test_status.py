@@ -1,6 +1,7 @@
 """What a run looks like from outside: truth about the dead, calm about damaged files."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -215,6 +216,7 @@ HOSTILE = [
     b'{"session": 2, "step": 7, "max_steps": -1, "time": null, "epoch": true}\n',
     b'{"session": 2, "event": "start", "step": null}\n{"session": {}, "event": "resume"}\n',
     b'{"session": 2, "event": "warning", "text": {}}\n{"event": "session_end", "session": 2}\n',
+    b'{"session": 2, "step": 1' + b"0" * 30 + b', "loss": 1e308, "eval_loss": -1e308}\n',
     b'{"session": 2, "step": 1, "time": 1e999, "loss": 1' + b"0" * 4000 + b"}\n",
 ]  # fmt: skip
 
@@ -265,7 +267,8 @@ def test_a_diverged_loss_is_shown_and_is_no_json_number(tmp_path, run_cli):
     assert json.loads(run_cli("status", "--json").stdout)["loss"] is None
 
 
-@pytest.mark.parametrize("facts", [{"eval_loss": "low"}, {"epoch": []}, {"loss": {}, "time": "x"}])
+@pytest.mark.parametrize("facts", [{"eval_loss": "low"}, {"epoch": []}, {"loss": {}, "time": "x"},
+                                   {"time": math.nan}, {"time": 1e300}])  # fmt: skip
 def test_strange_facts_of_a_commit_record_are_none(tmp_path, facts):
     paths = make_run(tmp_path / "r")
     path = fake_files.write_checkpoint(paths.directory, 5)
@@ -274,6 +277,7 @@ def test_strange_facts_of_a_commit_record_are_none(tmp_path, facts):
     (path / checkpoints.COMMIT).write_text(json.dumps({**record, **facts}))
     found = status.summarize(paths)
     assert (found.last_checkpoint, found.best_checkpoint) == ("checkpoint-5", None)
+    assert time.localtime(found.last_saved)
 
 
 def test_a_damaged_record_is_bad_input(tmp_path):

@@ -280,3 +280,18 @@ def test_a_level_curve_and_large_numbers_are_drawn():
         told.take("metrics", {**line, "tokens/total": 2_500_000 * step})
     text = ui_panes.plot(told, ui_panes.PLOTS[3], ui_heart.DARK, 40, 6).plain
     assert "tokens per second   2,500,000\n   2.5M ┤" in text
+
+
+@pytest.mark.parametrize("moment", [float("nan"), float("inf"), 1e100])
+def test_an_event_of_no_time_is_shown_all_the_same(run, moment):
+    run.now = moment
+    run.event("warning", text="of no time")
+    shown = ui_panes.events(pulse.of(run.paths), ui_heart.DARK, 80, 10).plain
+    assert "?  of no time" in shown
+
+
+@pytest.mark.parametrize(("state", "loads"), [("starting", True), ("failed", False)])
+def test_only_what_lives_is_said_to_load(state, loads):
+    told = pulse.Pulse()
+    told.state = state
+    assert ("loading" in ui_heart.heart(told, ui_heart.DARK, 80, 1.0).plain) == loads

@@ -344,6 +344,9 @@ def unpin(checkpoint: Checkpoint) -> bool:
     return True
 
 
+_YEAR_5138_S = 1e11
+
+
 def _look(path: Path, step: int) -> Checkpoint:
     record = _read_record(path)
     facts = record or _facts_from_state(path)
@@ -354,8 +357,10 @@ def _look(path: Path, step: int) -> Checkpoint:
     epoch, loss, eval_loss, saved = (
         files.number(facts.get(name)) for name in ("epoch", "loss", "eval_loss", "time")
     )
+    if saved is None or not 0 < saved < _YEAR_5138_S:  # what no calendar has is damage
+        saved = path.stat().st_mtime
     return Checkpoint(
-        step, path, epoch, loss, eval_loss, size, saved or path.stat().st_mtime,
+        step, path, epoch, loss, eval_loss, size, saved,
         record is not None, problem, pinned=(path / PIN).exists(),
         fingerprint=str(facts.get("fingerprint") or ""),
     )  # fmt: skip

@@ -30,16 +30,19 @@ def report(
     """How a run went: success criteria, verdicts, curves, the plan beside it, what went wrong."""
     from leviathan import files, page, runs, ui
     from leviathan import report as reports
+    from leviathan.errors import BadInput
 
+    if as_json and as_markdown:
+        raise BadInput("--json and --markdown are two documents", "give one of them")
     paths = runs.find(run, living=True)
     found = reports.gather(paths)
     for remark in found.remarks:
         ui.warn(remark)
     if as_json:
-        ui.document(found.to_json())
-        return
-    text = page.markdown(found) if as_markdown else page.html(found)
-    to_stdout = as_markdown if output is None else str(output) == "-"
+        text = ui.document_text(found.to_json())
+    else:
+        text = page.markdown(found) if as_markdown else page.html(found)
+    to_stdout = as_markdown or as_json if output is None else str(output) == "-"
     if to_stdout:
         ui.raw(text)
         return

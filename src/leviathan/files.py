@@ -6,6 +6,7 @@ Does not own what is in them: run records are ``runs``, commit records ``checkpo
 import errno
 import glob
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+
+LARGEST = 1e150
+"""No figure of a run is larger (``number``)."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a full disk or an exhausted quota says."""
@@ -58,8 +62,17 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes ``path`` only if the block succeeds.
 
     Write, fsync, rename, fsync the directory: a reader, and a machine that loses
-    power, sees the old file or the new one, never a half.
+    power, sees the old file or the new one, never a half. What is no file (a pipe, a device)
+    is written into, and a link followed: root would make files of ``/dev/null``, ``/dev/stdout``.
     """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -201,16 +214,17 @@ class Tail:
 def number(value: Any) -> float | None:
     """A number read from a file others may have damaged; None for anything else.
 
-    Metrics hold NaN and infinity as text, which every JSON reader accepts.
+    Metrics hold NaN and infinity as text, which every JSON reader accepts. A finite number
+    whose square is none is no figure of a training: it would only make sums overflow.
     """
     if type(value) is float:  # nearly always
-        return value
+        return None if LARGEST < abs(value) < math.inf else value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and value not in {"nan", "inf", "-inf"}:
         return None
     try:
-        return float(value)
+        return number(float(value))
     except OverflowError:
         return None
 

@@ -199,6 +199,8 @@ def read(paths: RunPaths) -> RunRecord:
         document = json.loads(paths.record.read_bytes())
     except FileNotFoundError as error:
         raise BadInput(f"{paths.directory} is not a run (it has no run.json)") from error
+    except OSError as error:  # one such run must not hide the others from runs list
+        raise BadInput(f"{paths.record} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(
             f"{paths.record} is damaged: {error}", "restore it, or move the run away"
@@ -476,8 +478,8 @@ def _undisputed(lines: Iterable[dict[str, Any]], began: dict[int, int]) -> list[
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value read from a file is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value read from a file is a whole number, and of a size to compute with."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def last_heard(record: RunRecord, lines: Iterable[dict[str, Any]]) -> dict[int, float]:

@@ -276,8 +276,8 @@ def _parts(
 
 
 def _curve(table: dict[str, NDArray[Any]], value: NDArray[np.float64]) -> Curve:
-    """The finite values; of a step that is told twice the later."""
-    told = np.isfinite(value)
+    """The values that are figures (``files.number``); of a step told twice the later."""
+    told = np.abs(value) <= files.LARGEST
     step = table["step"][told]
     last = np.append(np.diff(step) != 0, True) if len(step) else np.zeros(0, bool)
     columns = (table["step"], value, table["session"], table["time"])

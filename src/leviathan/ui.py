@@ -69,8 +69,12 @@ def warn(text: str) -> None:
 
 def document(value: Any) -> None:
     """One JSON document on stdout."""
-    text = json.dumps(_strict(value), indent=2, ensure_ascii=False, default=str)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(document_text(value))
+
+
+def document_text(value: Any) -> str:
+    """One JSON document, for a file."""
+    return json.dumps(_strict(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _strict(value: Any) -> Any:

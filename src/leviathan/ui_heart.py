@@ -98,7 +98,8 @@ def _apart(left: Text, right: Text, width: int) -> Text:
 
 def _progress(pulse: Pulse, colours: Palette, width: int) -> Text:
     if not pulse.max_steps:
-        return Text("imports, tokenising, loading", colours.faint)
+        loads = pulse.state in {"starting", "running"}
+        return Text("imports, tokenising, loading" if loads else "", colours.faint)
     percent = f" {100 * pulse.share:5.1f} %"
     cells = width - len(percent)
     return bar(pulse.share, cells, colours).append(percent)

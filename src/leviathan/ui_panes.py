@@ -199,6 +199,9 @@ def _listed(name: str, lines: Sequence[Text], colours: Palette, width: int) -> T
 
 def _clock(time_s: float) -> str:
     """When it was, in local time; the day only where it was another one."""
-    then, now = time.localtime(time_s), time.localtime(time.time())
+    try:
+        then, now = time.localtime(time_s), time.localtime(time.time())
+    except (ValueError, OverflowError, OSError):  # out of a damaged file
+        return "?"
     same = then[:3] == now[:3]
     return time.strftime("%H:%M:%S" if same else "%d %b %H:%M", then)
