@@ -211,12 +211,19 @@ def test_a_run_that_stalls_is_called_so_until_it_goes_on(run, monkeypatch):
     os.utime(run.paths.phase, (NOW, NOW))
 
     async def goes_on(app, pilot):
-        await pilot.pause(0.5)
-        assert "leviathan_10pct_a4000  stalled" in screen(app)
+        for _ in range(100):  # a loaded machine takes its time
+            await pilot.pause(0.1)
+            if "leviathan_10pct_a4000  stalled" in screen(app):
+                break
+        else:
+            raise AssertionError(screen(app))
         run.now = NOW + 7199
         os.utime(run.paths.phase, (run.now, run.now))
         run.train(1, saves=False)
-        await pilot.pause(0.5)
+        for _ in range(100):
+            await pilot.pause(0.1)
+            if "leviathan_10pct_a4000  running" in screen(app):
+                break
 
     assert "leviathan_10pct_a4000  running" in shown(run, (80, 24), then=goes_on)
 

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from leviathan import spelled
 from leviathan.errors import LeviathanError
 
 if TYPE_CHECKING:
@@ -317,13 +318,8 @@ def sparkline(
     return "".join(" " if size is None else _BLOCKS[min(max(size, 1), 8)] for size in eighths)
 
 
-def size(count: float) -> str:
-    """Bytes for people: 1.3 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+size = spelled.size
+"""Bytes for people: 1.3 GB."""
 
 
 def duration(seconds: float) -> str:
