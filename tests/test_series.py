@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leviathan import files, runs, series
+from leviathan import files, runs, series, tidings
 from leviathan.series import Curve
 from telling import Telling
 
@@ -95,9 +95,9 @@ def test_the_recent_curves_are_the_end_of_the_whole_ones_and_all_evaluations(tol
     told.begin()
     told.train(1, 200)
     whole = series.read(told.paths)
-    monkeypatch.setattr(runs, "_RECENT_METRICS_BYTES", 10_000)
-    monkeypatch.setattr(runs, "_RECENT_EVENTS_BYTES", 300)
-    recent = runs.recent(told.paths)
+    monkeypatch.setattr(tidings, "_METRICS_BYTES", 10_000)
+    monkeypatch.setattr(tidings, "_EVENTS_BYTES", 300)
+    recent = tidings.read(told.paths)
     found = series.recent(recent)
     count = len(found["loss"])
     assert 10 < count < 50
@@ -111,7 +111,7 @@ def test_the_recent_curves_are_the_end_of_the_whole_ones_and_all_evaluations(tol
 def test_recent_curves_of_a_short_run_are_all_of_it(told):
     told.begin()
     told.train(1, 30)
-    whole, found = series.read(told.paths), series.recent(runs.recent(told.paths))
+    whole, found = series.read(told.paths), series.recent(tidings.read(told.paths))
     assert whole.curves.keys() == found.curves.keys()
     for name, expected in whole.curves.items():
         assert found[name].value.tolist() == expected.value.tolist(), name
@@ -184,7 +184,7 @@ def test_no_lines_of_any_shape_raise(tmp_path_factory, lines, events):
     kinds = ("start", "resume", "save", "eval", "waited")
     told = (json.dumps({**e, "event": kinds[n % 5]}) + "\n" for n, e in enumerate(events))
     paths.events.write_text("".join(told))
-    for found in (series.read(paths), series.recent(runs.recent(paths))):
+    for found in (series.read(paths), series.recent(tidings.read(paths))):
         for one in found.curves.values():
             assert np.isfinite(one.value).all()
             assert (np.diff(one.step) >= 0).all() or len({*one.session.tolist()}) > 1
@@ -247,7 +247,7 @@ def test_reading_changes_nothing(told):
     told.train(1, 30)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in told.paths.directory.rglob("*")}
     series.read(told.paths)
-    series.recent(runs.recent(told.paths))
+    series.recent(tidings.read(told.paths))
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in told.paths.directory.rglob("*")}
     assert before == after
     assert not math.isnan(series.read(told.paths)["loss"].value.sum())

@@ -381,6 +381,17 @@ def test_a_metrics_file_of_garbage_is_one_warning(run_cli):
     assert told == ["warning      no line of work/training/r/metrics.jsonl can be read"]
 
 
+def test_nothing_of_a_run_gives_the_terminal_orders(run_cli):
+    told = Telling(runs.TRAINING / "r\x1b[2Jun", began=time.time() - 100)
+    told.begin()
+    told.event("warning", text="\x1b]0;title\x07 \x9b31m hot\r\x7f")
+    told.end(reason="\x1b[31mexit code 1")
+    for command in (("status",), ("runs", "list"), ("status", "nope\x1b[2J")):
+        done = run_cli(*command)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", done.output), command
+    assert "?]0;title? ?31m hot??" in run_cli("status").stdout.replace("\n", " ")
+
+
 def test_keys_that_a_later_version_adds_to_the_record_are_passed_over(run_cli):
     told = a_run_of_an_a4000()
     document = json.loads(told.paths.record.read_bytes())

@@ -32,3 +32,7 @@ from leviathan import story
 )  # fmt: skip
 def test_line(event, line):
     assert story.line(event) == line
+
+
+def test_what_a_terminal_would_obey_is_not_in_it():
+    assert story.line({"event": "warning", "text": "a\x1b[2Jb\x9bc"}) == ("warn", "a?[2Jb?c")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leviathan import chance, config, judgement, runs, series, verdicts
+from leviathan import chance, config, judgement, runs, series, tidings, verdicts
 from leviathan.checkpoints import Checkpoint
 from leviathan.config import Guards
 from leviathan.guards import LossWatch
@@ -465,7 +465,7 @@ def test_odd_data_is_judged_or_not_but_never_raises(lines, events, sampled):
     kept = [saved(10, math.nan), saved(20, 1.0), saved(30, None, "damaged")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numbers near the largest there is
-        curves = series.recent(runs.Recent(events, lines, []))
+        curves = series.recent(tidings.Tidings(events, lines, []))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = verdicts.judge(curves, events, told.samples if sampled else [], kept)

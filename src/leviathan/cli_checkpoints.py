@@ -104,14 +104,14 @@ def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 
 def _explained(paths: Any, chosen: Any) -> Any:
-    from leviathan import checkpoints, choice, runs, series
+    from leviathan import checkpoints, choice, runs, series, tidings
 
     # Where the best by evaluation was not chosen, every byte of it tells why.
     found = [
         checkpoints.verify(c) if choice.better(c, chosen) else c
         for c in checkpoints.scan(paths.directory)
     ]
-    evals = series.recent(runs.recent(paths))["eval_loss"]
+    evals = series.recent(tidings.read(paths))["eval_loss"]
     return choice.explain(chosen, found, evals, runs.events(paths))
 
 

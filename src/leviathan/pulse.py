@@ -12,7 +12,7 @@ from itertools import islice
 from statistics import fmean, median, variance
 from typing import Any
 
-from leviathan import checkpoints, eta, expected, files, runs, story, telemetry
+from leviathan import checkpoints, eta, expected, files, runs, story, telemetry, tidings
 from leviathan.braille import Point
 
 CURVES = ("loss", "eval_loss", "learning_rate", "tok_s")
@@ -313,7 +313,7 @@ def of(paths: runs.RunPaths) -> Pulse:
     """
     pulse = Pulse(paths.directory.resolve().name)
     record = runs.read(paths)
-    recent = runs.recent(paths)
+    recent = tidings.read(paths)
     for kind, facts in _in_order(recent.events, [*_older(recent), *recent.metrics]):
         pulse.take(kind, facts)
     if record.sessions:
@@ -328,7 +328,7 @@ def of(paths: runs.RunPaths) -> Pulse:
     return pulse
 
 
-def _older(recent: runs.Recent) -> Iterator[dict[str, Any]]:
+def _older(recent: tidings.Tidings) -> Iterator[dict[str, Any]]:
     """Evaluations from before the newest log lines, as log lines."""
     first = files.number(recent.metrics[0].get("time")) if recent.metrics else None
     for line in files.objects(recent.evaluations):

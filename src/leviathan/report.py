@@ -26,6 +26,7 @@ from leviathan import (
     series,
     status,
     telemetry,
+    tidings,
     verdicts,
 )
 from leviathan.checkpoints import Checkpoint
@@ -370,7 +371,7 @@ def _environment(
 
 
 def _tokens(paths: runs.RunPaths) -> float | None:
-    lines = runs.recent(paths).metrics
+    lines = tidings.read(paths).metrics
     told = (files.number(line.get("tokens/total")) for line in reversed(lines))
     return next((value for value in told if value), None)
 

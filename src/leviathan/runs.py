@@ -5,7 +5,6 @@ Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
 
 import json
 import os
-import re
 import time
 import types
 from collections.abc import Collection, Iterable, Iterator
@@ -399,58 +398,7 @@ _BEGINNINGS = {"start", "resume"}
 def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     """Log lines by step. What was trained after the checkpoint a session began from is lost."""
     told = events(paths)
-    return _undisputed(files.read_json_lines(paths.metrics), beginnings(told))
-
-
-@dataclass(frozen=True)
-class Recent:
-    """What a run told lately, and what of long ago still matters; read in a moment."""
-
-    events: list[dict[str, Any]]
-    """In the order written, without the saves, removals and evaluations of long ago: in a long
-    run there are ten thousands of those, and a few of all others."""
-    metrics: list[dict[str, Any]]
-    """The newest of ``metrics``."""
-    evaluations: list[bytes]
-    """Every event that tells of an evaluation, as it was written."""
-
-
-_RECENT_METRICS_BYTES = 1 << 20
-"""Some 2,500 log lines: more than the time left and every trend are made of (``eta``)."""
-_RECENT_EVENTS_BYTES = 1 << 17
-_EVAL = b'"event":"eval"'
-_RARE = re.compile(rb'"event":"(?!save"|remove"|eval")')
-
-
-def recent(paths: RunPaths) -> Recent:
-    """What a run told lately, however long it has been going on."""
-    try:
-        data = paths.events.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    begin = data.rfind(b"\n", 0, max(len(data) - _RECENT_EVENTS_BYTES, 0)) + 1
-    # Not line by line: there are ten thousands.
-    rare = [_line_around(data, match.start()) for match in _RARE.finditer(data, 0, begin)]
-    found = files.objects((*dict.fromkeys(rare), *data[begin:].split(b"\n")))
-    told = [e for e in found if isinstance(e.get("event"), str)]
-    evaluations = [line for line in data.split(b"\n") if _EVAL in line]
-    newest, whole = files.last_lines(paths.metrics, _RECENT_METRICS_BYTES)
-    lines = files.objects(newest)
-    if not whole:
-        first = lines[0].get("time") if lines else None
-        before = [e for e in told if e["event"] == "eval" and _is_before(e.get("time"), first)]
-        lines = [*({n: v for n, v in e.items() if n != "event"} for e in before), *lines]
-    return Recent(told, _undisputed(lines, beginnings(told)), evaluations)
-
-
-def _line_around(data: bytes, place: int) -> bytes:
-    end = data.find(b"\n", place)
-    return data[data.rfind(b"\n", 0, place) + 1 : end if end >= 0 else len(data)]
-
-
-def _is_before(moment: Any, other: Any) -> bool:
-    one, two = files.number(moment), files.number(other)
-    return one is not None and two is not None and one < two
+    return undisputed(files.read_json_lines(paths.metrics), beginnings(told))
 
 
 def beginnings(told: Iterable[dict[str, Any]]) -> dict[int, int]:
@@ -462,7 +410,8 @@ def beginnings(told: Iterable[dict[str, Any]]) -> dict[int, int]:
     }
 
 
-def _undisputed(lines: Iterable[dict[str, Any]], began: dict[int, int]) -> list[dict[str, Any]]:
+def undisputed(lines: Iterable[dict[str, Any]], began: dict[int, int]) -> list[dict[str, Any]]:
+    """Log lines without what a later session went back behind (``beginnings``)."""
     kept: list[dict[str, Any]] = []
     session = None
     for line in lines:

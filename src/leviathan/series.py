@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from leviathan import files, runs
+from leviathan import files, runs, tidings
 
 NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tok_s", "step_s", "data_s",
          "memory_gib")  # fmt: skip
@@ -136,7 +136,7 @@ def read(paths: runs.RunPaths) -> Series:
     return _series(files.line_blocks(paths.metrics), runs.events(paths))
 
 
-def recent(told: runs.Recent) -> Series:
+def recent(told: tidings.Tidings) -> Series:
     """The curves of the newest log lines, and all evaluations, in a moment."""
     lines = [msgspec.json.encode(line) for line in told.metrics]
     found = _series([lines], told.events)

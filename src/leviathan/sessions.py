@@ -27,6 +27,7 @@ from leviathan import (
     render,
     runs,
     survey,
+    tidings,
     train,
 )
 from leviathan.budget import USED_UP, Budget
@@ -412,7 +413,7 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
 
 def _heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
     """When each session was last heard of."""
-    told = runs.recent(paths)
+    told = tidings.read(paths)
     return runs.last_heard(record, [*told.events, *told.metrics])
 
 

@@ -1,10 +1,18 @@
-"""Owns figures as people read them: durations, sizes, counts, money, moments.
+"""Owns figures and texts as people read them: durations, sizes, counts, money, moments.
 
 Does not lay them out (``page``, ``ui``).
 """
 
 import math
 import time
+
+# C0 and C1 but for line feed and tab, and DEL: what a terminal would obey.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "?")
+
+
+def plain(text: str) -> str:
+    """Text out of a file that anybody may have written, harmless to a terminal."""
+    return text.translate(_CONTROLS)
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ from leviathan import (
     runs,
     series,
     telemetry,
+    tidings,
     trends,
     verdicts,
 )
@@ -111,7 +112,7 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         BadInput: there is no run, or its record is damaged.
     """
     record = runs.read(paths)
-    recent = runs.recent(paths)
+    recent = tidings.read(paths)
     events, metrics = recent.events, recent.metrics
     trained = [*metrics, *(e for e in events if e["event"] in _OF_TRAINING)]
     step, max_steps = _progress(record, trained)
@@ -157,7 +158,7 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
 
 def history(paths: runs.RunPaths) -> eta.History:
     """What the run has told of its pace."""
-    told = runs.recent(paths)
+    told = tidings.read(paths)
     return eta.History(told.events, told.metrics)
 
 

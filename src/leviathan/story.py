@@ -6,7 +6,7 @@ Does not read them (``runs``) nor judge what they add up to (``verdicts``).
 from collections.abc import Mapping
 from typing import Any
 
-from leviathan import files
+from leviathan import files, spelled
 
 
 def line(event: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -22,7 +22,7 @@ def line(event: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     if not template:
         return None
-    text = " ".join(template.format_map(facts).split()).rstrip(" :;,")
+    text = spelled.plain(" ".join(template.format_map(facts).split()).rstrip(" :;,"))
     return (grade, text) if text else None
 
 

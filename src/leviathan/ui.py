@@ -23,6 +23,7 @@ from rich.text import Text
 
 from leviathan import spelled
 from leviathan.errors import LeviathanError
+from leviathan.spelled import plain
 
 if TYPE_CHECKING:
     from leviathan.excerpt import Part
@@ -55,17 +56,17 @@ def stderr_console() -> Console:
 
 def say(text: str = "", style: str | None = None) -> None:
     """A result, on stdout."""
-    _out.print(text, style=style, markup=False)
+    _out.print(plain(text), style=style, markup=False)
 
 
 def notice(text: str) -> None:
     """Something the user should know, on stderr."""
-    _err.print(text, style="dim", markup=False)
+    _err.print(plain(text), style="dim", markup=False)
 
 
 def warn(text: str) -> None:
     """Something the user should act on, on stderr."""
-    _err.print(f"warning: {text}", style="yellow", markup=False)
+    _err.print(f"warning: {plain(text)}", style="yellow", markup=False)
 
 
 def document(value: Any) -> None:
@@ -91,7 +92,7 @@ def error(problem: LeviathanError, verbose: bool) -> None:
     """One line per problem on stderr; the traceback only when asked for."""
     if verbose:
         _err.print(traceback.format_exc().rstrip(), style="dim", markup=False)
-    for line in problem.line.splitlines():
+    for line in plain(problem.line).splitlines():
         _err.print(Text.assemble(("leviathan: ", "bold red"), line))
 
 
@@ -110,7 +111,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: str = ""
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else plain(str(value))
 
 
 _STATES = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red",
@@ -125,7 +126,8 @@ def state(word: str) -> Text:
 
 def title(name: str, word: str, text: str = "") -> None:
     """The head of one screen about a run: its name, its state, and why, on stdout."""
-    _out.print(Text.assemble((name, "bold"), "  ", state(word), (f"  {text}" if text else "", "")))
+    why = f"  {plain(text)}" if text else ""
+    _out.print(Text.assemble((plain(name), "bold"), "  ", state(word), (why, "")))
 
 
 def finding(word: str, name: str, count: str, text: str) -> None:
@@ -147,7 +149,7 @@ def progress(share: float) -> None:
 def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Labels and values in two columns, on stdout; long values go on under themselves."""
     for label, value in rows:
-        lines = textwrap.wrap(value, max(_out.width - _LABEL, 20), break_long_words=False)
+        lines = textwrap.wrap(plain(value), max(_out.width - _LABEL, 20), break_long_words=False)
         for place, line in enumerate(lines or [""]):
             shown = label if place == 0 else ""
             _out.print(Text.assemble((f"{shown:<{_LABEL}}", "dim"), line))
