@@ -1,6 +1,7 @@
 """gpu.jsonl: sampled beside a run, never in its way, read back whatever became of it."""
 
 import json
+import subprocess
 import threading
 import time
 
@@ -40,6 +41,14 @@ def test_a_sample_is_read_back_as_it_was_taken(paths):
     assert sample.free_disk_gib > 0
     assert (sample.hottest_c, sample.used_gib, sample.busy_pct) == (78.0, 13.2, 98.0)
     assert (sample.power_w, sample.throttle) == (139.6, ("power cap",))
+
+
+def test_processes_that_are_gone_hold_no_memory_that_could_be_told(paths):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    with telemetry.Recorder(paths, 1, ended.pid, lambda: (BUSY,)):
+        wait_for(lambda: telemetry.recent(paths))
+    assert telemetry.recent(paths)[0].resident_gib is None
 
 
 def test_several_gpus_are_told_as_one_where_one_decides():

@@ -159,11 +159,9 @@ def make(
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
     told = history.whole(counted.steps) if history else None
-    pace = (
-        (speed.by_history(told, counted.slots) if told else None)
-        or (speed.by_calibration(measured, shape, chosen, attended) if measured else None)
-        or speed.by_formula(shape, chosen, hardware, attended)
-    )
+    shown = speed.by_history(told, counted.slots) if told else None
+    benched = speed.by_calibration(measured, shape, chosen, attended) if measured else None
+    pace = shown or benched or speed.by_formula(shape, chosen, hardware, attended)
     needed = memory.estimate(shape, chosen, device=hardware.device)
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
@@ -182,15 +180,18 @@ def make(
         steps=counted,
         speed=pace,
         ceiling_tok_s=speed.ceiling_tok_s(shape, chosen, hardware, attended),
-        flops_per_token=speed.train_flops_per_token(
-            shape, replace(chosen, gradient_checkpointing=False), attended
-        ),
+        flops_per_token=_model_flops(shape, chosen, attended),
         evaluations=evaluations,
         saves=saves,
         hours=hours,
         disk=forecast,
         evidence=_evidence(needed, card, refuted, proven, statistics, pace),
     )
+
+
+def _model_flops(shape: Shape, chosen: Knobs, attended: float) -> float:
+    once = replace(chosen, gradient_checkpointing=False)
+    return speed.train_flops_per_token(shape, once, attended)
 
 
 def _proven(

@@ -33,6 +33,7 @@ class Session:
     supervisor: dict[str, Any]
     resumed_from: int | None = None
     ended: float | None = None
+    """Of one whose supervisor died: when it was last heard of, once the next session begins."""
     outcome: str | None = None
     """done, stopped, failed or killed; None while running or when the supervisor died."""
     seconds: float | None = None

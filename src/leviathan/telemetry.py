@@ -32,7 +32,7 @@ class Sample:
     gpus: tuple[machine.GpuState, ...]
     """Those that the run uses."""
     resident_gib: float | None
-    """Memory of the launcher and all its processes."""
+    """Memory of the launcher and all its processes; None once they are gone."""
     free_disk_gib: float | None
 
     @property
@@ -90,13 +90,14 @@ class Recorder:
                 return
 
     def _line(self) -> dict[str, Any]:
+        resident = machine.resident_bytes(self.pid)
         gpus = [g for g in self._look() if self._shown is None or g.index in self._shown]
         return {
             "time": time.time(),
             "monotonic_s": round(time.monotonic(), 3),
             "session": self.session,
             "gpus": [_rounded(asdict(gpu)) for gpu in gpus],
-            "resident_gib": round(machine.resident_bytes(self.pid) / 2**30, 3),
+            "resident_gib": round(resident / 2**30, 3) if resident else None,
             "free_disk_gib": round(machine.free_gib(self.paths.directory), 3),
         }
 
