@@ -129,13 +129,15 @@ def _register() -> None:
         cli_data,
         cli_demo,
         cli_doctor,
+        cli_infer,
+        cli_merge,
         cli_mix,
-        cli_model,
         cli_notify,
         cli_plan,
         cli_report,
         cli_runs,
         cli_status,
+        cli_test,
         cli_train,
         cli_watch,
     )
@@ -155,7 +157,9 @@ def _register() -> None:
     cli_notify.register(app)
     cli_dash.register(app)
     cli_checkpoints.register(app)
-    cli_model.register(app)
+    cli_merge.register(app)
+    cli_test.register(app)
+    cli_infer.register(app)
     cli_demo.register(app)
 
 

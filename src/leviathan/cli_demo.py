@@ -96,7 +96,7 @@ def _merge(run: Any) -> Any:
 
 def _ask(run: Any) -> dict[str, Any]:
     from leviathan import evaluate, ui
-    from leviathan.cli_model import show_summary
+    from leviathan.cli_test import show_summary
 
     ui.heading("5/5  questions about names it has never seen, before and after")
     summary = evaluate.examine(evaluate.prepare(run.directory.name, "best", None, None))

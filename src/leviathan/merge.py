@@ -23,6 +23,7 @@ from leviathan import (
     config,
     corpus,
     evaluate,
+    evidence,
     files,
     models,
     prompts,
@@ -34,7 +35,7 @@ from leviathan.checkpoints import Checkpoint
 from leviathan.diagnosis import last_error
 from leviathan.errors import BadInput, LeviathanError, Refused
 
-PROOF = "merge-proof.json"
+PROOF = evidence.PROOF
 UNVERIFIED = "UNVERIFIED"
 _PROBES = 8
 _TOKENIZER_FILES = (

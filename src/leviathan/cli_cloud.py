@@ -1,0 +1,9 @@
+"""Owns the group of commands ``cloud``: the same run elsewhere."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    cloud = typer.Typer(no_args_is_help=True, help="Train the same run on another machine.")
+    app.add_typer(cloud, name="cloud")

@@ -1,0 +1,100 @@
+"""Owns talking to an OpenAI-compatible server: which models it has, completions, chats.
+
+Does not start one (``serve``). The official client does the talking; it is imported
+when the first question is asked.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from leviathan.errors import BadInput, LeviathanError
+
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's API, and the model that is asked there."""
+
+    url: str
+    """As http://127.0.0.1:8000/v1; a missing /v1 is added."""
+    model: str = ""
+    """Empty: the only one that the server lists."""
+    api_key: str = ""
+    """Empty: OPENAI_API_KEY, else a placeholder, as local servers take any."""
+
+    @cached_property
+    def client(self) -> Any:
+        """The official client for this server."""
+        import os
+
+        import openai
+
+        base = self.url.rstrip("/")
+        base = base if base.endswith("/v1") else f"{base}/v1"
+        key = self.api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        return openai.OpenAI(base_url=base, api_key=key, timeout=_TIMEOUT_S, max_retries=0)
+
+    def models(self) -> list[str]:
+        """Names of the models that the server lists.
+
+        Raises:
+            LeviathanError: it does not answer, or with an error.
+        """
+        return [str(entry.id) for entry in self._ask(lambda: self.client.models.list().data)]
+
+    @cached_property
+    def name(self) -> str:
+        """The model asked.
+
+        Raises:
+            BadInput: the server has several and none was chosen.
+            LeviathanError: it does not answer, or has none.
+        """
+        if self.model:
+            return self.model
+        known = self.models()
+        if not known:
+            raise LeviathanError(f"{self.url} serves no model")
+        if len(known) > 1:
+            raise BadInput(f"{self.url} serves several models", f"--model: {', '.join(known)}")
+        return known[0]
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[str, str]:
+        """The greedy answer to messages, and why it ended: stop or length.
+
+        Raises:
+            LeviathanError: the server does not answer, or with an error.
+        """
+        reply = self._ask(
+            lambda: self.client.chat.completions.create(
+                model=self.name, messages=messages, max_tokens=max_tokens, temperature=0, seed=0
+            )
+        )
+        choice = reply.choices[0]
+        return str(choice.message.content or ""), str(choice.finish_reason)
+
+    def complete(self, text: str, max_tokens: int) -> tuple[str, str]:
+        """The greedy continuation of rendered text, and why it ended: stop or length.
+
+        Raises:
+            LeviathanError: the server does not answer, or with an error.
+        """
+        reply = self._ask(
+            lambda: self.client.completions.create(
+                model=self.name, prompt=text, max_tokens=max_tokens, temperature=0, seed=0
+            )
+        )
+        choice = reply.choices[0]
+        return str(choice.text or ""), str(choice.finish_reason)
+
+    def _ask(self, question: Any) -> Any:
+        import openai
+
+        try:
+            return question()
+        except openai.APIConnectionError as error:
+            raise LeviathanError(f"{self.url} does not answer", "is the server up?") from error
+        except openai.APIStatusError as error:
+            raise LeviathanError(f"{self.url}: {error.status_code} {error.message}") from error
