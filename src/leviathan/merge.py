@@ -1,25 +1,28 @@
-"""Owns making one model of base + adapter, by the real Axolotl, and having it proven.
+"""Owns making one model of base + adapter, and having it proven before it gets its name.
 
-Does not do the arithmetic of LoRA (Axolotl does) nor of the comparison (``proof``).
+Does not compute weights (``fusion``) nor the comparison (``proof``): both are processes of
+their own. What else is made of a merged model is ``exports``'.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import filelock
+import xxhash
 import yaml
 
 from leviathan import (
+    basemodel,
     checkpoints,
+    child,
     config,
     corpus,
     evaluate,
@@ -32,8 +35,7 @@ from leviathan import (
     signals,
 )
 from leviathan.checkpoints import Checkpoint
-from leviathan.diagnosis import last_error
-from leviathan.errors import BadInput, LeviathanError, Refused
+from leviathan.errors import BadInput, Refused
 
 PROOF = evidence.PROOF
 UNVERIFIED = "UNVERIFIED"
@@ -42,6 +44,21 @@ _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt", "*.model",
 )  # fmt: skip
+
+
+# What a model's directory holds besides weights and tokenizer: code of its own (a model that
+# was trusted to run it), and what turns images or sound into its input.
+_COMPANIONS = ("generation_config.json", "*.py", "*processor_config.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the merged model is to be written."""
+
+    dtype: str | None = None
+    """bf16, fp16 or fp32; None: each tensor as the base has it."""
+    shard_gb: float = 5.0
+    """Largest file, in 10^9 bytes."""
 
 
 @dataclass(frozen=True)
@@ -83,44 +100,68 @@ def merge(
     checkpoint: Checkpoint,
     directory: Path,
     tell: Callable[[str], None],
+    options: Options | None = None,
 ) -> Merged:
     """Merge, prove, and only then give the result its name.
 
     Everything is made in a hidden directory beside ``directory``; a power cut leaves
-    no half model under the real name. An earlier merge is replaced only by one that
-    is proven; an unproven result goes to ``<directory>.unverified`` then.
+    no half model under the real name, and the same merge goes on where it was. An earlier
+    merge is replaced only by one that is proven; an unproven result goes to
+    ``<directory>.unverified`` then.
 
     Raises:
-        Refused: the base model is not the one trained on, or another merge is at work.
-        LeviathanError: Axolotl's merge or the proof itself failed to run.
+        Refused: the base model is not the one trained on, the adapter cannot be merged, there
+            is no room, or another merge is at work.
+        LeviathanError: the merge or the proof itself failed to run.
+    """
+    job = prepare(run, checkpoint)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(directory), _ended_by_signals(), _partial(directory, tell) as partial:
+        made = partial / "merged"
+        tell(f"merging {checkpoint.path.name} into {job.base.name}, shard by shard")
+        _fuse(job, made, options or Options(), tell)
+        _copy_companions(job.base, checkpoint.path, made)
+        tell("proving: base, base + adapter and merged on the same probes")
+        result = _prove(job, made, tell)
+        files.fsync_tree(made)
+        final = _put_in_place(made, directory, result.verdict)
+    runs.event(run, "merge", session=None, step=checkpoint.step, verdict=result.verdict,
+               to=str(final))  # fmt: skip
+    return replace(result, directory=final)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is merged: all that is read of the run before anything is written."""
+
+    record: runs.RunRecord
+    recipe: config.Recipe
+    tree: dict[str, Any]
+    """The configuration trained with; its base_model is where the base is now."""
+    checkpoint: Checkpoint
+    base: Path
+
+
+def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
+    """Find everything a merge reads.
+
+    Raises:
+        Refused: the base model is not here, or not the one trained on.
     """
     record = runs.read(run)
-    recipe = evaluate.recipe_of(run, record)
-    if record.base != models.fingerprint(models.local_or_hub(record.tree["base_model"])):
+    name = models.local_or_hub(record.tree["base_model"])
+    if record.base != models.fingerprint(name):
         raise Refused(
             f"the base model {record.tree['base_model']} has changed since training",
             "restore it: merged into another base the adapter means nothing",
         )
-    partial = directory.with_name(f".{directory.name}.partial")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(directory), _ended_by_signals():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            tell(f"merging {checkpoint.path.name} with axolotl merge-lora")
-            tree = _axolotl_merge(run, record, checkpoint, partial)
-            made = partial / "merged"
-            _restore_unquantised(tree, made)
-            _copy_trained_tokenizer(checkpoint.path, made)
-            tell("proving: base, base + adapter and merged on the same probes")
-            result = _prove(record, recipe, tree, checkpoint, made, partial)
-            files.fsync_tree(made)  # Axolotl's merge syncs nothing
-            final = _put_in_place(made, directory, result.verdict)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    runs.event(run, "merge", session=None, step=checkpoint.step, verdict=result.verdict,
-               to=str(final))  # fmt: skip
-    return replace(result, directory=final)
+    tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
+    # The launch wrote an absolute path; the project may have moved since.
+    tree["base_model"] = name
+    base = basemodel.locate(tree, os.environ).directory
+    if base is None:
+        raise Refused(f"the base model {name} is not in the hub's cache", "download it again")
+    return Job(record, evaluate.recipe_of(run, record), tree, checkpoint, base)
 
 
 @contextmanager
@@ -158,140 +199,114 @@ def _put_in_place(made: Path, directory: Path, verdict: str) -> Path:
     return directory
 
 
-def _axolotl_merge(
-    run: runs.RunPaths, record: runs.RunRecord, checkpoint: Checkpoint, partial: Path
-) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
-    # The launch wrote an absolute path; the project may have moved since.
-    tree["base_model"] = models.local_or_hub(record.tree["base_model"])
-    launched = dict(tree)
-    # Our plugin would write a heartbeat; Liger would patch a model that is never run.
-    launched["plugins"] = []
-    for key in [k for k in launched if k == "leviathan" or k.startswith("liger_")]:
-        del launched[key]
-    if tree.get("load_in_4bit"):
-        # Training quantises twice by default; 0.19's merge reads the unset key as "no" and
-        # would round to other weights than those trained on.
-        double = {"bnb_4bit_use_double_quant": True, **(tree.get("bnb_config_kwargs") or {})}
-        launched["bnb_config_kwargs"] = double
-    launched["output_dir"] = str(partial.resolve())
-    path = partial / "merge.yaml"
-    files.write_text(path, yaml.safe_dump(launched, sort_keys=False))
-    log = partial / "merge.log"
-    command = [sys.executable, "-m", "axolotl.cli.merge_lora", str(path),
-               f"--lora_model_dir={checkpoint.path.resolve()}"]  # fmt: skip
-    _run(command, log, "axolotl's merge")
-    if not list((partial / "merged").glob("*.safetensors")):
-        raise LeviathanError(f"axolotl's merge wrote no weights: {last_error(log)}")
-    return tree
+@contextmanager
+def _partial(directory: Path, tell: Callable[[str], None]) -> Iterator[Path]:
+    """The hidden directory that all is made in. Signals and failures leave it to go on from.
 
-
-def _run(command: list[str], log: Path, what: str) -> None:
-    environment = {**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as stream:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-            env=environment, check=False,
-        )  # fmt: skip
-    if done.returncode:
-        raise LeviathanError(f"{what} failed (exit code {done.returncode}): {last_error(log)}")
-
-
-def _restore_unquantised(tree: dict[str, Any], merged: Path) -> None:
-    """Give a QLoRA merge back what the runtime never quantised.
-
-    Axolotl 0.19 sends every matrix through NF4 to mimic training, embeddings and head
-    too, though bitsandbytes quantises neither: 18 % of the likeliest tokens change.
+    Not so a merge that was refused or found the disk full: what cannot go on takes no room.
     """
-    base = Path(tree["base_model"])
-    if not tree.get("load_in_4bit"):
-        return
-    if not base.is_dir():
-        from huggingface_hub import snapshot_download
-
-        base = Path(snapshot_download(tree["base_model"], local_files_only=True))
-    for shard in sorted(merged.glob("*.safetensors")):
-        _restore_shard(shard, base)
-
-
-def _restore_shard(shard: Path, base: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    originals = _unquantised(base)
-    tensors = load_file(shard)
-    wanted = [name for name in tensors if name in originals]
-    for name in wanted:
-        with safe_open(originals[name], framework="pt") as stream:
-            original = stream.get_tensor(name)
-        if original.shape == tensors[name].shape:
-            tensors[name] = original
-    if wanted:
-        save_file(tensors, shard, metadata={"format": "pt"})
+    partial = directory.with_name(f".{directory.name}.partial")
+    partial.mkdir(exist_ok=True)
+    try:
+        yield partial
+    except (Refused, BadInput, child.DiskFull, OSError):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except BaseException:
+        kept = files.directory_bytes(partial) / 1e9
+        tell(f"{kept:.2f} GB are kept in {partial}: the same command goes on from there")
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unquantised(base: Path) -> dict[str, Path]:
-    """Tensors of the base that bitsandbytes leaves alone, and the file each is in."""
-    from safetensors import safe_open
+def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -> None:
+    specification = {
+        "base": str(job.base.resolve()),
+        "adapter": str(job.checkpoint.path.resolve()),
+        "directory": str(made.resolve()),
+        "dtype": options.dtype,
+        "shard_bytes": int(options.shard_gb * 1e9),
+        "tree": {key: value for key, value in job.tree.items() if key in _DECIDING},
+    }
+    key = {**specification, "base": _stamp(job), "adapter": _hashes_of(job.checkpoint.path),
+           "versions": {name: _version(name) for name in _ARITHMETIC}}  # fmt: skip
+    key.pop("directory")
+    text = json.dumps(key, sort_keys=True, default=str)
+    specification["key"] = xxhash.xxh3_128_hexdigest(text.encode())
+    child.run("leviathan.fusion", specification, tell, "the merge")
 
-    found = {}
-    for file in sorted(base.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 - not a dict
-                if name.endswith(("embed_tokens.weight", "lm_head.weight", "norm.weight")):
-                    found[name] = file
-    return found
+
+_ARITHMETIC = ("leviathan", "torch", "peft", "bitsandbytes", "transformers")
+_DECIDING = {
+    "bf16", "bfloat16", "fp16", "float16", "load_in_4bit", "load_in_8bit", "bnb_config_kwargs",
+    "quantize_moe_experts", "trust_remote_code",
+}  # fmt: skip
 
 
-def _copy_trained_tokenizer(checkpoint: Path, merged: Path) -> None:
-    """Axolotl copies the base's tokenizer: the chat template trained with would be lost."""
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _stamp(job: Job) -> str:
+    """What tells this base from another: its bytes; of a hub's snapshot, which never changes, its
+    name, which is a commit."""
+    return job.record.base or f"{job.tree['base_model']}@{job.base.name}"
+
+
+def _hashes_of(checkpoint: Path) -> dict[str, str]:
+    wanted = [*checkpoint.glob("adapter_*"), *checkpoint.glob("tokenizer*")]
+    return {path.name: corpus.file_digest(path) for path in sorted(wanted)}
+
+
+def _copy_companions(base: Path, checkpoint: Path, merged: Path) -> None:
+    """What training did not change comes from the base, the tokenizer from the checkpoint."""
+    for pattern in _COMPANIONS:
+        for file in base.glob(pattern):
+            shutil.copyfile(file, merged / file.name)
     trained = [f for pattern in _TOKENIZER_FILES for f in checkpoint.glob(pattern)]
-    for pattern in _TOKENIZER_FILES if trained else ():
-        for stale in merged.glob(pattern):
-            stale.unlink()
-    for file in trained:
-        shutil.copyfile(file, merged / file.name)
+    source = checkpoint if trained else base
+    for pattern in _TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, merged / file.name)
 
 
-def _prove(
-    record: runs.RunRecord,
-    recipe: config.Recipe,
-    tree: dict[str, Any],
-    checkpoint: Checkpoint,
-    merged: Path,
-    partial: Path,
-) -> Merged:
-    trained = models.from_run(tree, tree["base_model"], checkpoint.path.resolve(), recipe.format)
-    whole = models.Source(str(merged.resolve()), row_format=recipe.format)
+def _prove(job: Job, merged: Path, tell: Callable[[str], None]) -> Merged:
+    record, recipe, tree = job.record, job.recipe, job.tree
+    checkpoint = job.checkpoint.path
+    trained = models.from_run(tree, tree["base_model"], checkpoint.resolve(), recipe.format)
+    whole = models.Source(
+        str(merged.resolve()), row_format=recipe.format,
+        trust_remote_code=trained.trust_remote_code,
+    )  # fmt: skip
     source, probes = _probes(record, recipe)
-    spec = {"trained": asdict(trained), "merged": asdict(whole), "probes": probes}
-    files.write_text(partial / "spec.json", json.dumps(spec, default=str))
-    out = partial / "comparison.json"
-    command = [sys.executable, "-m", "leviathan.proof", str(partial / "spec.json"), str(out)]
-    _run(command, partial / "proof.log", "the proof")
-    found = proof.Comparison(**json.loads(out.read_text()))
+    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": probes}
+    found = child.run("leviathan.proof", specification, tell, "the proof")
+    comparison = proof.read(found)
     limits = recipe.merge
-    word, reason = proof.verdict(found, limits.argmax_agreement, limits.relative_error)
+    word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
     files.write_json(
         merged / PROOF,
         {
             "verdict": word,
             "reason": reason,
-            **asdict(found),
+            **found,
             "probes": {"from": source, "count": len(probes)},
             "limits": limits.model_dump(),
-            "checkpoint": checkpoint.path.name,
+            "checkpoint": checkpoint.name,
             "run": record.name,
             "base_model": tree["base_model"],
             "base_digest": record.base,
             "format": recipe.format,
             "versions": record.versions,
-            "hashes": _hashes(checkpoint.path, merged),
+            "hashes": _hashes(checkpoint, merged),
         },
     )
     if word != "equal":
         files.write_text(merged / UNVERIFIED, f"{reason}\n")
-    return Merged(merged, checkpoint, word, reason, asdict(found))
+    return Merged(merged, job.checkpoint, word, reason, found)
 
 
 def _hashes(checkpoint: Path, merged: Path) -> dict[str, str]:

@@ -4,14 +4,12 @@ Runs as ``python -m leviathan.proof SPEC OUT`` so that the models' memory goes b
 before anything else happens. Does not merge; ``merge`` writes what is proven here.
 """
 
-import json
 import math
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leviathan import models
+from leviathan import child, models
 
 MAX_PROBE_TOKENS = 256
 
@@ -115,13 +113,17 @@ def compare(trained: models.Source, merged: models.Source, probes: list[str]) ->
     return replace(sums.comparison(), computed=f"{computed} / {whole.computed}")
 
 
-def main() -> None:
-    """Read a specification, compare, write the comparison as JSON."""
-    spec = json.loads(Path(sys.argv[1]).read_text())
-    trained = models.Source(**{**spec["trained"], "adapter": Path(spec["trained"]["adapter"])})
-    found = compare(trained, models.Source(**spec["merged"]), spec["probes"])
-    Path(sys.argv[2]).write_text(json.dumps(asdict(found)))
+def read(document: dict[str, Any]) -> Comparison:
+    """A comparison from its JSON."""
+    return Comparison(**document)
+
+
+def _work(specification: dict[str, Any], _tell: child.Tell) -> dict[str, Any]:
+    adapter = Path(specification["trained"]["adapter"])
+    trained = models.Source(**{**specification["trained"], "adapter": adapter})
+    merged = models.Source(**specification["merged"])
+    return asdict(compare(trained, merged, specification["probes"]))
 
 
 if __name__ == "__main__":
-    main()
+    child.serve(_work)
