@@ -166,7 +166,8 @@ def quiet() -> None:
 class Model:
     """A loaded model with its tokenizer; prompts in, logits or text out."""
 
-    def __init__(self, source: Source, *, precise: bool = False) -> None:
+    def __init__(self, source: Source, *, precise: bool = False, dtype: str | None = None) -> None:
+        """``dtype``, torch's name, if it is not to be chosen by what fits."""
         quiet()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -177,18 +178,20 @@ class Model:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 source.tokenizer, trust_remote_code=trust
             )
-            device, dtype = _placement(source, precise=precise)
+            precise = precise or dtype == "float32"
+            device, chosen = _placement(source, precise=precise)
+            chosen = getattr(torch, dtype) if dtype else chosen
         except OSError as error:  # transformers' word for a model that is not there
             raise BadInput(f"cannot load {source.model}: {str(error).splitlines()[0]}") from error
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
-            dtype=_held_as(source, dtype),
-            quantization_config=_quantization(source, dtype),
+            dtype=_held_as(source, chosen),
+            quantization_config=_quantization(source, chosen),
             device_map={"": device},
             trust_remote_code=trust,
         )
         keep_4bit_weights(model)
-        _compute_as(model, dtype)
+        _compute_as(model, chosen)
         rows = _rows(model, source.adapter, len(self.tokenizer))
         if rows != model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(rows)
@@ -198,7 +201,7 @@ class Model:
             model = PeftModel.from_pretrained(model, str(source.adapter))
         self.model: Any = model.eval()
         self.device = device
-        self.computed = f"{device} {str(dtype).removeprefix('torch.')}"
+        self.computed = f"{device} {str(chosen).removeprefix('torch.')}"
         torch.manual_seed(0)
 
     @contextmanager
@@ -230,6 +233,27 @@ class Model:
 
         with torch.no_grad():
             return self.model(input_ids=ids.to(self.device)).logits[0].float().cpu()
+
+    def greedy(self, ids: Any, new_tokens: int) -> tuple[list[int], Any]:
+        """Exactly ``new_tokens`` greedy tokens after ``ids`` [1, T]; scores [new, vocabulary]."""
+        import torch
+
+        with torch.no_grad():
+            made = self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=torch.ones_like(ids, device=self.device),
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        scores = torch.stack([step[0] for step in made.scores]).float().cpu()
+        return made.sequences[0, ids.shape[1] :].tolist(), scores
 
     def answer(self, prompt: str, max_new_tokens: int) -> str:
         """The greedy answer to a prompt, without special tokens."""
