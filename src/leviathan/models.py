@@ -191,7 +191,8 @@ class Model:
             trust_remote_code=trust,
         )
         keep_4bit_weights(model)
-        _compute_as(model, chosen)
+        if source.quantised:
+            _compute_as(model, chosen)
         rows = _rows(model, source.adapter, len(self.tokenizer))
         if rows != model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(rows)

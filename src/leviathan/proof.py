@@ -6,6 +6,7 @@ the type that is served, which tells whether that type's rounding spoils it. Run
 merge; ``merge`` writes what is proven here.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -207,7 +208,10 @@ def compare(trained: models.Source, merged: models.Source, probes: list[str]) ->
 
 
 def serving_dtype(directory: Path) -> str:
-    """torch's name of the type that most of a model's bytes are stored in."""
+    """torch's name of the type that most of a model's bytes are stored in, or computed in."""
+    told = json.loads((directory / "config.json").read_bytes())
+    if "quantization_config" in told:
+        return str(told.get("dtype") or told.get("torch_dtype") or "bfloat16")
     sizes: dict[str, int] = {}
     for tensor in shards.stored(directory).values():
         if tensor.dtype in shards.FLOATS:
@@ -310,10 +314,13 @@ def read(document: dict[str, Any]) -> Comparison:
 
 
 def _work(specification: dict[str, Any], _tell: child.Tell) -> dict[str, Any]:
-    adapter = Path(specification["trained"]["adapter"])
-    trained = models.Source(**{**specification["trained"], "adapter": adapter})
-    merged = models.Source(**specification["merged"])
+    trained, merged = (_source(specification[name]) for name in ("trained", "merged"))
     return asdict(compare(trained, merged, specification["probes"]))
+
+
+def _source(document: dict[str, Any]) -> models.Source:
+    adapter = document["adapter"]
+    return models.Source(**{**document, "adapter": Path(adapter) if adapter else None})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
-from project import RUN, Project
+from project import RUN, TINY, Project
+
+import tiny
 
 pytestmark = pytest.mark.real
 
@@ -62,6 +64,50 @@ def test_the_trained_chat_template_is_what_is_shipped(finished):
     assert done.code == 0, done.err
     merged = finished.directory / "models/with-template"
     assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+
+
+QLORA = ("adapter=qlora", "load_in_4bit=true")
+TRAINED_EMBEDDINGS = ("lora_modules_to_save=[embed_tokens,lm_head]",)
+ADDED_TOKENS = ("tokens=['<|tool|>','<|end|>','<|think|>']",)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "sets", "options"),
+    [
+        ("qwen2", True, (*QLORA, *TRAINED_EMBEDDINGS, *ADDED_TOKENS), ("--shard-gb", "0.001")),
+        ("gemma2", True, (*TRAINED_EMBEDDINGS,), ()),
+        ("gemma3", True, QLORA, ()),
+        ("qwen3", False, ADDED_TOKENS, ("--dtype", "bf16")),
+    ],
+)
+def test_every_family_merges_into_what_was_trained(
+    template, fork_server, tmp_path, family, tied, sets, options
+):
+    shutil.copytree(template, tmp_path / "project", ignore=shutil.ignore_patterns("base"))
+    project = Project(tmp_path / "project", fork_server)
+    tiny.write_model(project.directory / "base", project.directory / "rows.jsonl", family,
+                     tied=tied, max_shard_size="100KB")  # fmt: skip
+    short = ("save_steps=30", "eval_steps=30", "max_steps=30")
+    done = project.run(*TINY[:7], *(part for text in (*short, *sets) for part in ("--set", text)))
+    assert done.code == 0, done.err
+    done = project.run("merge", *options)
+    assert done.code == 0, done.err
+    found = proof(project)
+    served = found["serving"]
+    assert found["verdict"] == "equal"
+    assert served["disagreements"] == served["near_ties"]
+    assert served["greedy_partings"] == served["greedy_near_ties"]
+    if "bf16" in options:
+        assert served["computed"] == "cpu bfloat16 / cpu bfloat16"
+        assert 0 < served["max_abs_diff"] < 4 * served["rounding"]
+    else:
+        assert found["argmax_agreement"] == served["argmax_agreement"] == 1.0
+        assert found["max_abs_diff"] < 2e-5 < 1e-2 * found["adapter_effect"]
+    merged = project.directory / "models" / f"{RUN}-merged"
+    told = json.loads((merged / "config.json").read_text())
+    trained_apart = sets[-1:] != QLORA[-1:] and tied
+    assert told["tie_word_embeddings"] == (tied and not trained_apart)
+    assert told["vocab_size"] == (515 if ADDED_TOKENS[0] in sets else 512)
 
 
 def test_the_alpaca_prompt_is_axolotls_own():
