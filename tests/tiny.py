@@ -67,8 +67,9 @@ def write_tokenizer(directory: Path, corpus: Path, *, begins: bool = False) -> P
 
 
 def write_model(
-    directory: Path, corpus: Path, family: str = "llama", *, tied: bool = False, **save: object
-) -> Path:
+    directory: Path, corpus: Path, family: str = "llama", *, tied: bool = False,
+    vocabulary: int = 512, **save: object,
+) -> Path:  # fmt: skip
     """Save a 2-layer, 64-wide random model of a family and its tokenizer."""
     import torch
     from transformers import (
@@ -85,7 +86,7 @@ def write_model(
     torch.manual_seed(0)
     more = {} if family in {"llama", "qwen2"} else {"head_dim": 16}
     config = kinds[family](
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
         bos_token_id=0, eos_token_id=0, pad_token_id=3, tie_word_embeddings=tied, **more,
     )  # fmt: skip

@@ -186,7 +186,7 @@ class Model:
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
             dtype=_held_as(source, chosen),
-            quantization_config=_quantization(source, chosen),
+            **_quantization(source, chosen),
             device_map={"": device},
             trust_remote_code=trust,
         )
@@ -343,8 +343,12 @@ def _rows(model: Any, adapter: Path | None, tokens: int) -> int:
     return held or max(have, tokens)
 
 
-def _quantization(source: Source, dtype: Any) -> Any:
-    """bitsandbytes' settings as Axolotl made them for training, or None."""
+def _quantization(source: Source, dtype: Any) -> dict[str, Any]:
+    """bitsandbytes' settings as Axolotl made them for training, or none.
+
+    Not None: transformers would take that for the model's own settings, and a quantised model
+    would be loaded with random weights.
+    """
     if source.quantised is None:
-        return None
-    return quantisation.bitsandbytes(source.quantised, dtype)
+        return {}
+    return {"quantization_config": quantisation.bitsandbytes(source.quantised, dtype)}

@@ -115,7 +115,7 @@ class TrainedWeights:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise Refused(f"{name} cannot be merged: {_first_line(error)}", INSTEAD) from error
         if not bool(torch.isfinite(found).all()):
-            raise Refused(f"{name} would not be finite: the adapter is broken")
+            raise Refused(f"{name} would not be finite after the merge")
         return found
 
 
@@ -144,6 +144,9 @@ def _read(adapter: Path) -> dict[str, Any]:
         found = dict(load_peft_weights(str(adapter), device="cpu"))
     except Exception as error:  # safetensors' own, pickle's, zip's
         raise Refused(f"{adapter} cannot be read: {_first_line(error)}") from error
+    for name, tensor in found.items():
+        if not bool(tensor.isfinite().all()):
+            raise Refused(f"{adapter} is broken: {name} is not finite")
     # Resized embeddings that are trained whole too are saved twice; PEFT loads the first.
     twice = ".modules_to_save.weight"
     once = {name for name in found if f"{name.removesuffix('.weight')}{twice}" in found}
