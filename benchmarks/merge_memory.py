@@ -90,7 +90,7 @@ def run(name: str, command: list[str], out: Path, text: str = "") -> Measured:
 
 
 def ours(directory: Path, arguments: argparse.Namespace) -> Measured:
-    tree = {"bf16": True, **({"load_in_4bit": True} if arguments.nf4 else {})}
+    tree = {"bf16": True, **({"adapter": "qlora", "load_in_4bit": True} if arguments.nf4 else {})}
     (directory / "ours").mkdir()
     job = {"base": directory / "base", "adapter": directory / "adapter",
            "directory": directory / "ours/model", "key": "benchmark", "dtype": None,

@@ -17,7 +17,7 @@ from leviathan import fusion, models, quantisation, shards
 from leviathan.errors import BadInput, Refused
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-NF4 = {"load_in_4bit": True}
+NF4 = {"adapter": "qlora", "load_in_4bit": True}
 BOTH = {"modules_to_save": ["embed_tokens", "lm_head"]}
 
 
@@ -303,6 +303,38 @@ REFUSED = {
     "a base of pickles": (pickled_base, "only pickled .bin files"),
     "tokens whose embeddings are lost": (more_tokens, "the new tokens were trained with is lost"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", fusion.UNFOLLOWED)
+def test_a_base_quantised_in_another_way_is_refused(tmp_path, plain, key):
+    job = plain.job(tmp_path / "work/model", tree={key: True})
+    with pytest.raises(Refused, match=f"trained with {key}: no merge here follows"):
+        fusion.fuse(job, print)
+
+
+@pytest.mark.parametrize(
+    ("tree", "kind"),
+    [
+        ({"adapter": "qlora", "load_in_4bit": True}, "load_in_4bit"),
+        ({"adapter": "lora", "load_in_8bit": True}, "load_in_8bit"),
+        ({"adapter": "lora", "load_in_4bit": True}, None),  # Axolotl 0.19 loads it as it is
+        ({"adapter": "qlora"}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_quantised_is_what_axolotl_quantises(tree, kind):
+    found = quantisation.settings(tree, "llama")
+    assert found is None if kind is None else found[kind] is True
+
+
+def test_the_settings_are_axolotls_with_the_runs_own_over_them():
+    own = {"bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["down_proj"]}
+    tree = {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": own}
+    found = quantisation.settings(tree, "falcon_h1")
+    assert {**found, **own} == found
+    assert found["bnb_4bit_use_double_quant"] is True
+    del tree["bnb_config_kwargs"]
+    assert quantisation.settings(tree, "falcon_h1")["llm_int8_skip_modules"] == ["out_proj"]
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_rounding_of_the_served_type_is_told_from_disagreement(trained, tmp_path
 
 
 def test_in_float32_the_served_figures_are_the_precise_ones(trained, tmp_path):
-    found = compared(trained, tmp_path, tree={"load_in_4bit": True})
+    found = compared(trained, tmp_path, tree={"adapter": "qlora", "load_in_4bit": True})
     assert found.serving.computed == found.computed
     assert found.serving.argmax_agreement == found.argmax_agreement == 1.0
     assert found.serving.greedy_agreement == 1.0
@@ -190,7 +190,7 @@ def test_in_float32_the_served_figures_are_the_precise_ones(trained, tmp_path):
 
 
 def test_eight_bits_are_merged_up_to_the_rounding_of_activations(trained, tmp_path):
-    found = compared(trained, tmp_path, tree={"load_in_8bit": True})
+    found = compared(trained, tmp_path, tree={"adapter": "lora", "load_in_8bit": True})
     assert 1e-5 < found.relative_error < 0.05
     assert found.argmax_agreement > 0.95
 

@@ -17,11 +17,13 @@ import xxhash
 from leviathan import child, files, quantisation, shards
 from leviathan.errors import Refused
 from leviathan.shards import Shard, Stored, Tensor
-from leviathan.trained_weights import TrainedWeights
+from leviathan.trained_weights import INSTEAD, TrainedWeights
 
 PROGRESS = "progress.json"
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """The names of --dtype, and the format's."""
+UNFOLLOWED = ("quantize_moe_experts", "model_quantization_config", "gptq")
+"""Axolotl's keys that quantise the base in other ways than ``quantisation`` knows."""
 _MARGIN_BYTES = 64 << 20  # tokenizer and proof
 
 
@@ -48,6 +50,9 @@ def fuse(job: Job, tell: child.Tell) -> dict[str, Any]:
     Raises:
         Refused: no merge of this kind, or not enough room.
     """
+    for key in UNFOLLOWED:
+        if job.tree.get(key):
+            raise Refused(f"trained with {key}: no merge here follows what that quantises", INSTEAD)
     config = json.loads((job.base / "config.json").read_bytes())
     quantised = quantisation.settings(job.tree, str(config.get("model_type")))
     stored = shards.stored(job.base)
@@ -96,7 +101,7 @@ def _tensors(
         raise Refused(
             f"the base model's files have no {lacking[0]}, which training changed: transformers "
             "loads this architecture under other names than it is stored",
-            "serve the base with the adapter: --adapter-only",
+            INSTEAD,
         )
     names = [n for n in stored if not (n == both.output and both.tied_in_base)]
     if both.tied_in_base and not both.tied:

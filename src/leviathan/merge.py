@@ -123,7 +123,7 @@ def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -
 _ARITHMETIC = ("leviathan", "torch", "peft", "bitsandbytes", "transformers")
 _DECIDING = {
     "bf16", "bfloat16", "fp16", "float16", "load_in_4bit", "load_in_8bit", "bnb_config_kwargs",
-    "quantize_moe_experts", "trust_remote_code",
+    "adapter", "trust_remote_code", *fusion.UNFOLLOWED,
 }  # fmt: skip
 
 

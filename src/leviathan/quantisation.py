@@ -32,21 +32,13 @@ def train_dtype(tree: dict[str, Any]) -> str:
 
 
 def settings(tree: dict[str, Any], model_type: str) -> dict[str, Any] | None:
-    """BitsAndBytesConfig's arguments but for the compute type; None where nothing is quantised.
-
-    Raises:
-        Refused: quantised in a way that no merge here follows.
-    """
-    if tree.get("quantize_moe_experts"):
-        raise Refused(
-            "the run quantised the experts of a mixture, which no merge here follows",
-            "serve the base with the adapter: --adapter-only",
-        )
+    """BitsAndBytesConfig's arguments but for the compute type; None where nothing is quantised."""
     own = dict(tree.get("bnb_config_kwargs") or {})
-    if tree.get("load_in_4bit"):
+    # Axolotl heeds the keys with these adapters only: load_in_4bit beside lora does nothing.
+    if tree.get("load_in_4bit") and tree.get("adapter") == "qlora":
         skipped = {"llm_int8_skip_modules": _SKIPPED[model_type]} if model_type in _SKIPPED else {}
         return {**_NF4, **skipped, **own}
-    if tree.get("load_in_8bit"):
+    if tree.get("load_in_8bit") and tree.get("adapter") == "lora":
         eight = {"llm_int8_skip_modules": _SKIPPED_8BIT.get(model_type)}
         return {"load_in_8bit": True, **(eight if model_type in _SKIPPED_8BIT else {})}
     return None

@@ -43,7 +43,18 @@ def aside(directory: Path, tell: Callable[[str], None]) -> Iterator[Path]:
         signals.taken(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP),
         _partial(directory, tell) as partial,
     ):
+        _give_back(directory)
         yield partial
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.old")
+
+
+def _give_back(directory: Path) -> None:
+    """An earlier model that a kill in the middle of its replacement left without its name."""
+    if _old(directory).is_dir() and not directory.exists():
+        _old(directory).rename(directory)
 
 
 @contextmanager
@@ -90,7 +101,7 @@ def put_in_place(made: Path, directory: Path, verdict: str) -> Path:
     ``<directory>.unverified`` then.
     """
     files.fsync_tree(made)
-    aside = directory.with_name(f".{directory.name}.old")
+    aside = _old(directory)
     taken = directory.exists() and any(directory.iterdir())
     if taken and verdict != "equal":
         directory = directory.with_name(f"{directory.name}.unverified")
