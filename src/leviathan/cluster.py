@@ -19,6 +19,8 @@ _WORK = f"{HOME}/work"
 _PORT = 29400
 _USER = 1000
 _RETRIES = 6
+_RESTARTS = 20
+"""Of a JobSet, which cannot tell a host that was taken away from one that failed."""
 _COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 # etcd's limit for an object is 1.5 MiB, Kubernetes' for a ConfigMap 1 MiB; some is for the rest.
 _CONFIG_BYTES = 900_000
@@ -50,31 +52,35 @@ def kind_of(name: str) -> Kind:
     raise BadInput(f"--kind {name!r} is not one", f"choose of {', '.join(get_args(Kind))}")
 
 
-def text(export: Export, wish: Wish) -> str:
-    """job.yaml: every object, in the order they have to be made in."""
-    return "---\n".join(map(dump, manifests(export, wish)))
+def text(manifests: list[Manifest]) -> str:
+    """Objects as one YAML file, in their order."""
+    return "---\n".join(map(yamlfile.dump_blocks, manifests))
 
 
-def dump(manifest: Manifest) -> str:
-    """One object as YAML, in which nothing refers to anything above it."""
-    return yamlfile.dump(json.loads(json.dumps(manifest)))
-
-
-def manifests(export: Export, wish: Wish) -> list[Manifest]:
-    """ConfigMap, volume claims, and the job itself.
+def volumes(export: Export, wish: Wish) -> list[Manifest]:
+    """ConfigMap and volume claims: what has to be there, and filled, before the job.
 
     Raises:
-        BadInput: several hosts in a Job, or one in a JobSet; names no mount can have.
+        BadInput: names no mount can have, configs too large for a ConfigMap.
+    """
+    _refuse_unmountable(export)
+    pod = _Pods(export, wish)
+    return [pod.config_map(), *pod.claims()]
+
+
+def job(export: Export, wish: Wish) -> Manifest:
+    """The job itself.
+
+    Raises:
+        BadInput: several hosts in a Job, or one in a JobSet.
     """
     if (wish.kind == "job") != (export.nodes == 1):
         raise BadInput(
             f"--kind {wish.kind} is not for {export.nodes} host{'s' * (export.nodes > 1)}",
             "a job is one host; several are a jobset or a pytorchjob, with --nodes",
         )
-    _refuse_unmountable(export)
-    pod = _Pods(export, wish)
     jobs = {"job": _job, "jobset": _jobset, "pytorchjob": _pytorchjob}
-    return [pod.config_map(), *pod.claims(), jobs[wish.kind](pod)]
+    return jobs[wish.kind](_Pods(export, wish))
 
 
 def loader(export: Export, wish: Wish) -> Manifest:
@@ -270,28 +276,23 @@ def _roots(carried: tuple[Carried, ...]) -> list[str]:
     return sorted(set(found))
 
 
-def _job_spec(template: Manifest, retries: int) -> Manifest:
-    """Exit codes: docs/cloud.md. A pod taken from its node is no failure of training."""
-    return {
-        "backoffLimit": retries,
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "Ignore", "onPodConditions": [
-                    {"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "FailJob", "onExitCodes": {
-                    "containerName": "train", "operator": "In", "values": [2, 3]}},
-                {"action": "Count", "onExitCodes": {
-                    "containerName": "train", "operator": "In", "values": [4]}},
-            ]
-        },
-        "template": template,
-    }  # fmt: skip
+def _exits(action: str, *codes: int) -> Manifest:
+    of = {"containerName": "train", "operator": "In", "values": list(codes)}
+    return {"action": action, "onExitCodes": of}
 
 
 def _job(pod: _Pods) -> Manifest:
+    """Exit codes: docs/cloud.md. A pod taken from its node is no failure of training."""
+    disrupted = {"type": "DisruptionTarget", "status": "True"}
+    rules = [
+        {"action": "Ignore", "onPodConditions": [disrupted]},
+        _exits("FailJob", 2, 3),
+        _exits("Count", 4),
+    ]
     return {
         "apiVersion": "batch/v1", "kind": "Job", "metadata": pod.metadata(),
-        "spec": _job_spec(pod.template(), _RETRIES),
+        "spec": {"backoffLimit": _RETRIES, "podFailurePolicy": {"rules": rules},
+                 "template": pod.template()},
     }  # fmt: skip
 
 
@@ -304,9 +305,13 @@ def _jobset(pod: _Pods) -> Manifest:
         ("--nodes", str(nodes), "--rdzv", f"{head}:{_PORT}", "--node-rank", "$(NODE_RANK)"),
         (rank,),
     )
-    # One host that fails ends the others: all begin again from the newest checkpoint.
-    spec = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes,
-            **_job_spec(template, 0)}  # fmt: skip
+    # One host that fails, or is taken away, ends the others: all begin again from the newest
+    # checkpoint. A pod that is replaced alone would wait for a training that waits for it.
+    spec = {
+        "completionMode": "Indexed", "completions": nodes, "parallelism": nodes,
+        "backoffLimit": 0, "podFailurePolicy": {"rules": [_exits("FailJob", 2, 3)]},
+        "template": template,
+    }  # fmt: skip
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -314,7 +319,7 @@ def _jobset(pod: _Pods) -> Manifest:
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": pod.name},
             "failurePolicy": {
-                "maxRestarts": _RETRIES,
+                "maxRestarts": _RESTARTS,
                 "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [{"name": "host", "replicas": 1, "template": {"spec": spec}}],

@@ -171,9 +171,11 @@ if [[ ${{1:-}} == --ssh ]]; then # rsync's way to the host: it cannot quote a ke
     [[ -z ${{REMOTE_CONFIG:-}} ]] || options=(-F "$REMOTE_CONFIG" "${{options[@]}}")
     exec ssh "${{options[@]}}" "$@"
 fi
-host={host} port={port} key={key} directory={directory}
-usage="usage: remote.sh VERB [--host USER@HOST] [--port N] [--key FILE] [--dir DIR] [-- ARGUMENTS]
-verbs: push setup start status log stop pull; start may take options of leviathan train"
+host={host} port={port} key={key} directory={directory} venv=''
+usage="usage: remote.sh VERB [--host USER@HOST] [--port N] [--key FILE] [--dir DIR] [--venv DIR]
+    [-- ARGUMENTS]
+verbs: push setup start status log stop pull; start may take options of leviathan train
+--dir is the bundle's directory there, --venv an environment there to use instead of our own"
 verb=${{1:-}}
 [[ -n $verb ]] || {{ echo "$usage" >&2 && exit 2; }}
 shift
@@ -183,6 +185,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
     --port) port=${{2:?$usage}} ;;
     --key) key=${{2:?$usage}} ;;
     --dir) directory=${{2:?$usage}} ;;
+    --venv) venv=${{2:?$usage}} ;;
     *) echo "$usage" >&2 && exit 2 ;;
     esac
     shift 2
@@ -197,7 +200,7 @@ case $key in '' | /* | '~'*) ;; *) key=$called_in/$key ;; esac
 export REMOTE_PORT=$port REMOTE_KEY=$key
 there() {{ # a command there, in the bundle's directory; its words arrive as they are
     local words
-    printf -v words '%q ' "$@"
+    printf -v words '%q ' env LEVIATHAN_VENV="$venv" "$@"
     ./remote.sh --ssh -- "$host" "cd $(printf %q "$directory") && $words"
 }}
 # Arguments reach the far side unread by its shell, and what was sent by halves is gone on with.

@@ -101,7 +101,7 @@ def text(export: Export, wish: Wish, listed: tuple[Carried, ...]) -> str:
         f"# SkyPilot {VERSION}. From this directory, the first time and every later one:\n"
         f"#\n#   {verb}{secrets} task.yaml\n\n"
     )
-    return head + yamlfile.dump(document)
+    return head + yamlfile.dump_blocks(document)
 
 
 def _resources(export: Export, wish: Wish) -> dict[str, Any]:

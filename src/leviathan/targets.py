@@ -75,8 +75,9 @@ def _cluster(export: Export, wishes: Wishes, _: tuple[Carried, ...]) -> Made:
         folders=shlex.join(folders), grace=export.grace_s, run=export.run,
     )  # fmt: skip
     made = {
-        "job.yaml": cluster.text(export, wish),
-        "loader.yaml": cluster.dump(cluster.loader(export, wish)),
+        "volumes.yaml": cluster.text(cluster.volumes(export, wish)),
+        "loader.yaml": cluster.text([cluster.loader(export, wish)]),
+        "job.yaml": cluster.text([cluster.job(export, wish)]),
         "Dockerfile": cluster.dockerfile(export, wheel),
     }
     return made, text
@@ -121,14 +122,15 @@ _CLUSTER = """
 ## Kubernetes
 
     docker build -t {image} . && docker push {image}
-    {secret}kubectl apply -f job.yaml           # volumes, configs and the job, which waits for data
-    kubectl apply -f loader.yaml
+    {secret}kubectl apply -f volumes.yaml -f loader.yaml
     kubectl wait --for=condition=Ready pod/{name}-loader
     kubectl exec {name}-loader -- mkdir -p {folders}
     {copies}kubectl delete -f loader.yaml
+    kubectl apply -f job.yaml           # only now: a file that lacks would be mounted as a folder
+    kubectl logs -f -l app.kubernetes.io/instance={name}
 
 A stop takes up to {grace} s: the step ends, the checkpoint commits. To stop for good, suspend or
-delete the job; `kubectl apply` again goes on. To bring the run home, copy
+delete the job; `kubectl apply -f job.yaml` again goes on. To bring the run home, copy
 `work/training/{run}` out of the volume {name}-work.
 """
 
