@@ -320,7 +320,13 @@ def _jobset(pod: _Pods) -> Manifest:
             "network": {"enableDNSHostnames": True, "subdomain": pod.name},
             "failurePolicy": {
                 "maxRestarts": _RESTARTS,
-                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                "rules": [
+                    {
+                        "name": "not-to-be-retried",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
             },
             "replicatedJobs": [{"name": "host", "replicas": 1, "template": {"spec": spec}}],
         },

@@ -5,6 +5,7 @@ trained on a real disk, and only what is committed is copied: a checkpoint's fil
 commit record last, nothing ever moved. What comes back is read in full before it counts.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ Tell = Callable[[str], None]
 _POLL_S = 2.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESTORING = ".restoring"
+_SECOND_RECORD = "run.copy.json"
 
 
 def run(paths: runs.RunPaths, place: Path, command: Sequence[str], tell: Tell) -> int:
@@ -104,8 +106,10 @@ class Keeper:
             return []
         here = {c.path.name: c for c in checkpoints.scan(run) if c.committed and c.sound}
         new = [c for name, c in here.items() if name not in self._seen]
-        if new or self._changed():
+        if self._changed() or new:
             _copy_run(run, self.place)
+            # One after the other: of a copy that is cut off, the other is whole.
+            _copy(self.paths.record, self.place / _SECOND_RECORD)
         kept = [c.path.name for c in new if _keep_checkpoint(c, self.place)]
         self._seen |= here.keys()
         self._drop_what_retention_let_go(max((c.step for c in here.values()), default=0))
@@ -179,7 +183,8 @@ def restore(paths: runs.RunPaths, place: Path, tell: Tell) -> list[str]:
 
     Every byte is read: one whose upload was cut off is left where it is, and an older serves.
     """
-    if not (place / paths.record.name).is_file():
+    record = _whole_record(place)
+    if record is None:
         return []
     run = paths.directory
     local, _ = checkpoints.newest_sound(run) if run.is_dir() else (None, [])
@@ -188,6 +193,8 @@ def restore(paths: runs.RunPaths, place: Path, tell: Tell) -> list[str]:
         return []
     run.mkdir(parents=True, exist_ok=True)
     _copy_run(place, run)
+    (run / _SECOND_RECORD).unlink(missing_ok=True)
+    files.write_text(paths.record, record)
     shutil.rmtree(run / _RESTORING, ignore_errors=True)
     back = []
     for checkpoint in kept:
@@ -198,6 +205,15 @@ def restore(paths: runs.RunPaths, place: Path, tell: Tell) -> list[str]:
     if back:
         tell(f"brought back from {place}: {', '.join(back)}")
     return back
+
+
+def _whole_record(place: Path) -> str | None:
+    for name in ("run.json", _SECOND_RECORD):
+        with suppress(OSError, ValueError):
+            text = (place / name).read_text(encoding="utf-8")
+            json.loads(text)
+            return text
+    return None
 
 
 def _bring_back(checkpoint: Checkpoint, run: Path, tell: Tell) -> bool:

@@ -17,9 +17,9 @@ VERSION = "0.14.0"
 KEEP = "/leviathan-keep"
 _DATA = "/leviathan-data"
 _PORT = 29400
-_SETTLED = 4
-"""Our exit code for stopped, resumable: the only one that is worth another machine."""
-_RESTARTS = 3
+_STOPPED = 4
+"""Our exit code for stopped, resumable: the only one that is worth another machine. Where the
+budget is what stopped it, the next one ends with 3 at once."""
 
 # What profiles call a card -> SkyPilot's name of it, as its catalog (common/accelerators.csv) and
 # its fetchers (sky/catalog/data_fetchers) spell it. Longest first: A100 80GB is no A100.
@@ -116,8 +116,8 @@ def _resources(export: Export, wish: Wish) -> dict[str, Any]:
         found["job_recovery"] = {
             # Another region at once: where a machine was taken away, the next would be, too.
             "strategy": "EAGER_NEXT_REGION",
-            "max_restarts_on_errors": _RESTARTS,
-            "recover_on_exit_codes": [_SETTLED],
+            # Crashes are Leviathan's to restart from (recovery.restarts), on the same machine.
+            "recover_on_exit_codes": [_STOPPED],
         }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -172,7 +172,7 @@ _Blocks.add_representer(str, _as_block)
 
 def dump_blocks(data: Any) -> str:
     """``data`` as YAML for others' programs and for people: scripts and files in it are blocks."""
-    return yaml.dump(data, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
 def dump(data: Any) -> str:
