@@ -11,7 +11,7 @@ import zstandard
 
 CRDS = Path(__file__).parent / "recorded/crds"
 KINDS = {"job": "1", "jobset": "2", "pytorchjob": "3"}
-HOSTILE = "it's \"$(HOME)\" $$ ü;& -x.jsonl"
+HOSTILE = 'it\'s "$(HOME)" $$ ü;& -x.jsonl'
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ def test_every_object_is_valid(export, kind):
     # Of a PyTorchJob's pods its operator sets the restart policy.
     pod = {"restartPolicy": "Never", **pod_of(job)}
     kubernetes_validate.validate(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}, "1.31", strict=True
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod},
+        "1.31",
+        strict=True,
     )
 
 

@@ -57,7 +57,11 @@ def test_what_the_loader_understood():
     assert (spot["accelerators"], spot["spot"]) == ({"RTXA4000": 1}, True)
     assert spot["recovery"]["recover_on_exit_codes"] == [4]
     assert spot["buckets"] == {"/leviathan-keep": "MOUNT"}
-    assert (stays["accelerators"], stays["spot"], stays["autostop"]) == ({"A100-80GB": 1}, False, 30)
+    assert (stays["accelerators"], stays["spot"], stays["autostop"]) == (
+        {"A100-80GB": 1},
+        False,
+        30,
+    )
     assert (two["accelerators"], two["nodes"]) == ({"H100": 8}, 2)
     assert f"{PLACE}/it's $(x) ü;.jsonl" in tasks["hostile.yaml"]["mounts"].values()
 
@@ -76,7 +80,10 @@ def test_every_shipped_card_has_a_name():
 
 def test_several_hosts_meet_at_the_first_ones_address(export):
     run = yaml.safe_load(export(*TASKS["two-hosts"]))["run"]
-    assert '--nodes "$SKYPILOT_NUM_NODES" --rdzv "$head:29400" --node-rank "$SKYPILOT_NODE_RANK"' in run
+    assert (
+        '--nodes "$SKYPILOT_NUM_NODES" --rdzv "$head:29400" --node-rank "$SKYPILOT_NODE_RANK"'
+        in run
+    )
 
 
 def test_secrets_are_names(export):
@@ -95,7 +102,9 @@ def test_secrets_are_names(export):
     ],
 )  # fmt: skip
 def test_what_no_task_can_be(run_cli, project, options, line):
-    done = run_cli("cloud", "export", "-r", "tiny", "-s", "full", "-t", "skypilot", "-o", "o", *options)
+    done = run_cli(
+        "cloud", "export", "-r", "tiny", "-s", "full", "-t", "skypilot", "-o", "o", *options
+    )
     assert done.exit_code == 2
     assert line in done.stderr
     assert not (project / "o").exists()

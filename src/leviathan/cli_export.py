@@ -90,7 +90,9 @@ def export(
     )
     if output is None and not dry_run:
         raise BadInput("where to? name a directory", "example: -o cloud/my-run")
-    made = targets.build(target, exporting.of(wanted, ui.corpus_progress()), wishes)
+    made = targets.build(target, exporting.of(wanted, draw=False), wishes)
+    if not dry_run:  # all that can be wrong was: now the sample may be drawn
+        made = targets.build(target, exporting.of(wanted, ui.corpus_progress()), wishes)
     document = made.manifest() if dry_run or output is None else bundle.write(made, output)
     if as_json:
         ui.document({**document, "directory": None if dry_run else str(output)})

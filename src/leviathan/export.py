@@ -35,6 +35,7 @@ from leviathan.budget import Budget
 from leviathan.config import bad_inputs
 from leviathan.errors import BadInput
 from leviathan.layers import Config
+from leviathan.samples import Sample
 
 GRACE_S = 600
 """Seconds a stop may take where no run tells: a step, then a save that is hashed and synced."""
@@ -101,12 +102,13 @@ class Wanted:
     grace_s: int | None = None
 
 
-def of(wanted: Wanted, progress: corpus.Progress | None = None) -> Export:
+def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = True) -> Export:
     """Everything the other machine needs, found here.
 
     Args:
         wanted: the run or the plan.
         progress: told of reading the corpus, where the sample has yet to be drawn.
+        draw: without it nothing is written, and a sample that was not drawn yet is not in it.
 
     Raises:
         BadInput: wrong names or keys, no corpus, a secret in what would go along.
@@ -120,7 +122,8 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None) -> Export:
     run = wanted.name or (record.name if record else layers.run_name(merged, None))
     run = layers.run_name(merged, run)
     texts, moved = _configs(merged)
-    carried, more, replaced = _data(merged, progress)
+    sample = _sample(merged, progress, draw=draw)
+    carried, more, replaced = _data(merged, sample)
     texts |= more
     _refuse_secrets(texts)
     return Export(
@@ -277,16 +280,29 @@ def _refuse_secrets(texts: dict[str, bytes]) -> None:
 # --- data --------------------------------------------------------------------------------
 
 
+def _wish(config: Config) -> samples.Wish:
+    recipe = config.recipe
+    return samples.Wish(Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY)
+
+
+def _sample(config: Config, progress: corpus.Progress | None, *, draw: bool) -> Sample | None:
+    wish, fields = _wish(config), layers.row_fields(config)
+    if draw:
+        return samples.draw(wish, fields, progress)
+    corpus.check_head(samples.readable(wish), fields)
+    return samples.already_drawn(wish)
+
+
 def _data(
-    config: Config, progress: corpus.Progress | None
+    config: Config, sample: Sample | None
 ) -> tuple[list[Carried], dict[str, bytes], dict[str, str]]:
     """The sample and the local base model; the sample's manifest; paths that must change."""
-    recipe = config.recipe
-    path = Path(recipe.corpus)
-    wish = samples.Wish(path, config.sample, recipe.seed, samples.DIRECTORY)
-    sample = samples.draw(wish, layers.row_fields(config), progress)
-    drawn, replaced = Path(sample.path), dict[str, str]()
-    texts: dict[str, bytes] = {}
+    more, moved = _base_model(str(config.tree["base_model"]))
+    if sample is None:
+        return more, {}, moved
+    wish = _wish(config)
+    path, drawn = wish.corpus, Path(sample.path)
+    replaced, texts = dict[str, str](), dict[str, bytes]()
     if drawn == path:
         name = _inside(path)
         if name is None:
@@ -298,7 +314,6 @@ def _data(
         document = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         texts[wish.manifest.as_posix()] = document.encode()
     carried = [Carried(drawn.resolve(), name, sample.bytes, sample.digest)]
-    more, moved = _base_model(str(config.tree["base_model"]))
     return carried + more, texts, replaced | moved
 
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import io
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from leviathan.config import shipped_directory
@@ -21,6 +22,7 @@ _WHEEL = f"Wheel-Version: 1.0\nGenerator: leviathan\nRoot-Is-Purelib: true\nTag:
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip file can name
 
 
+@cache
 def wheel() -> tuple[str, bytes]:
     """The wheel's file name and its bytes (PyPA, Binary distribution format).
 
