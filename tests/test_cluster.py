@@ -1,13 +1,19 @@
 """Kubernetes manifests: valid by Kubernetes' and the operators' own schemas, strictly."""
 
 import json
+import signal
+from functools import cache
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 import zstandard
+
+from fakes.processes import LEVIATHAN, Training
+from leviathan import checkpoints
 
 CRDS = Path(__file__).parent / "recorded/crds"
 KINDS = {"job": "1", "jobset": "2", "pytorchjob": "3"}
@@ -56,6 +62,7 @@ def strict(schema):
     return made
 
 
+@cache
 def crd(name: str) -> dict:
     packed = (CRDS / f"{name}.json.zst").read_bytes()
     recorded = json.loads(zstandard.decompress(packed))
@@ -145,6 +152,29 @@ def test_what_kubernetes_would_expand_arrives_as_it_is(export, project):
     assert [arg.replace("$$", "$") for arg in train["args"]] == told[1:]
     assert any("$$(HOME)" in arg for arg in train["args"])
     assert f"/workspace/{HOSTILE}" in [m["mountPath"] for m in train["volumeMounts"]]
+
+
+def test_a_stop_reaches_leviathan_as_the_first_process_of_its_container(
+    run_cli, project, trainings
+):
+    """In a process namespace, where nobody handles a signal unless the first process does."""
+    done = run_cli("cloud", "export", "-p", "tiny", "-r", "tiny", "-s", "full", "-t", "k8s",
+                   "-o", "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (job,) = documents(project / "out/job.yaml")
+    (train,) = pod_of(job)["containers"]
+    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", LEVIATHAN,
+             *(arg.replace("$$", "$") for arg in train["args"])]  # fmt: skip
+    container = Training(
+        words, trainings, trainings.environment({"steps": 500, "step_s": 0.03}), {}
+    )
+    trainings.started.append(container)
+    container.reached(7)
+    (first,) = psutil.Process(container.process.pid).children()
+    first.send_signal(signal.SIGTERM)
+    assert container.end() == 4, container
+    assert "stopped (SIGTERM): saved checkpoint-" in container.stdout
+    assert checkpoints.scan(trainings.run_dir)[-1].committed
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,12 @@ def test_a_run_for_another_machine_class(exported, project):
 
 def test_a_run_of_a_recipe_that_is_a_file_is_found_by_its_command(exported, project):
     shutil.move(project / "configs/recipes/tiny.yaml", project / "mine.yaml")
-    write_run(project, again="leviathan train --profile tiny --recipe mine.yaml --sample 50pct")
-    out, _ = exported("tiny_50pct_tiny")
+    write_run(project, again="leviathan train --profile tiny --recipe mine.yaml --sample 50pct "
+              "--max-hours 3 --no-smoke --track tensorboard --track wandb")  # fmt: skip
+    out, manifest = exported("tiny_50pct_tiny")
+    assert manifest["command"][-5:] == ["--no-smoke", "--track", "tensorboard", "--track", "wandb"]
+    assert "WANDB_API_KEY" in manifest["secrets"]
+    assert "3" not in manifest["command"]  # what has been spent here is not what it may cost there
     assert (out / "configs/recipes/mine.yaml").exists()
 
 
@@ -124,7 +128,8 @@ def test_data_is_taken_along_when_asked_for(exported, project):
     out, manifest = exported(*TINY, "-s", "full", "--include-data")
     assert [one["name"] for one in manifest["data"]] == ["rows.jsonl", "base/config.json"]
     assert (out / "rows.jsonl").read_bytes() == (project / "rows.jsonl").read_bytes()
-    assert "send" not in (out / "remote.sh").read_text().partition("push)")[2].partition(";;")[0]
+    push = (out / "remote.sh").read_text().partition("push)")[2].partition(";;")[0]
+    assert ": # all of it is here" in push
 
 
 def test_what_lies_elsewhere_gets_a_place_inside(exported, project, tmp_path_factory):

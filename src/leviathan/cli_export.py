@@ -5,8 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from leviathan.cli_config import JsonOption
-from leviathan.cli_train import BudgetOption, MaxHoursOption, PriceOption
+from leviathan.cli_config import JsonOption, TrackOption
+from leviathan.cli_train import (
+    BudgetOption,
+    MaxHoursOption,
+    PriceOption,
+    ShrinkOption,
+    SmokeOption,
+)
 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")]
 
@@ -39,6 +45,9 @@ def export(
     max_hours: MaxHoursOption = None,
     budget_usd: BudgetOption = None,
     usd_hour: PriceOption = None,
+    track: TrackOption = None,
+    shrink: ShrinkOption = False,
+    smoke: SmokeOption = None,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts to train on together.")] = 1,
     include_data: Annotated[
         bool, typer.Option("--include-data", help="Put sample and local base model into it.")
@@ -80,7 +89,7 @@ def export(
 
     wanted = exporting.Wanted(
         run, profile, recipe, sample, name, tuple(sets or ()), max_hours, budget_usd, usd_hour,
-        nodes, tuple(secrets or ()), grace_s,
+        nodes, _more(track, smoke, shrink=shrink), tuple(secrets or ()), grace_s,
     )  # fmt: skip
     wishes = targets.Wishes(
         include_data,
@@ -98,6 +107,17 @@ def export(
         ui.document({**document, "directory": None if dry_run else str(output)})
         return
     _show(document, None if dry_run else output)
+
+
+def _more(track: list[str] | None, smoke: bool | None, *, shrink: bool) -> tuple[str, ...]:
+    """Words for ``train`` that are no settings."""
+    from leviathan import trackers
+
+    trackers.parse(track)
+    words = [word for name in track or () for word in ("--track", name)]
+    if smoke is not None:
+        words.append("--smoke" if smoke else "--no-smoke")
+    return (*words, *["--shrink"] * shrink)
 
 
 def _show(manifest: dict[str, Any], output: Path | None) -> None:

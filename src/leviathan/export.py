@@ -98,6 +98,8 @@ class Wanted:
     budget_usd: float | None = None
     usd_hour: float | None = None
     nodes: int = 1
+    more: tuple[str, ...] = ()
+    """Other words of ``train``: --track, --shrink, --smoke."""
     secrets: tuple[str, ...] = ()
     grace_s: int | None = None
 
@@ -118,7 +120,8 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
     merged = _config(wanted, record)
     render.check_keys(merged, schema.load())
     Budget(wanted.max_hours, wanted.budget_usd, wanted.usd_hour or merged.profile.price_usd_hour)
-    secrets = _secrets(merged, wanted.secrets)
+    more_words = wanted.more or (_repeated(record.again) if record else ())
+    secrets = _secrets(merged, more_words, wanted.secrets)
     run = wanted.name or (record.name if record else layers.run_name(merged, None))
     run = layers.run_name(merged, run)
     texts, moved = _configs(merged)
@@ -126,8 +129,9 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
     carried, more, replaced = _data(merged, sample)
     texts |= more
     _refuse_secrets(texts)
+    command = (*_command(run, merged, moved | replaced, wanted), *more_words)
     return Export(
-        run, merged, _command(run, merged, moved | replaced, wanted), texts,
+        run, merged, command, texts,
         tuple(carried), secrets, record.versions if record else machine.versions(),
         wanted.grace_s or (_grace_s(paths) if paths else GRACE_S),
         wanted.nodes, record is not None,
@@ -153,6 +157,17 @@ def _asked(record: runs.RunRecord) -> dict[str, str]:
         if name in found:
             found[name] = value
     return found
+
+
+def _repeated(again: str) -> tuple[str, ...]:
+    """Of the command that goes on with a run, what ``train`` was told beside its settings."""
+    words, kept = shlex.split(again), list[str]()
+    for number, word in enumerate(words):
+        if word in {"--shrink", "--smoke", "--no-smoke"}:
+            kept.append(word)
+        elif word == "--track":
+            kept += words[number : number + 2]
+    return tuple(kept)
 
 
 # --- the command -------------------------------------------------------------------------
@@ -221,7 +236,7 @@ def _suite(name: str) -> Path | None:
 # --- secrets -----------------------------------------------------------------------------
 
 
-def _secrets(config: Config, named: Iterable[str]) -> tuple[str, ...]:
+def _secrets(config: Config, words: Iterable[str], named: Iterable[str]) -> tuple[str, ...]:
     """Variables that training wants there: the hub's token, hooks' addresses, trackers' keys.
 
     Raises:
@@ -236,7 +251,8 @@ def _secrets(config: Config, named: Iterable[str]) -> tuple[str, ...]:
     base = str(config.tree["base_model"])
     if models.local_or_hub(base) == base:
         found.add(_HUB_SECRET)
-    found |= {key for tracker, key in _TRACKER_SECRETS.items() if config.tree.get(f"use_{tracker}")}
+    on = {*words} | {name for name in _TRACKER_SECRETS if config.tree.get(f"use_{name}")}
+    found |= {key for tracker, key in _TRACKER_SECRETS.items() if tracker in on}
     for number, hook in enumerate(config.profile.notify):
         found |= _hook_variable(hook, number)
     return tuple(sorted(found))

@@ -149,17 +149,33 @@ def remote(export: Export, host: Host, listed: tuple[Carried, ...]) -> str:
 
     ``listed`` is what the bundle does not hold, and is sent from where it lies.
     """
-    sends = [f"    send {shlex.quote(str(c.source))} {shlex.quote(c.name)}" for c in listed]
     what = "push, setup, start, status, log, stop, pull: the run on a machine reached by ssh"
     return _BEGIN.format(what=what).replace(
         "cd -- ", 'called_in=$PWD\ncd -- '
     ) + _REMOTE.format(
         host=shlex.quote(host.host), port=host.port or "''", key=shlex.quote(host.key),
         directory=shlex.quote(host.directory or f"leviathan/{labels.label(export.run)}"),
-        sends="\n".join(sends) or "    : # all of it is in the bundle",
+        sends="\n".join(f"    {line}" for line in _sends(listed)) or "    : # all of it is here",
         training=shlex.quote(f"work/training/{export.run}"), run=shlex.quote(export.run),
         commit="leviathan-commit.json", manifest=bundle.MANIFEST,
     )  # fmt: skip
+
+
+def _sends(listed: tuple[Carried, ...]) -> list[str]:
+    """Calls of ``below``, for all that lies as it will lie there, and of ``send`` for the rest."""
+    below: dict[str, list[str]] = {}
+    rest: list[Carried] = []
+    for one in listed:
+        base, found, nothing = str(one.source).rpartition(f"/{one.name}")
+        if found and not nothing:
+            below.setdefault(base, []).append(one.name)
+        else:
+            rest.append(one)
+    lines = [shlex.join(["below", base, *names]) for base, names in below.items()]
+    if rest:
+        folders = sorted({one.name.rpartition("/")[0] or "." for one in rest})
+        lines.append(shlex.join(["there", "mkdir", "-p", "--", *folders]))
+    return lines + [shlex.join(["send", str(one.source), one.name]) for one in rest]
 
 
 _REMOTE = """\
@@ -205,10 +221,14 @@ there() {{ # a command there, in the bundle's directory; its words arrive as the
 }}
 # Arguments reach the far side unread by its shell, and what was sent by halves is gone on with.
 rsync=(rsync --recursive --links --times --perms --protect-args --partial -e './remote.sh --ssh')
-send() {{
-    there mkdir -p -- "$(dirname -- "$2")"
-    "${{rsync[@]}}" --checksum -- "$1" "$host:$directory/$2"
+below() {{ # files that lie below a directory here as they will lie there, in one go
+    local base=$1 name sources=()
+    shift
+    for name in "$@"; do sources+=("$base/./$name"); done
+    "${{rsync[@]}}" --relative --checksum -- "${{sources[@]}}" "$host:$directory/"
 }}
+# shellcheck disable=SC2329 # of a bundle whose data lies elsewhere
+send() {{ "${{rsync[@]}}" --checksum -- "$1" "$host:$directory/$2"; }}
 case $verb in
 push)
     ./remote.sh --ssh -- "$host" "mkdir -p $(printf %q "$directory")"

@@ -53,20 +53,20 @@ def test_a_bundle_is_pushed_trained_stopped_resumed_and_pulled(
 ):
     """What comes back is, byte for byte, what an undisturbed run here gives."""
     project = forked_project
+    weights = project.directory / "base/model.safetensors"
+    weights.rename(tmp_path / "a blob")  # as in the hub's cache
+    weights.symlink_to(tmp_path / "a blob")
     bundle, far = tmp_path / f"bundle {HOSTILE}", tmp_path / f"far {HOSTILE}"
     done = project.run("cloud", "export", *OPTIONS, "--target", "ssh", "-o", str(bundle))
     assert done.code == 0, done.err
-    assert project.run("train", *OPTIONS).code == 0
-    reference = Project(project.directory.rename(tmp_path / "reference"))
-    # The sample and the base model are where the bundle's manifest says; the corpus is not.
-    project.directory.mkdir()
-    for name in ("base", "work/data"):
-        shutil.copytree(reference.directory / name, project.directory / name)
+    reference = Project(shutil.copytree(project.directory, tmp_path / "reference"), fork_server)
+    undisturbed = reference.start("train", *OPTIONS)
+    (project.directory / "rows.jsonl").unlink()  # the sample goes there, not its corpus
     venv = write_environment(tmp_path / "the venv", {**environment(), **fork_server.environment()})
     remote = Remote(bundle, host, far, venv, project.directory)
 
     assert "pushed to" in remote("push")
-    assert not (far / "rows.jsonl").exists()
+    assert {path.name for path in far.glob("*.jsonl")} == set()
     assert "leviathan 0" in remote("setup")
     assert "started in tmux" in remote("start")
     assert "already running" in remote("start")
@@ -84,6 +84,8 @@ def test_a_bundle_is_pushed_trained_stopped_resumed_and_pulled(
     assert record["sessions"][1]["resumed_from"] > 20
     verified = project.run("checkpoints", "verify", RUN)
     assert (verified.code, "all sound" in verified.out) == (0, True), verified.err
+    _, err = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, err
     assert project.curve(RUN) == reference.curve(RUN)
     assert project.adapter(RUN) == reference.adapter(RUN)
     assert not Path("/tmp/leviathan-pwned").exists()
