@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -342,10 +343,18 @@ def _base_model(base: str) -> tuple[list[Carried], dict[str, str]]:
         name = moved["base_model"] = f"base_model/{_plain(directory.resolve().name)}"
     found = [
         Carried(path.resolve(), f"{name}/{path.relative_to(directory).as_posix()}",
-                path.stat().st_size, corpus.file_digest(path))
-        for path in sorted(directory.rglob("*")) if path.is_file()
+                path.stat().st_size, _digest(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not _hidden(path.relative_to(directory))
     ]  # fmt: skip
     return found, moved
+
+
+_digest = cache(corpus.file_digest)  # 16 GB: once a command
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _inside(path: Path) -> str | None:

@@ -129,8 +129,8 @@ _CLUSTER = """
     kubectl apply -f job.yaml           # only now: a file that lacks would be mounted as a folder
     kubectl logs -f -l app.kubernetes.io/instance={name}
 
-A stop takes up to {grace} s: the step ends, the checkpoint commits. To stop for good, suspend or
-delete the job; `kubectl apply -f job.yaml` again goes on. To bring the run home, copy
+A stop takes up to {grace} s: the step ends, the checkpoint commits. To stop, and to begin anew what
+has failed, `kubectl delete -f job.yaml`; `kubectl apply -f job.yaml` again goes on. To bring the run home, copy
 `work/training/{run}` out of the volume {name}-work.
 """
 
