@@ -49,6 +49,11 @@ class Source:
         return str(self.adapter or self.model)
 
 
+def rendered(prompt: str, row_format: str) -> str:
+    """A user's prompt as training put it before an answer, where there is no chat template."""
+    return ALPACA.format(prompt=prompt) if row_format == "alpaca" else prompt
+
+
 def local_or_hub(base_model: str) -> str:
     """An absolute path for a local model directory, a hub name as it is.
 
@@ -220,7 +225,7 @@ class Model:
                     messages, tokenize=False, add_generation_prompt=True
                 )
             )
-        return ALPACA.format(prompt=prompt) if self.source.row_format == "alpaca" else prompt
+        return rendered(prompt, self.source.row_format)
 
     def token_ids(self, text: str) -> Any:
         """Tokens of rendered text, shape [1, T]; a template brings its own BOS."""
