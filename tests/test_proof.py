@@ -180,6 +180,42 @@ def test_rounding_of_the_served_type_is_told_from_disagreement(trained, tmp_path
     assert served.base_greedy_agreement < 0.5 < served.greedy_agreement
 
 
+def test_near_ties_are_counted_where_the_trained_model_is_undecided():
+    """Three positions: agreed; another favourite a hair apart; another favourite far apart."""
+    import torch
+
+    ours = torch.tensor([[3.0, 0.0], [1.00, 0.99], [2.0, 0.0]])
+    theirs = torch.tensor([[3.0, 0.0], [0.99, 1.00], [0.0, 2.0]])
+    said = [proof._Greedy([0, 0, 0], ours)]
+    other = [proof._Greedy([0, 1, 1], theirs)]
+    trained = proof._Answers("cpu bfloat16", [ours], [], said, said)
+    merged = proof._Answers("cpu bfloat16", [theirs], [], other, [])
+    found = proof._serving(trained, merged, rounding=0.01)
+    assert (found.positions, found.disagreements, found.near_ties) == (3, 2, 1)
+    assert found.disputed == pytest.approx(1 / 3)
+    assert (found.greedy_partings, found.greedy_near_ties) == (1, 1)
+    assert found.greedy_agreement == pytest.approx(1 / 3)
+    assert found.base_greedy_agreement == 1
+    sure = proof._serving(trained, merged, rounding=0.001)
+    assert (sure.near_ties, sure.greedy_near_ties) == (0, 0)
+
+
+def test_a_base_held_in_bf16_is_compared_in_float32(trained):
+    import torch
+
+    tree = {"adapter": "qlora", "load_in_4bit": True, "bf16": True}
+    source = models.Source(
+        str(trained / "base"), trained / "adapter", train_dtype="bfloat16",
+        quantised=quantisation.settings(tree, "llama"),
+    )  # fmt: skip
+    model = models.Model(source, precise=True)
+    assert model.computed == "cpu float32"
+    kinds = {p.dtype for p in model.model.parameters() if type(p).__name__ != "Params4bit"}
+    assert kinds == {torch.float32}
+    embeddings = model.model.get_input_embeddings().weight
+    assert torch.equal(embeddings, embeddings.bfloat16().float())  # as training held them
+
+
 def test_in_float32_the_served_figures_are_the_precise_ones(trained, tmp_path):
     found = compared(trained, tmp_path, tree={"adapter": "qlora", "load_in_4bit": True})
     assert found.serving.computed == found.computed

@@ -24,7 +24,7 @@ DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """The names of --dtype, and the format's."""
 UNFOLLOWED = ("quantize_moe_experts", "model_quantization_config", "gptq")
 """Axolotl's keys that quantise the base in other ways than ``quantisation`` knows."""
-_MARGIN_BYTES = 64 << 20  # tokenizer and proof
+_MARGIN_BYTES = 4 << 20  # index, proof and logs
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fuse(job: Job, tell: child.Tell) -> dict[str, Any]:
     )  # fmt: skip
     wanted = shards.layout(_tensors(stored, trained, job.dtype), job.shard_bytes)
     finished = _finished(job, wanted)
-    _demand_room(job.directory.parent, [s for s in wanted if s.name not in finished])
+    _demand_room(job, [shard for shard in wanted if shard.name not in finished])
     if finished:
         tell(f"going on behind {len(finished)} of {len(wanted)} shards")
     for number, shard in enumerate(wanted, 1):
@@ -73,7 +73,7 @@ def fuse(job: Job, tell: child.Tell) -> dict[str, Any]:
             content = _Content(stored, trained)
             finished[shard.name] = shards.write(job.directory / shard.name, shard, content)
             files.write_json(_progress(job), {"key": job.key, "shards": finished})
-            tell(f"shard {number} of {len(wanted)}: {shard.bytes / 1e9:.2f} GB")
+            tell(f"shard {number} of {len(wanted)}: {_size(shard.bytes)}")
     shards.write_index(job.directory, wanted)
     files.write_json(job.directory / "config.json", _config(config, trained, job.dtype))
     return {"shards": finished, "bytes": sum(shard.bytes for shard in wanted),
@@ -175,15 +175,21 @@ def _digest(path: Path) -> str:
     return f"xxh3_128:{digest.hexdigest()}"
 
 
-def _demand_room(place: Path, wanted: list[Shard]) -> None:
-    needed = sum(shard.bytes for shard in wanted) + _MARGIN_BYTES * bool(wanted)
+def _demand_room(job: Job, wanted: list[Shard]) -> None:
+    place = job.directory.parent
+    tokenizer = sum(file.stat().st_size for file in job.adapter.glob("tokenizer*"))
+    needed = sum(shard.bytes for shard in wanted) + tokenizer + _MARGIN_BYTES
     free = shutil.disk_usage(place).free
     if needed > free:
         raise Refused(
-            f"not enough disk space in {place.parent}: the merged model takes "
-            f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            f"not enough disk space in {place.parent}: the merged model takes {_size(needed)}, "
+            f"{_size(free)} are free",
             "make room, or choose another place with --output",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _config(config: dict[str, Any], trained: TrainedWeights, dtype: str | None) -> dict[str, Any]:
