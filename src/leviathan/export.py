@@ -350,7 +350,15 @@ def _base_model(base: str) -> tuple[list[Carried], dict[str, str]]:
     return found, moved
 
 
-_digest = cache(corpus.file_digest)  # 16 GB: once a command
+def _digest(path: Path) -> str:
+    """Of 16 GB, once a command."""
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, _size: int, _modified: int) -> str:
+    return corpus.file_digest(path)
 
 
 def _hidden(path: Path) -> bool:

@@ -129,9 +129,9 @@ _CLUSTER = """
     kubectl apply -f job.yaml           # only now: a file that lacks would be mounted as a folder
     kubectl logs -f -l app.kubernetes.io/instance={name}
 
-A stop takes up to {grace} s: the step ends, the checkpoint commits. To stop, and to begin anew what
-has failed, `kubectl delete -f job.yaml`; `kubectl apply -f job.yaml` again goes on. To bring the run home, copy
-`work/training/{run}` out of the volume {name}-work.
+A stop takes up to {grace} s: the step ends, the checkpoint commits. To stop, and before what has
+failed is begun anew, `kubectl delete -f job.yaml`; `kubectl apply -f job.yaml` again goes on. To
+bring the run home, copy `work/training/{run}` out of the volume {name}-work.
 """
 
 _SSH = """
