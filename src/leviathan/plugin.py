@@ -269,7 +269,8 @@ def _join_processes() -> None:
 
 def _on_cpus() -> bool:
     """Whether this is one of several processes on CPUs."""
-    return bool(os.environ.get(launch.STORE_VARIABLE))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and os.environ.get("ACCELERATE_USE_CPU") == "true"
 
 
 def _rank() -> int:
