@@ -32,6 +32,7 @@ from leviathan.callbacks import (
 from leviathan.config import Guards
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
+from leviathan.shards import WholeAdapterCallback
 
 
 class ProbeKeys(BaseModel):
@@ -166,6 +167,7 @@ class LeviathanPlugin(BasePlugin):
             MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
+            *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
             stop,
             SaveCallback(journal),
