@@ -1,10 +1,16 @@
 #!/bin/sh
-# What the tests drive besides Python: tmux for `leviathan watch`, a Chromium for the report.
+# What the tests drive besides Python: tmux for `leviathan watch`, a Chromium for the report; and
+# for `leviathan cloud` a second host: a network namespace with an sshd, reached by rsync.
 # Installs with apt-get where that is allowed without asking; elsewhere says what is missing.
 set -eu
 
 missing=""
 command -v tmux >/dev/null || missing="tmux"
+command -v ip >/dev/null || missing="$missing iproute2"
+command -v rsync >/dev/null || missing="$missing rsync"
+command -v ssh >/dev/null || missing="$missing openssh-client"
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+command -v shellcheck >/dev/null || missing="$missing shellcheck"
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
     command -v google-chrome >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
@@ -16,5 +22,6 @@ if command -v apt-get >/dev/null && $root true 2>/dev/null; then
     # shellcheck disable=SC2086 # one package a word
     DEBIAN_FRONTEND=noninteractive $root apt-get install -y -qq --no-install-recommends $missing
 else
+    # shellcheck disable=SC2086 # one package a word
     echo "the tests need:$(printf ' %s' $missing); install them with your system's packages" >&2
 fi

@@ -1,5 +1,6 @@
 """What tests share: a project to work in, the CLI in process, the CLI as a real process."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,6 +15,8 @@ from fakes.processes import Trainings
 from fakes.receiver import Receiver
 from leviathan import cli, schema, schema_dump
 
+# Several workers share two cores: threads of one matrix product would mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that runs tests in the background has them ignore Ctrl+C, and all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

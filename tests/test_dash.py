@@ -11,7 +11,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from fakes.processes import wait_for
-from leviathan import dashboard
+from leviathan import dashboard, loopback
 from leviathan.errors import BadInput
 
 
@@ -98,6 +98,6 @@ def test_a_taken_port_is_refused_or_passed_over(port):
         taken.bind(("127.0.0.1", port))
         taken.listen()
         with pytest.raises(BadInput, match=f"port {port} is in use"):
-            dashboard.free_port(port)
-    assert dashboard.free_port(port) == port
-    assert dashboard.free_port(None) >= 1024
+            loopback.free_port(port, dashboard.PORT)
+    assert loopback.free_port(port, dashboard.PORT) == port
+    assert loopback.free_port(None, dashboard.PORT) >= 1024

@@ -66,18 +66,31 @@ def write_tokenizer(directory: Path, corpus: Path, *, begins: bool = False) -> P
     return directory
 
 
-def write_model(directory: Path, corpus: Path) -> Path:
-    """Save a 2-layer, 64-wide random Llama and its tokenizer."""
+def write_model(
+    directory: Path, corpus: Path, family: str = "llama", *, tied: bool = False,
+    vocabulary: int = 512, **save: object,
+) -> Path:  # fmt: skip
+    """Save a 2-layer, 64-wide random model of a family and its tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma2Config,
+        Gemma3TextConfig,
+        LlamaConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
+    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
+             "gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}  # fmt: skip
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    more = {} if family in {"llama", "qwen2"} else {"head_dim": 16}
+    config = kinds[family](
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=0, pad_token_id=3, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0, pad_token_id=3, tie_word_embeddings=tied, **more,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory, **save)
     return write_tokenizer(directory, corpus)
 
 

@@ -124,6 +124,7 @@ def _register() -> None:
         cli_bench,
         cli_check,
         cli_checkpoints,
+        cli_cloud,
         cli_config,
         cli_dash,
         cli_data,
@@ -136,6 +137,7 @@ def _register() -> None:
         cli_plan,
         cli_report,
         cli_runs,
+        cli_serve,
         cli_status,
         cli_test,
         cli_train,
@@ -160,6 +162,8 @@ def _register() -> None:
     cli_merge.register(app)
     cli_test.register(app)
     cli_infer.register(app)
+    cli_serve.register(app)
+    cli_cloud.register(app)
     cli_demo.register(app)
 
 

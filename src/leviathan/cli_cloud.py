@@ -2,8 +2,11 @@
 
 import typer
 
+from leviathan import cli_export
+
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
     cloud = typer.Typer(no_args_is_help=True, help="Train the same run on another machine.")
+    cli_export.register(cloud)
     app.add_typer(cloud, name="cloud")

@@ -23,11 +23,11 @@ def dash(
     """Open TensorBoard on 127.0.0.1 until Ctrl+C; nothing of it stays behind."""
     import signal
 
-    from leviathan import dashboard, runs, signals, ui
+    from leviathan import dashboard, loopback, runs, signals, ui
     from leviathan.errors import LeviathanError
 
     directory = dashboard.folder(runs.find(run) if run else None)
-    chosen = dashboard.free_port(port)
+    chosen = loopback.free_port(port, dashboard.PORT)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,8 +39,8 @@ def dash(
     with signals.taken(end, *numbers):
         try:
             with dashboard.serving(directory, chosen) as process:
-                ui.say(f"TensorBoard: http://{dashboard.HOST}:{chosen}/ (Ctrl+C ends it)")
-                ui.say(f"from elsewhere: {dashboard.tunnel(chosen)}")
+                ui.say(f"TensorBoard: http://{loopback.HOST}:{chosen}/ (Ctrl+C ends it)")
+                ui.say(f"from elsewhere: {loopback.tunnel(chosen)}")
                 process.wait()
         except KeyboardInterrupt:
             return

@@ -1,7 +1,7 @@
 """Owns the command ``merge``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,34 +18,104 @@ def merge(
     run: RunArgument = None,
     checkpoint: CheckpointOption = "best",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default models/<run>-merged.")
+        Path | None,
+        typer.Option("--output", "-o", help="Default models/<run>-merged, or <run>-adapter."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output directory.")
     ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: as the base has it.")
+    ] = None,
+    shard_gb: Annotated[
+        float, typer.Option("--shard-gb", help="Largest file of weights, in GB.")
+    ] = 5.0,
+    adapter_only: Annotated[
+        bool,
+        typer.Option("--adapter-only", help="No merge: the adapter, ready to serve on its base."),
+    ] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize", help="Also a quantised copy: int8-int4, int4, fp8 or nvfp4 (torchao)."
+        ),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option("--gguf", help="Also a GGUF file: auto, f32, f16, bf16 or q8_0."),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option("--llama-cpp", help="Where llama.cpp lies, for --gguf. Default $LLAMA_CPP."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a checkpoint into the base model, and prove that the result is what was trained."""
+    from leviathan import exports, runs, ui
     from leviathan import merge as merging
-    from leviathan import runs, ui
+    from leviathan.errors import BadInput
+
+    if adapter_only and (dtype or quantize or gguf):
+        raise BadInput("--adapter-only makes no model", "leave out --dtype, --quantize and --gguf")
+    options = merging.Options(dtype, shard_gb)
+    if quantize:
+        exports.demand_quantiser(quantize)
+    script = exports.converter(gguf, llama_cpp) if gguf else None
+    paths = runs.find(run)
+    suffix = "adapter" if adapter_only else "merged"
+    chosen, directory = merging.plan(paths, checkpoint, output, replace=force, suffix=suffix)
+    if adapter_only:
+        result = exports.adapter(paths, chosen, directory, ui.notice)
+    else:
+        result = merging.merge(paths, chosen, directory, ui.notice, options)
+    more: dict[str, Any] = {}
+    if quantize and result.verdict == "equal":
+        more["quantised"] = exports.quantised(paths, chosen, result.directory, quantize, ui.notice)
+    if gguf and script and result.verdict == "equal":
+        more["gguf"] = exports.gguf(result.directory, gguf, script, ui.notice)
+    _show(result, more, as_json=as_json, adapter_only=adapter_only)
+
+
+def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: bool) -> None:
+    from leviathan import evidence, ui
     from leviathan.errors import Refused
 
-    paths = runs.find(run)
-    chosen, directory = merging.plan(paths, checkpoint, output, replace=force)
-    result = merging.merge(paths, chosen, directory, ui.notice)
     if as_json:
-        ui.document({"verdict": result.verdict, "reason": result.reason,
-                     "output": str(result.directory), **result.comparison})  # fmt: skip
+        document = _document(result)
+        if "quantised" in more:
+            document["quantised"] = _document(more["quantised"])
+        if "gguf" in more:
+            document["gguf"] = str(more["gguf"])
+        ui.document(document)
     if result.verdict != "equal":
         raise Refused(
             f"{result.directory} is unverified: {result.reason}",
-            f"see {result.directory / merging.PROOF}",
+            f"see {result.directory / evidence.PROOF}",
         )
-    if not as_json:
-        found = result.comparison
-        ui.say(f"merged {chosen.path.name} into {result.directory}")
-        ui.say(
-            f"proof: equal; {found['argmax_agreement']:.1%} of {found['positions']} positions "
-            f"agree, max difference {found['max_abs_diff']:.2g} where the adapter's effect is "
-            f"{found['adapter_effect']:.2g}"
-        )
+    if as_json:
+        return
+    done = "is ready in" if adapter_only else "merged into"
+    ui.say(f"{result.checkpoint.path.name} {done} {result.directory}")
+    ui.say(f"proof: equal; {_figures(result.comparison)}")
+    if "quantised" in more:
+        found = more["quantised"]
+        ui.say(f"quantised into {found.directory}")
+        ui.say(f"  against the trained model: {found.verdict}; {_figures(found.comparison)}")
+    if "gguf" in more:
+        ui.say(f"GGUF in {more['gguf']}, not proven: nothing here runs it")
+
+
+def _document(result: Any) -> dict[str, Any]:
+    return {"verdict": result.verdict, "reason": result.reason,
+            "output": str(result.directory), **result.comparison}  # fmt: skip
+
+
+def _figures(found: dict[str, Any]) -> str:
+    served = found["serving"]
+    kind = served["computed"].split()[-1]
+    return (
+        f"{found['argmax_agreement']:.1%} of {found['positions']} positions agree, max difference "
+        f"{found['max_abs_diff']:.2g} where the adapter's effect is {found['adapter_effect']:.2g}; "
+        f"in {kind} {served['argmax_agreement']:.1%} and {served['max_abs_diff']:.2g}, greedy "
+        f"tokens {served['greedy_agreement']:.0%} (base {served['base_greedy_agreement']:.0%})"
+    )

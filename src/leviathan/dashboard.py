@@ -3,7 +3,6 @@
 Does not write what it shows (``trackers``, ``reporters``) nor print (``cli_dash``).
 """
 
-import getpass
 import importlib.util
 import os
 import signal
@@ -18,10 +17,9 @@ from pathlib import Path
 
 from leviathan import runs, trackers
 from leviathan.errors import BadInput, LeviathanError
+from leviathan.loopback import HOST
 
-HOST = "127.0.0.1"
 PORT = 6006
-_PORTS_TRIED = 20
 _START_S = 60.0
 _END_S = 5.0
 
@@ -48,43 +46,6 @@ def folder(run: runs.RunPaths | None) -> Path:
 
 def _has_events(run: runs.RunPaths) -> bool:
     return any((run.directory / trackers.FOLDER).glob("events.out.tfevents.*"))
-
-
-def free_port(wanted: int | None) -> int:
-    """``wanted``, or the first free port from TensorBoard's usual one on.
-
-    Raises:
-        BadInput: it is taken.
-    """
-    if wanted is not None:
-        if _is_free(wanted):
-            return wanted
-        raise BadInput(f"port {wanted} is in use", "leave --port out to get a free one")
-    for port in range(PORT, PORT + _PORTS_TRIED):
-        if _is_free(port):
-            return port
-    with socket.socket() as any_port:
-        any_port.bind((HOST, 0))
-        return int(any_port.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as attempt:
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def tunnel(port: int) -> str:
-    """What to type on one's own machine to reach the dashboard from there."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = "USER"
-    return f"ssh -N -L {port}:{HOST}:{port} {user}@{socket.gethostname()}"
 
 
 @contextmanager

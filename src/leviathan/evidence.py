@@ -33,7 +33,7 @@ def of(directory: Path) -> Evidence:
     Raises:
         BadInput: not a model directory.
     """
-    if not (directory / "config.json").is_file():
+    if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise BadInput(f"{directory} is no model", "give a directory that leviathan merge made")
     try:
         told = json.loads((directory / PROOF).read_bytes())

@@ -117,13 +117,22 @@ def run_name(config: Config, name: str | None) -> str:
         BadInput: a name that could leave ``work/training`` or hide a file.
     """
     chosen = name or f"{config.recipe_name}_{config.sample}_{config.profile_name}"
-    if not _NAME.fullmatch(chosen) or ".." in chosen:
-        what = "--name" if name else "the name made of recipe, sample and profile,"
+    what = "--name" if name else "the name made of recipe, sample and profile,"
+    return checked_name(chosen, what)
+
+
+def checked_name(name: str, what: str = "RUN") -> str:
+    """``name``, which can be a run's.
+
+    Raises:
+        BadInput: it could leave ``work/training`` or hide a file.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
         raise BadInput(
-            f"{what} {chosen!r} cannot be a run's name",
+            f"{what} {name!r} cannot be a run's name",
             "give --name letters, digits, dot, dash and underscore; no slash, no ..",
         )
-    return chosen
+    return name
 
 
 def build(

@@ -6,8 +6,9 @@ not train, merge or judge.
 
 import json
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from leviathan import basemodel, quantisation
 from leviathan.errors import BadInput
 
 ALPACA = (
@@ -36,11 +38,20 @@ class Source:
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     trust_remote_code: bool = False
+    quantised: dict[str, Any] | None = None
+    """How training quantised the base (``quantisation.settings``)."""
+    train_dtype: str = ""
+    """torch's name of the type a quantised base was held in before; empty: as it is computed."""
 
     @property
     def tokenizer(self) -> str:
         """Where the trained tokenizer lies: beside the adapter, if there is one."""
         return str(self.adapter or self.model)
+
+
+def rendered(prompt: str, row_format: str) -> str:
+    """A user's prompt as training put it before an answer, where there is no chat template."""
+    return ALPACA.format(prompt=prompt) if row_format == "alpaca" else prompt
 
 
 def local_or_hub(base_model: str) -> str:
@@ -86,7 +97,32 @@ def from_run(tree: dict[str, Any], base_model: str, checkpoint: Path, row_format
         load_in_4bit=bool(tree.get("load_in_4bit")),
         load_in_8bit=bool(tree.get("load_in_8bit")),
         trust_remote_code=bool(tree.get("trust_remote_code")),
+        quantised=quantisation.settings(tree, _model_type(base_model)) if is_adapter else None,
+        train_dtype=quantisation.train_dtype(tree),
     )
+
+
+def _model_type(base_model: str) -> str:
+    """Of a model that is here; empty of another."""
+    directory = basemodel.locate({"base_model": base_model}, os.environ).directory
+    try:
+        return str(json.loads(((directory or Path()) / "config.json").read_bytes())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def embedding_rows(shapes: Mapping[str, tuple[int, ...]], embedding: str) -> int | None:
+    """Rows of the input embeddings that an adapter holds; None: it holds none.
+
+    ``shapes`` are its tensors', ``embedding`` the module's name, such as model.embed_tokens.
+    """
+    for name, shape in shapes.items():
+        _, found, leaf = name.partition(f"{embedding}.")
+        if found and leaf in {"weight", "base_layer.weight", "modules_to_save.weight"}:
+            return shape[0]
+        if found and leaf.startswith("lora_embedding_A"):
+            return shape[1]
+    return None
 
 
 def from_directory(directory: Path) -> Source:
@@ -135,7 +171,8 @@ def quiet() -> None:
 class Model:
     """A loaded model with its tokenizer; prompts in, logits or text out."""
 
-    def __init__(self, source: Source, *, precise: bool = False) -> None:
+    def __init__(self, source: Source, *, precise: bool = False, dtype: str | None = None) -> None:
+        """``dtype``, torch's name, if it is not to be chosen by what fits."""
         quiet()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,26 +183,31 @@ class Model:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 source.tokenizer, trust_remote_code=trust
             )
-            device, dtype = _placement(source, precise=precise)
+            precise = precise or dtype == "float32"
+            device, chosen = _placement(source, precise=precise)
+            chosen = getattr(torch, dtype) if dtype else chosen
         except OSError as error:  # transformers' word for a model that is not there
             raise BadInput(f"cannot load {source.model}: {str(error).splitlines()[0]}") from error
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
-            dtype=dtype,
-            quantization_config=_quantization(source, dtype),
+            dtype=_held_as(source, chosen),
+            **_quantization(source, chosen),
             device_map={"": device},
             trust_remote_code=trust,
         )
         keep_4bit_weights(model)
-        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(self.tokenizer))
+        if source.quantised:
+            _compute_as(model, chosen)
+        rows = _rows(model, source.adapter, len(self.tokenizer))
+        if rows != model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(rows)
         if source.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(source.adapter))
         self.model: Any = model.eval()
         self.device = device
-        self.computed = f"{device} {str(dtype).removeprefix('torch.')}"
+        self.computed = f"{device} {str(chosen).removeprefix('torch.')}"
         torch.manual_seed(0)
 
     @contextmanager
@@ -183,7 +225,7 @@ class Model:
                     messages, tokenize=False, add_generation_prompt=True
                 )
             )
-        return ALPACA.format(prompt=prompt) if self.source.row_format == "alpaca" else prompt
+        return rendered(prompt, self.source.row_format)
 
     def token_ids(self, text: str) -> Any:
         """Tokens of rendered text, shape [1, T]; a template brings its own BOS."""
@@ -197,6 +239,27 @@ class Model:
 
         with torch.no_grad():
             return self.model(input_ids=ids.to(self.device)).logits[0].float().cpu()
+
+    def greedy(self, ids: Any, new_tokens: int) -> tuple[list[int], Any]:
+        """Exactly ``new_tokens`` greedy tokens after ``ids`` [1, T]; scores [new, vocabulary]."""
+        import torch
+
+        with torch.no_grad():
+            made = self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=torch.ones_like(ids, device=self.device),
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        scores = torch.stack([step[0] for step in made.scores]).float().cpu()
+        return made.sequences[0, ids.shape[1] :].tolist(), scores
 
     def answer(self, prompt: str, max_new_tokens: int) -> str:
         """The greedy answer to a prompt, without special tokens."""
@@ -258,17 +321,39 @@ def _parameter_count(source: Source) -> int:
     return int(model.num_parameters())
 
 
-def _quantization(source: Source, dtype: Any) -> Any:
-    """bitsandbytes settings equal to Axolotl's (NF4, double quantisation), or None."""
-    if not (source.load_in_4bit or source.load_in_8bit):
-        return None
-    from transformers import BitsAndBytesConfig
+def _held_as(source: Source, dtype: Any) -> Any:
+    """The type to load in: a quantised base is rounded to what training held it in first."""
+    import torch
 
-    if source.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    return getattr(torch, source.train_dtype) if source.quantised and source.train_dtype else dtype
+
+
+def _compute_as(model: Any, dtype: Any) -> None:
+    """Widen or narrow what is not quantised; the way back from 4 bits keeps its own rounding."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ not in {"Params4bit", "Int8Params"}:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _rows(model: Any, adapter: Path | None, tokens: int) -> int:
+    """How many embeddings the model had in training: as many as the adapter holds, if any."""
+    into = model.get_input_embeddings()
+    have = int(into.num_embeddings)
+    held = None
+    if adapter and (adapter / "adapter_model.safetensors").is_file():
+        name = next(name for name, module in model.named_modules() if module is into)
+        header = basemodel.safetensors_header(adapter / "adapter_model.safetensors")
+        entries = header[1] if header else {}
+        held = embedding_rows({k: tuple(v["shape"]) for k, v in entries.items()}, name)
+    return held or max(have, tokens)
+
+
+def _quantization(source: Source, dtype: Any) -> dict[str, Any]:
+    """bitsandbytes' settings as Axolotl made them for training, or none.
+
+    Not None: transformers would take that for the model's own settings, and a quantised model
+    would be loaded with random weights.
+    """
+    if source.quantised is None:
+        return {}
+    return {"quantization_config": quantisation.bitsandbytes(source.quantised, dtype)}

@@ -30,9 +30,9 @@ from leviathan.callbacks import (
     TokensCallback,
 )
 from leviathan.config import Guards
+from leviathan.gathering import WholeAdapterCallback
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
-from leviathan.shards import WholeAdapterCallback
 
 
 class ProbeKeys(BaseModel):

@@ -82,8 +82,9 @@ def of_training(
     forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
     kept = sum(c.sound for c in existing)
     needs = _needs(config, paths, data, forecast, kept, environment)
+    wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
     inputs = Inputs(
-        Path(config.recipe.corpus), row_fields(config), basemodel.locate(config.tree, environment),
+        samples.readable(wish), row_fields(config), basemodel.locate(config.tree, environment),
         _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
     )  # fmt: skip
     needed = _needed_gib(config)

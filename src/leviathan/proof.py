@@ -1,19 +1,65 @@
-"""Owns the proof of a merge: the merged model against base + adapter, by their logits.
+"""Owns the proof of a merge: the merged model against base + adapter, by logits and by tokens.
 
-Runs as ``python -m leviathan.proof SPEC OUT`` so that the models' memory goes back
-before anything else happens. Does not merge; ``merge`` writes what is proven here.
+Twice: in float32, which takes rounding out and tells whether the arithmetic is right; and in
+the type that is served, which tells whether that type's rounding spoils it. Runs as
+``python -m leviathan.proof``, a ``child``, so that the models' memory goes back. Does not
+merge; ``merge`` writes what is proven here.
 """
 
 import json
 import math
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leviathan import models
+from leviathan import child, models, shards
 
 MAX_PROBE_TOKENS = 256
+MAX_PROMPT_TOKENS = 128
+NEW_TOKENS = 16
+_ACCUMULATED = 64
+"""float32 roundings that add up on the way to a logit: 3 to 8 measured on two layers."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Trained and merged model in the type that is served.
+
+    Two models in the same type round differently, so where the trained model has two favourites
+    as close as rounding alone moves them, either may win: a near tie. ``rounding`` is measured on
+    the trained model itself, and no fault of the merge can widen it.
+    """
+
+    computed: str
+    """Device and number format of the trained and of the merged model's logits."""
+    positions: int
+    argmax_agreement: float
+    """Share of positions where both favour the same token, near ties counted as they are."""
+    disagreements: int
+    """Positions where they do not, and ..."""
+    near_ties: int
+    """... those of them where the trained model's two tokens are within twice ``rounding``."""
+    max_abs_diff: float
+    kl: float
+    """Mean KL(trained || merged) per position, in nats."""
+    rounding: float
+    """Largest |trained in this type - trained in float32| over all logits."""
+    greedy_tokens: int
+    """Tokens generated, over all probes."""
+    greedy_agreement: float
+    """Share of them before merged and trained model part for the first time."""
+    base_greedy_agreement: float
+    """The same for the base model: how far it goes along with the trained one."""
+    greedy_partings: int
+    """Probes on which they part, and ..."""
+    greedy_near_ties: int
+    """... those of them that part at a near tie."""
+
+    @property
+    def disputed(self) -> float:
+        """Share of positions with another favourite that rounding does not explain."""
+        return (self.disagreements - self.near_ties) / max(self.positions, 1)
 
 
 @dataclass(frozen=True)
@@ -35,6 +81,8 @@ class Comparison:
     """Whether the merged model gives other logits than the base."""
     computed: str = ""
     """Device and number format of the trained and of the merged model's logits."""
+    serving: Serving | None = None
+    """The same in the type that is served."""
 
 
 def verdict(found: Comparison, argmax_agreement: float, relative_error: float) -> tuple[str, str]:
@@ -56,7 +104,26 @@ def verdict(found: Comparison, argmax_agreement: float, relative_error: float) -
             f"the merge is off by {found.relative_error:.1%} of the adapter's effect "
             f"({relative_error:.1%} allowed)"
         )
+    if found.serving and (reason := _fault_in_serving(found.serving, argmax_agreement)):
+        return "different", reason
     return "equal", "merged equals base + adapter and differs from the base"
+
+
+def _fault_in_serving(found: Serving, argmax_agreement: float) -> str | None:
+    """What is wrong in the type that is served, if anything is."""
+    if not (math.isfinite(found.max_abs_diff) and math.isfinite(found.rounding)):
+        return f"computed as served ({found.computed}), a model gives NaN or infinite logits"
+    if found.disputed > 1 - argmax_agreement:
+        return (
+            f"as served, {found.disputed:.1%} of positions favour another token, and rounding "
+            f"does not explain it ({1 - argmax_agreement:.1%} allowed)"
+        )
+    parted = found.greedy_partings - found.greedy_near_ties
+    if parted:
+        return (
+            f"as served, {parted} greedy answers leave the trained model's where that one was sure"
+        )
+    return None
 
 
 class _Sums:
@@ -98,30 +165,163 @@ def _max(so_far: float, value: Any) -> float:
     return number if math.isnan(number) else max(so_far, number)
 
 
+@dataclass(frozen=True)
+class _Greedy:
+    """Tokens a model gives greedily, and their scores, [new tokens, vocabulary]."""
+
+    tokens: list[int]
+    scores: Any
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a model says to the probes."""
+
+    computed: str
+    logits: list[Any]
+    base_logits: list[Any]
+    greedy: list[_Greedy]
+    base_greedy: list[_Greedy]
+
+
 def compare(trained: models.Source, merged: models.Source, probes: list[str]) -> Comparison:
     """Run the probes through trained model, base (adapter off) and merged model."""
-    model = models.Model(trained, precise=True)
-    kept = []
-    for probe in probes:
-        ids = model.token_ids(probe)[:, :MAX_PROBE_TOKENS]
+    import torch
+
+    dtype = serving_dtype(Path(merged.model))
+    ids, first = _ask(trained, probes, None, dtype)
+    _, second = _ask(merged, ids, None, dtype)
+    sums = _Sums()
+    for base, wanted, got in zip(first.base_logits, first.logits, second.logits, strict=True):
+        sums.add(base, wanted, got)
+    found = replace(sums.comparison(), computed=f"{first.computed} / {second.computed}")
+    if _is_served_as(dtype, first, second):
+        rounding = _ACCUMULATED * torch.finfo(torch.float32).eps * _largest(first.logits)
+        return replace(found, serving=_serving(first, second, rounding))
+    precise = first.logits
+    del first, second
+    _, first = _ask(trained, ids, dtype, dtype)
+    rounding = max(float((a - b).abs().max()) for a, b in zip(first.logits, precise, strict=True))
+    del precise
+    _, second = _ask(merged, ids, dtype, dtype)
+    return replace(found, serving=_serving(first, second, rounding))
+
+
+def serving_dtype(directory: Path) -> str:
+    """torch's name of the type that most of a model's bytes are stored in, or computed in."""
+    told = json.loads((directory / "config.json").read_bytes())
+    if "quantization_config" in told:
+        return str(told.get("dtype") or told.get("torch_dtype") or "bfloat16")
+    sizes: dict[str, int] = {}
+    for tensor in shards.stored(directory).values():
+        if tensor.dtype in shards.FLOATS:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+    return str(shards.torch_dtype(max(sizes, key=lambda name: sizes[name]))).split(".")[-1]
+
+
+def _is_served_as(dtype: str, *answers: _Answers) -> bool:
+    return all(one.computed.endswith(f" {dtype}") for one in answers)
+
+
+def _largest(logits: Sequence[Any]) -> float:
+    return max(float(one.abs().max()) for one in logits)
+
+
+def _ask(
+    source: models.Source, probes: Sequence[Any], dtype: str | None, serving: str
+) -> tuple[list[Any], _Answers]:
+    """Token ids of the probes, and a model's answers; greedy ones only in the serving type."""
+    model = models.Model(source, precise=dtype is None, dtype=dtype)
+    ids = [
+        model.token_ids(probe)[:, :MAX_PROBE_TOKENS] if isinstance(probe, str) else probe
+        for probe in probes
+    ]
+    is_served = model.computed.endswith(f" {serving}")
+    logits, greedy = [model.logits(one) for one in ids], []
+    if is_served:
+        greedy = [_greedy(model, one) for one in ids]
+    base_logits, base_greedy = [], []
+    if source.adapter:
         with model.without_adapter():
-            base = model.logits(ids)
-        kept.append((ids, base, model.logits(ids)))
-    computed = model.computed
-    del model
-    sums, whole = _Sums(), models.Model(merged, precise=True)
-    for ids, base, wanted in kept:
-        sums.add(base, wanted, whole.logits(ids))
-    return replace(sums.comparison(), computed=f"{computed} / {whole.computed}")
+            base_logits = [model.logits(one) for one in ids]
+            base_greedy = [_greedy(model, one) for one in ids] if is_served else []
+    return ids, _Answers(model.computed, logits, base_logits, greedy, base_greedy)
 
 
-def main() -> None:
-    """Read a specification, compare, write the comparison as JSON."""
-    spec = json.loads(Path(sys.argv[1]).read_text())
-    trained = models.Source(**{**spec["trained"], "adapter": Path(spec["trained"]["adapter"])})
-    found = compare(trained, models.Source(**spec["merged"]), spec["probes"])
-    Path(sys.argv[2]).write_text(json.dumps(asdict(found)))
+def _greedy(model: models.Model, ids: Any) -> _Greedy:
+    """How the model goes on from the first half of a probe."""
+    prompt = ids[:, : max(1, min(ids.shape[1] // 2, MAX_PROMPT_TOKENS))]
+    tokens, scores = model.greedy(prompt, NEW_TOKENS)
+    return _Greedy(tokens, scores)
+
+
+def _serving(trained: _Answers, merged: _Answers, rounding: float) -> Serving:
+    sums = _Sums()
+    disagreements = near_ties = 0
+    for wanted, got in zip(trained.logits, merged.logits, strict=True):
+        sums.add(wanted, wanted, got)
+        size = min(wanted.shape[-1], got.shape[-1])
+        ours, theirs = wanted[:, :size].argmax(-1), got[:, :size].argmax(-1)
+        gaps = _gaps(wanted, ours, theirs)[ours != theirs]
+        disagreements += gaps.numel()
+        near_ties += int((gaps <= 2 * rounding).sum())
+    seen = sums.comparison()
+    agreed, partings, parting_ties = _walk(trained.greedy, merged.greedy, rounding)
+    with_base, _, _ = _walk(trained.greedy, trained.base_greedy, rounding)
+    total = sum(len(one.tokens) for one in trained.greedy)
+    return Serving(
+        computed=f"{trained.computed} / {merged.computed}",
+        positions=seen.positions,
+        argmax_agreement=seen.argmax_agreement,
+        disagreements=disagreements,
+        near_ties=near_ties,
+        max_abs_diff=seen.max_abs_diff,
+        kl=seen.kl,
+        rounding=rounding,
+        greedy_tokens=total,
+        greedy_agreement=agreed / max(total, 1),
+        base_greedy_agreement=with_base / max(total, 1),
+        greedy_partings=partings,
+        greedy_near_ties=parting_ties,
+    )
+
+
+def _gaps(logits: Any, ours: Any, theirs: Any) -> Any:
+    """How much higher the first token stands than the second, at each position."""
+    return (logits.gather(-1, ours[:, None]) - logits.gather(-1, theirs[:, None]))[:, 0]
+
+
+def _walk(
+    trained: Sequence[_Greedy], others: Sequence[_Greedy], rounding: float
+) -> tuple[int, int, int]:
+    """Tokens until they part, how many answers part, and how many of those at a near tie."""
+    agreed = partings = ties = 0
+    for wanted, got in zip(trained, others, strict=True):
+        pairs = list(zip(wanted.tokens, got.tokens, strict=True))
+        at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        agreed += len(pairs) if at is None else at
+        if at is not None:
+            ours, theirs = pairs[at]
+            partings += 1
+            ties += bool(wanted.scores[at, ours] - wanted.scores[at, theirs] <= 2 * rounding)
+    return agreed, partings, ties
+
+
+def read(document: dict[str, Any]) -> Comparison:
+    """A comparison from its JSON."""
+    serving = document.get("serving")
+    return Comparison(**{**document, "serving": Serving(**serving) if serving else None})
+
+
+def _work(specification: dict[str, Any], _tell: child.Tell) -> dict[str, Any]:
+    trained, merged = (_source(specification[name]) for name in ("trained", "merged"))
+    return asdict(compare(trained, merged, specification["probes"]))
+
+
+def _source(document: dict[str, Any]) -> models.Source:
+    adapter = document["adapter"]
+    return models.Source(**{**document, "adapter": Path(adapter) if adapter else None})
 
 
 if __name__ == "__main__":
-    main()
+    child.serve(_work)

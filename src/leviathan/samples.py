@@ -155,15 +155,33 @@ def already_drawn(wish: Wish) -> Sample | None:
     try:
         known = Sample(**json.loads(wish.manifest.read_text()))
         drawn = Path(known.path).stat()
-        state = corpus.state(wish.corpus)
+        state = corpus.state(wish.corpus) if wish.corpus.exists() else None
     except (OSError, ValueError, TypeError, BadInput):
         return None
     checked = known.checked if known.checked is None else tuple(known.checked)
     asked = (str(wish.corpus), wish.sample, wish.seed, wish.by)
     same = (known.source, known.sample, known.seed, known.by) == asked
+    if state is None:
+        return replace(known, checked=checked) if same and _is_carried(known, wish) else None
     whole = (drawn.st_size, drawn.st_mtime_ns) == (known.bytes, known.mtime_ns)
     unchanged = state == (known.source_bytes, known.source_mtime_ns)
     return replace(known, checked=checked) if same and whole and unchanged else None
+
+
+def _is_carried(known: Sample, wish: Wish) -> bool:
+    """Whether it is the sample of a corpus that stayed elsewhere (``cloud export``), whole.
+
+    Its bytes are read: a copy has another modification time, and no corpus to draw it anew from.
+    """
+    if Path(known.path) != wish.path or wish.path.stat().st_size != known.bytes:
+        return False
+    return corpus.file_digest(wish.path) == known.digest
+
+
+def readable(wish: Wish) -> Path:
+    """What there is to read: the corpus, or the sample that came here without it."""
+    carried = None if wish.corpus.exists() else already_drawn(wish)
+    return Path(carried.path) if carried else wish.corpus
 
 
 def expected_bytes(path: Path, sample: str) -> int:
@@ -206,10 +224,10 @@ def draw(
             fewer rows than asked for; the output is a file that no manifest speaks of.
     """
     wanted = parse(wish.sample)
-    before = corpus.state(wish.corpus)
     known = already_drawn(wish)
-    if known and _is_checked(known, required):
+    if known and (_is_checked(known, required) or not wish.corpus.exists()):
         return known
+    before = corpus.state(wish.corpus)
     refuse_overwriting(wish.path, wish.manifest if wish.output else None, wish.corpus)
     if required is not None:
         corpus.check_head(wish.corpus, required)

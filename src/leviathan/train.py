@@ -88,7 +88,7 @@ def decide(
     _refuse_unwritable(paths.directory)
     trackers.refuse_unusable(track, config.tree, trackers.look())
     models.local_or_hub(config.tree["base_model"])
-    corpus.check_head(Path(config.recipe.corpus), layers.row_fields(config))
+    corpus.check_head(samples.readable(_wish(config)), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
     config = adjusted(config, record.adjustments if record else ())
@@ -235,6 +235,11 @@ def _settings(config: Config) -> dict[str, Any]:
     return {"sample": config.sample, "processes": config.profile.hardware.processes, **config.tree}
 
 
+def _wish(config: Config) -> samples.Wish:
+    recipe = config.recipe
+    return samples.Wish(Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY)
+
+
 def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     """The run's sample, drawn now or reused.
 
@@ -244,9 +249,8 @@ def draw(decision: Decision, progress: corpus.Progress | None = None) -> Sample:
     """
     if decision.probe:
         return decision.probe.sample
-    recipe = decision.config.recipe
-    wish = samples.Wish(Path(recipe.corpus), decision.config.sample, recipe.seed, samples.DIRECTORY)
-    sample = samples.draw(wish, layers.row_fields(decision.config), progress)
+    config = decision.config
+    sample = samples.draw(_wish(config), layers.row_fields(config), progress)
     record = decision.record if decision.resume_from else None
     if record and record.corpus.get("digest") != sample.digest:
         raise Refused(
@@ -327,9 +331,7 @@ def preview(
         BadInput: wrong keys, values or run name.
     """
     here = machine.probe()
-    recipe = config.recipe
-    dataset = Path(recipe.corpus)
-    wish = samples.Wish(dataset, config.sample, recipe.seed, samples.DIRECTORY)
+    dataset, wish = Path(config.recipe.corpus), _wish(config)
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])

@@ -155,6 +155,26 @@ class _Positions:
             raise BadInput(f"{self.path}:{line}: not valid YAML: {error}") from error
 
 
+class _Blocks(yaml.SafeDumper):
+    """Texts of several lines as blocks, to be read; nothing refers to anything above it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Blocks.add_representer(str, _as_block)
+
+
+def dump_blocks(data: Any) -> str:
+    """``data`` as YAML for others' programs and for people: scripts and files in it are blocks."""
+    return yaml.dump(data, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
 def dump(data: Any) -> str:
     """``data`` as YAML in the order given."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

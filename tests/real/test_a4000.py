@@ -24,22 +24,26 @@ SMALL = [
 RUN = "tiny_full_a4000"
 
 
+# Forked trainers have imported torch without a GPU to look for; a smoke test was made by then.
+FORKED = ("--set", "hardware.device=cpu", "--no-smoke")
+
+
 def command() -> tuple[str, ...]:
     sets = [part for text in (*WITHOUT_GPU, *SMALL) for part in ("--set", text)]
     return ("train", "--profile", "a4000", "--recipe", "tiny", "--sample", "full", "--force", *sets)
 
 
-def test_qlora_stops_resumes_ends_and_merges_into_what_was_trained(make_project):
-    whole, halves = make_project("whole"), make_project("halves")
+def test_qlora_stops_resumes_ends_and_merges_into_what_was_trained(make_project, forked_project):
+    whole, halves = make_project("whole"), forked_project
     done = whole.run(*command())
     assert done.code == 0, done.err
     launched = (whole.path(RUN) / "axolotl.yaml").read_text()
     for line in ("adapter: qlora", "load_in_4bit: true", "sample_packing: true",
                  "optimizer: paged_adamw_8bit", "attn_implementation: sdpa"):  # fmt: skip
         assert line in launched
-    done = halves.signal_at(RUN, 4, signal.SIGINT, arguments=command())
+    done = halves.signal_at(RUN, 4, signal.SIGINT, arguments=(*command(), *FORKED))
     assert done.code == 4, done.err
-    done = halves.run(*command())
+    done = halves.run(*command(), *FORKED)
     assert done.code == 0, done.err
     assert "resuming from checkpoint-" in done.err
     assert halves.curve(RUN) == whole.curve(RUN)

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
-from project import RUN, Project
+from project import RUN, TINY, Project
+
+import tiny
 
 pytestmark = pytest.mark.real
 
@@ -20,7 +22,7 @@ def proof(project: Project, name: str = f"{RUN}-merged") -> dict:
 
 
 def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
-    done = finished.run("merge")
+    done = finished.run("merge", "--quantize", "int8-int4", "--json")
     assert done.code == 0, done.err
     found = proof(finished)
     assert found["verdict"] == "equal"
@@ -31,8 +33,30 @@ def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     merged = finished.directory / "models" / f"{RUN}-merged"
     assert not (merged / "UNVERIFIED").exists()
     assert not list(merged.parent.glob(".*.partial"))
+    four = proof(finished, f"{RUN}-merged-int8-int4")
+    assert four["kind"] == "quantised int8-int4"
+    # Still the trained model, but only about: both are said, and neither is called equal.
+    assert found["relative_error"] < 1e-5 < four["relative_error"] < 0.9
+    assert four["verdict"] == "different"
+    said = json.loads(done.out)
+    assert (said["verdict"], said["quantised"]["verdict"]) == ("equal", "different")
+    assert said["quantised"]["max_abs_diff"] == four["max_abs_diff"]
     answer = finished.run("infer", str(merged), "--prompt", "Repeat: alpha beta")
     assert answer.code == 0, answer.err
+
+
+def test_the_adapter_alone_is_proven_on_its_base(finished):
+    done = finished.run("merge", "--adapter-only")
+    assert done.code == 0, done.err
+    shipped = finished.directory / "models" / f"{RUN}-adapter"
+    names = {path.name for path in shipped.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert not any(name.startswith(("optimizer", "trainer", "model")) for name in names)
+    found = proof(finished, shipped.name)
+    assert (found["verdict"], found["kind"]) == ("equal", "adapter")
+    assert found["max_abs_diff"] == 0 < found["adapter_effect"]
+    assert found["hashes"]["adapter_model.safetensors"] == found["hashes"][
+        "checkpoint/adapter_model.safetensors"]  # fmt: skip
 
 
 def test_an_adapter_that_does_nothing_is_refused(finished):
@@ -62,6 +86,50 @@ def test_the_trained_chat_template_is_what_is_shipped(finished):
     assert done.code == 0, done.err
     merged = finished.directory / "models/with-template"
     assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+
+
+QLORA = ("adapter=qlora", "load_in_4bit=true")
+TRAINED_EMBEDDINGS = ("lora_modules_to_save=[embed_tokens,lm_head]",)
+ADDED_TOKENS = ("tokens=['<|tool|>','<|end|>','<|think|>']",)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "sets", "options"),
+    [
+        ("qwen2", True, (*QLORA, *TRAINED_EMBEDDINGS, *ADDED_TOKENS), ("--shard-gb", "0.001")),
+        ("gemma3", True, QLORA, ()),
+        ("qwen3", False, (*ADDED_TOKENS, *TRAINED_EMBEDDINGS), ("--dtype", "bf16")),
+    ],
+)
+def test_every_family_merges_into_what_was_trained(
+    template, fork_server, tmp_path, family, tied, sets, options
+):
+    shutil.copytree(template, tmp_path / "project", ignore=shutil.ignore_patterns("base"))
+    project = Project(tmp_path / "project", fork_server)
+    base, rows = project.directory / "base", project.directory / "rows.jsonl"
+    vocabulary = len(json.loads((template / "base/tokenizer.json").read_text())["model"]["vocab"])
+    tiny.write_model(base, rows, family, tied=tied, vocabulary=vocabulary, max_shard_size="100KB")
+    short = ("save_steps=30", "eval_steps=30", "max_steps=30")
+    done = project.run(*TINY[:7], *(part for text in (*short, *sets) for part in ("--set", text)))
+    assert done.code == 0, done.err
+    done = project.run("merge", *options)
+    assert done.code == 0, done.err
+    found = proof(project)
+    served = found["serving"]
+    assert found["verdict"] == "equal"
+    assert served["disagreements"] == served["near_ties"]
+    assert served["greedy_partings"] == served["greedy_near_ties"]
+    if "bf16" in options:
+        assert served["computed"] == "cpu bfloat16 / cpu bfloat16"
+        assert 0 < served["max_abs_diff"] < 4 * served["rounding"]
+    else:
+        assert found["argmax_agreement"] == served["argmax_agreement"] == 1.0
+        assert found["max_abs_diff"] < 2e-5 < 1e-2 * found["adapter_effect"]
+    merged = project.directory / "models" / f"{RUN}-merged"
+    told = json.loads((merged / "config.json").read_text())
+    trained_apart = sets[-1:] != QLORA[-1:] and tied
+    assert told["tie_word_embeddings"] == (tied and not trained_apart)
+    assert told["vocab_size"] == vocabulary + (3 if ADDED_TOKENS[0] in sets else 0)
 
 
 def test_the_alpaca_prompt_is_axolotls_own():

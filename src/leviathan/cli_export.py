@@ -1,0 +1,158 @@
+"""Owns the commands ``cloud export`` and ``cloud keep``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leviathan.cli_config import JsonOption, TrackOption
+from leviathan.cli_train import (
+    BudgetOption,
+    MaxHoursOption,
+    PriceOption,
+    ShrinkOption,
+    SmokeOption,
+)
+
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")]
+
+
+def register(cloud: typer.Typer) -> None:
+    """Add these commands to the group ``cloud``."""
+    cloud.command("export", short_help="A bundle that trains the same run elsewhere.")(export)
+    cloud.command("keep", short_help="Train, and keep the run in a second place.")(keep)
+
+
+def export(
+    run: Annotated[
+        str | None, typer.Argument(help="An existing run; left out: the options of a new one.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", "-t", help="skypilot, k8s or ssh.")] = "ssh",
+    output: OutputOption = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Machine class; default: the run's.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="What is trained; default: the run's.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option("--sample", "-s", help="10pct, 5000 (rows), full.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name there.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one key. Repeatable.")
+    ] = None,
+    max_hours: MaxHoursOption = None,
+    budget_usd: BudgetOption = None,
+    usd_hour: PriceOption = None,
+    track: TrackOption = None,
+    shrink: ShrinkOption = False,
+    smoke: SmokeOption = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts to train on together.")] = 1,
+    include_data: Annotated[
+        bool, typer.Option("--include-data", help="Put sample and local base model into it.")
+    ] = False,
+    secrets: Annotated[
+        list[str] | None,
+        typer.Option("--secret", help="Name of a variable wanted there. Repeatable."),
+    ] = None,
+    grace_s: Annotated[
+        int | None, typer.Option(min=1, help="k8s: seconds a stop may take.")
+    ] = None,
+    bucket: Annotated[
+        str, typer.Option(help="skypilot: keeps the run; a name, or s3://bucket/folder.")
+    ] = "",
+    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="skypilot: spot machines.")] = True,
+    idle_minutes: Annotated[int, typer.Option(min=0, help="skypilot: stop when idle.")] = 10,
+    accelerators: Annotated[
+        str | None, typer.Option(help="skypilot: instead of the profile's, A100-80GB:8.")
+    ] = None,
+    disk_gib: Annotated[int, typer.Option(min=1, help="skypilot, k8s: disk for the run.")] = 256,
+    kind: Annotated[str, typer.Option(help="k8s: job, jobset or pytorchjob.")] = "job",
+    image: Annotated[
+        str, typer.Option(help="k8s: image with Leviathan in it.")
+    ] = "leviathan-train:latest",
+    storage_class: Annotated[str | None, typer.Option(help="k8s: class of the volumes.")] = None,
+    host: Annotated[str, typer.Option(help="ssh: USER@HOST.")] = "",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="ssh: port.")] = None,
+    key: Annotated[str, typer.Option(help="ssh: file of the private key.")] = "",
+    directory: Annotated[str, typer.Option("--dir", help="ssh: directory there.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would hold; write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle that trains the same run elsewhere: configs, pins, scripts or manifests."""
+    from leviathan import bundle, cluster, scripts, skypilot, targets, ui
+    from leviathan import export as exporting
+    from leviathan.errors import BadInput
+
+    wanted = exporting.Wanted(
+        run, profile, recipe, sample, name, tuple(sets or ()), max_hours, budget_usd, usd_hour,
+        nodes, _more(track, smoke, shrink=shrink), tuple(secrets or ()), grace_s,
+    )  # fmt: skip
+    wishes = targets.Wishes(
+        include_data,
+        skypilot.Wish(bucket, spot, idle_minutes, accelerators, disk_gib),
+        cluster.Wish(cluster.kind_of(kind), image, disk_gib, storage_class),
+        scripts.Host(host, port, key, directory),
+    )
+    if output is None and not dry_run:
+        raise BadInput("where to? name a directory", "example: -o cloud/my-run")
+    made = targets.build(target, exporting.of(wanted, draw=False), wishes)
+    if not dry_run:  # all that can be wrong was: now the sample may be drawn
+        made = targets.build(target, exporting.of(wanted, ui.corpus_progress()), wishes)
+    document = made.manifest() if dry_run or output is None else bundle.write(made, output)
+    if as_json:
+        ui.document({**document, "directory": None if dry_run else str(output)})
+        return
+    _show(document, None if dry_run else output)
+
+
+def _more(track: list[str] | None, smoke: bool | None, *, shrink: bool) -> tuple[str, ...]:
+    """Words for ``train`` that are no settings."""
+    from leviathan import trackers
+
+    trackers.parse(track)
+    words = [word for name in track or () for word in ("--track", name)]
+    if smoke is not None:
+        words.append("--smoke" if smoke else "--no-smoke")
+    return (*words, *["--shrink"] * shrink)
+
+
+def _show(manifest: dict[str, Any], output: Path | None) -> None:
+    import shlex
+
+    from leviathan import ui
+
+    for name, entry in manifest["files"].items():
+        ui.say(f"{entry['bytes']:>12} {name}")
+    for one in manifest["data"]:
+        how = "included" if one["included"] else f"sent from {one['source']}"
+        ui.say(f"{one['bytes']:>12} {one['name']} ({how})")
+    ui.notice(f"trains with: {shlex.join(manifest['command'])}")
+    if output is None:
+        ui.notice("nothing was written (--dry-run)")
+    else:
+        ui.notice(f"next: see {output / 'README.md'}")
+
+
+def keep(
+    run: Annotated[str, typer.Argument(help="Name of the run that the command trains.")],
+    command: Annotated[list[str], typer.Argument(help="After --: the command to run.")],
+    place: Annotated[
+        Path,
+        typer.Option("--in", help="Directory that outlives this machine."),
+    ],
+) -> None:
+    """Bring a run back from a second place, run the command, keep there what is committed.
+
+    Ends with the command's exit code. Only whole checkpoints are copied, their commit record
+    last; what comes back is read in full before it counts (docs/cloud.md).
+    """
+    from leviathan import keeping, layers, runs, ui
+
+    paths = runs.RunPaths(runs.TRAINING / layers.checked_name(run))
+    code = keeping.run(paths, place, command, ui.notice)
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)

@@ -1,0 +1,172 @@
+"""Owns the proof of one run's models: what is compared, on which probes, and what is written.
+
+Does not compare (``proof``) nor make the models (``merge``, ``exports``).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leviathan import (
+    basemodel,
+    child,
+    config,
+    corpus,
+    evaluate,
+    evidence,
+    files,
+    models,
+    prompts,
+    proof,
+    runs,
+)
+from leviathan.checkpoints import Checkpoint
+from leviathan.errors import BadInput, Refused
+
+UNVERIFIED = "UNVERIFIED"
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model on disk and what is proven of it."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    verdict: str
+    reason: str
+    comparison: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is merged: all that is read of the run before anything is written."""
+
+    record: runs.RunRecord
+    recipe: config.Recipe
+    tree: dict[str, Any]
+    """The configuration trained with; its base_model is where the base is now."""
+    checkpoint: Checkpoint
+    base: Path
+
+
+def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
+    """Find everything a merge reads.
+
+    Raises:
+        Refused: the base model is not here, or not the one trained on.
+    """
+    record = runs.read(run)
+    name = models.local_or_hub(record.tree["base_model"])
+    if record.base != models.fingerprint(name):
+        raise Refused(
+            f"the base model {record.tree['base_model']} has changed since training",
+            "restore it: merged into another base the adapter means nothing",
+        )
+    tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
+    # The launch wrote an absolute path; the project may have moved since.
+    tree["base_model"] = name
+    base = basemodel.locate(tree, os.environ).directory
+    if base is None:
+        raise Refused(f"the base model {name} is not in the hub's cache", "download it again")
+    return Job(record, evaluate.recipe_of(run, record), tree, checkpoint, base)
+
+
+def prove(
+    job: Job,
+    made: Path,
+    tell: Callable[[str], None],
+    served: models.Source | None = None,
+    told: dict[str, Any] | None = None,
+) -> Merged:
+    """Compare the model in ``made`` with the trained one, and write its proof beside it.
+
+    ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof.
+
+    Raises:
+        BadInput: there is nothing left to prove it with.
+        LeviathanError: the comparison failed to run.
+    """
+    record, recipe, tree = job.record, job.recipe, job.tree
+    checkpoint = job.checkpoint.path
+    trained = models.from_run(tree, tree["base_model"], checkpoint.resolve(), recipe.format)
+    whole = served or models.Source(
+        str(made.resolve()), row_format=recipe.format,
+        trust_remote_code=trained.trust_remote_code,
+    )  # fmt: skip
+    source, probes = _probes(record, recipe)
+    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": probes}
+    found = child.run("leviathan.proof", specification, tell, "the proof")
+    comparison = proof.read(found)
+    limits = recipe.merge
+    word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
+    files.write_json(
+        made / evidence.PROOF,
+        {
+            "verdict": word,
+            "reason": reason,
+            **found,
+            "probes": {"from": source, "count": len(probes)},
+            "limits": limits.model_dump(),
+            "checkpoint": checkpoint.name,
+            "run": record.name,
+            "base_model": tree["base_model"],
+            "base_digest": record.base,
+            "format": recipe.format,
+            "versions": record.versions,
+            **(told or {}),
+            "hashes": _hashes(checkpoint, made),
+        },
+    )
+    if word != "equal":
+        files.write_text(made / UNVERIFIED, f"{reason}\n")
+    return Merged(made, job.checkpoint, word, reason, found)
+
+
+def _hashes(checkpoint: Path, merged: Path) -> dict[str, str]:
+    named = {f"checkpoint/{p.name}": p for p in checkpoint.glob("adapter_model*")}
+    named |= {p.name: p for p in sorted(merged.iterdir()) if p.is_file()}
+    return {name: corpus.file_digest(path) for name, path in named.items()}
+
+
+def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[str]]:
+    """Where probes come from, and their texts: rows spread over the sample trained on.
+
+    Where the sample is gone (a rented machine), the recipe's prompt suite stands in.
+
+    Raises:
+        BadInput: neither is here, and a proof on nothing would prove nothing.
+    """
+    path = Path(record.corpus["path"])
+    if path.is_file():
+        return str(path), _spread_rows(path, int(record.corpus["rows"]))
+    if recipe.suite:
+        suite = prompts.find(recipe.suite)
+        return str(suite), [case.prompt for case in prompts.load(suite).cases]
+    raise BadInput(
+        f"nothing to prove the merge with: {path} is gone and the recipe has no suite",
+        "restore the sample, or draw it again with leviathan data sample",
+    )
+
+
+def _spread_rows(path: Path, count: int) -> list[str]:
+    wanted = {round(i * (count - 1) / (_PROBES - 1)) for i in range(_PROBES)}
+    rows = []
+    for index, row in enumerate(corpus.read_rows(path)):
+        if index in wanted:
+            rows.append(_text(corpus.parse_row(row)))
+        if index >= max(wanted):
+            break
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(filter(None, (_text(item) for item in value.values())))
+    if isinstance(value, list):
+        return "\n".join(_text(item) for item in value)
+    return str(value)
