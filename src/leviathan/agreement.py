@@ -63,7 +63,7 @@ def _leaves(value: Any, key: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
 
 
 def _name(key: tuple[str, ...]) -> str:
-    return dotted(key[1:]) if key[0] == "settings" and key[1:] else " ".join(key)
+    return dotted(key[1:]) if key[:1] == ("settings",) and key[1:] else " ".join(key)
 
 
 def _told(values: dict[tuple[str, ...], Any], key: tuple[str, ...]) -> str:

@@ -54,8 +54,9 @@ class Cable:
             Host(address, pid, user)
             for address, pid in zip(ADDRESSES, (first, second), strict=True)
         )
-        head, other = self.hosts
-        head.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(second))
+        self.hosts[0].ip(
+            "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(second)
+        )
         for host in self.hosts:
             host.ip("address", "add", f"{host.address}/24", "dev", "eth0")
             host.ip("link", "set", "lo", "up")
@@ -73,7 +74,8 @@ class Cable:
         self._keepers.append(keeper)
         end = time.monotonic() + 10
         while Path(f"/proc/{keeper.pid}/comm").read_text() != "cat\n":
-            assert keeper.poll() is None and time.monotonic() < end, _NEEDED
+            assert keeper.poll() is None, _NEEDED
+            assert time.monotonic() < end, _NEEDED
             time.sleep(0.02)
         return keeper.pid
 
@@ -88,6 +90,6 @@ def _user_namespaces() -> bool:
     """Whether user namespaces are to be used: nobody needs to be root then."""
     for user in (True, False):
         tried = ["unshare", *(["-U", "-r"] * user), "-n", "true"]
-        if subprocess.run(tried, capture_output=True, timeout=10).returncode == 0:
+        if subprocess.run(tried, check=False, capture_output=True, timeout=10).returncode == 0:
             return user
     raise AssertionError(f"{_NEEDED}; this is user {os.getuid()}")
