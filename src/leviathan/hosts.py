@@ -196,8 +196,8 @@ class _Lobby:
         return ""
 
     def _hear(self, guest: Guest, message: dict[str, Any]) -> str:
-        if message["kind"] == "hello":
-            return self._greet(guest, message)
+        if guest in self.strangers:  # who is none of us decides nothing
+            return self._greet(guest, message) if message["kind"] == "hello" else ""
         if message["kind"] == "refuse":
             return str(message.get("why"))
         if message["kind"] == "ready":
