@@ -578,3 +578,24 @@ def test_a_save_that_is_asked_for_is_made_once(paths, journal, args, asked, main
     assert (wanted.should_save, wanted.should_training_stop) == (asked, False)
     assert paths.save.exists() == (asked and not main)  # rank 0 removes it
     assert kinds(paths) == [("save_asked", None)] * (asked and main)
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_committed(paths, journal, args):
+    """Axolotl only warns where FSDP's optimizer cannot be saved; a resume would start it anew."""
+    path = fake_files.write_checkpoint(paths.directory, 7)
+    (path / "optimizer.pt").unlink()
+    commit = callbacks.CommitCallback(journal, 1, "", callbacks.Stopwatch())
+    commit.on_save(args, state(), control())
+    assert not (path / checkpoints.COMMIT).exists()
+    assert kinds(paths) == [("warning", "save")]
+    assert "optimizer.pt is missing" in runs.events(paths)[0]["text"]
+
+
+def test_what_another_rank_wrote_is_waited_for(tmp_path):
+    """A network file system shows it late, or, where it is none of ours, never."""
+    assert callbacks._missing(tmp_path, set()) is None
+    told = callbacks._missing(tmp_path, {"rng_state_1.pth"}, 0.3)
+    assert told == "rng_state_1.pth, written by another rank, is not to be seen by the first"
+    waiting = in_background(callbacks._missing, tmp_path, {"rng_state_1.pth"}, 10)
+    (tmp_path / "rng_state_1.pth").touch()
+    assert ended(waiting)

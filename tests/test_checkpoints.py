@@ -600,3 +600,70 @@ def test_a_checkpoint_moved_elsewhere_behind_a_link_is_let_go_but_not_touched(ru
     checkpoints.remove(link)
     assert not oldest.is_symlink()
     assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def shards(run_dir, step, kind):
+    """A bare checkpoint as FSDP or DeepSpeed writes it (FSDP's names as seen on two ranks)."""
+    path = fake_files.write_checkpoint(run_dir, step)
+    (path / "optimizer.pt").unlink()
+    if kind == "pieces":
+        for folder in ("pytorch_model_fsdp_0", "optimizer_0"):
+            (path / folder).mkdir()
+            for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+                (path / folder / name).write_bytes(b"piece")
+    elif kind == "whole":
+        for name in ("pytorch_model_fsdp.bin", "optimizer.bin"):
+            (path / name).write_bytes(fake_files.torch_archive())
+    else:
+        (path / "latest").write_text(f"global_step{step}")
+        (path / f"global_step{step}").mkdir()
+        for rank in (0, 1):
+            name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            (path / f"global_step{step}" / name).write_bytes(fake_files.torch_archive())
+        (path / "scheduler.pt").unlink()  # DeepSpeed's own is in its parts
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pieces", "whole", "deepspeed"])
+def test_what_fsdp_and_deepspeed_write_is_sound_and_every_part_of_it_committed(tmp_path, kind):
+    path = shards(tmp_path, 4, kind)
+    (bare,) = checkpoints.scan(tmp_path)
+    assert checkpoints.verify(bare).problem is None
+    checkpoints.commit(path, {"step": 4})
+    record = json.loads((path / checkpoints.COMMIT).read_text())["files"]
+    parts = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert set(record) == parts - {checkpoints.COMMIT, "README.md", "training_args.bin"}
+    last = max(record)
+    (path / last).write_bytes(b"x" * record[last]["bytes"])
+    (committed,) = checkpoints.scan(tmp_path)
+    assert last in checkpoints.verify(committed).problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "problem"),
+    [
+        ("pieces", "optimizer_0", "optimizer.pt is missing"),
+        ("pieces", "optimizer_0/.metadata", "optimizer_0/.metadata is missing"),
+        ("pieces", "pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/.metadata is missing"),
+        ("pieces", "scheduler.pt", "scheduler.pt is missing"),
+        ("whole", "optimizer.bin", "optimizer.pt is missing"),
+        ("deepspeed", "latest", "optimizer.pt is missing"),
+        ("deepspeed", "global_step4", "latest names 'global_step4', which is not there"),
+        ("deepspeed", "global_step4/*", "global_step4 holds no optimizer state"),
+    ],
+)
+def test_a_part_that_was_not_saved_is_named(tmp_path, kind, gone, problem):
+    path = shards(tmp_path, 4, kind)
+    for lost in path.glob(gone):
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    (found,) = checkpoints.scan(tmp_path)
+    assert found.problem == problem
+
+
+def test_a_damaged_part_below_is_found(tmp_path):
+    path = shards(tmp_path, 4, "deepspeed")
+    part = next(path.glob("global_step4/*rank_1*"))
+    part.write_bytes(part.read_bytes()[:-9])
+    (found,) = checkpoints.scan(tmp_path)
+    assert "is not a whole torch archive" in checkpoints.verify(found).problem
+    assert found.problem is None

@@ -18,12 +18,14 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from accelerate.commands.config import config_args
 
 import tiny
 from fakes.processes import FAKES, listing, wait_for
 from leviathan import checkpoints, diagnosis, launch, layers, runs, sessions, train
 from leviathan.config import Profile
 from leviathan.errors import LeviathanError
+from leviathan.rendezvous import Meeting
 
 
 def record(trainings):
@@ -436,6 +438,70 @@ def test_accelerate_configuration_follows_the_profile(hardware, tree, wanted):
     written = yaml.safe_load(launch.accelerate_config(profile, tree))
     assert {name: written[name] for name in wanted} == wanted
     assert (written["num_machines"], written["machine_rank"]) == (1, 0)
+
+
+MEETING = Meeting("10.0.0.1", 29400, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["a100x8", "h100x8"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"fsdp_version": 2, "fsdp_config": {"offload_params": True}}, {"deepspeed": "zero3.json"}],
+    ids=["ddp", "fsdp", "deepspeed"],
+)
+@pytest.mark.parametrize("meeting", [None, MEETING], ids=["one", "two"])
+def test_whole_accelerate_configuration_of_eight_gpus(tmp_path, name, more, meeting):
+    """How the model is sharded stands in Axolotl's YAML alone: nothing here can contradict it.
+
+    accelerate itself reads the file, and refuses keys that it does not know.
+    """
+    hosts = meeting.nodes if meeting else 1
+    merged = layers.build("leviathan", name, "full", [f"hardware.nodes={hosts}"])
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(launch.accelerate_config(merged.profile, {**merged.tree, **more}, meeting))
+    place = "main_process_ip: 10.0.0.1\nrdzv_backend: static\nsame_network: true\n"
+    assert path.read_text() == (
+        "compute_environment: LOCAL_MACHINE\n"
+        "distributed_type: MULTI_GPU\n"
+        f"num_machines: {hosts}\n"
+        f"num_processes: {8 * hosts}\n"
+        "machine_rank: 0\n"
+        f"{place if meeting else ''}"
+        f"main_process_port: {29401 if meeting else 0}\n"
+        "mixed_precision: bf16\n"
+        "use_cpu: false\n"
+        "main_training_function: main\n"
+    )
+    read = config_args.load_config_from_file(str(path))
+    assert (read.num_machines, read.num_processes) == (hosts, 8 * hosts)
+    assert (read.fsdp_config, read.deepspeed_config) == ({}, {})
+
+
+def test_each_host_has_its_rank_in_the_command(tmp_path):
+    paths = runs.RunPaths(tmp_path)
+    gpus = Profile.model_validate({"hardware": {"count": 8, "nodes": 2}})
+    assert launch.command(paths, gpus, MEETING)[5:7] == ["--machine_rank", "1"]
+    cpus = Profile.model_validate({"hardware": {"device": "cpu", "nodes": 2}})
+    command = launch.command(paths, cpus, MEETING)
+    options = dict(zip(command[3:-3:2], command[4:-3:2], strict=True))
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert options == {
+        "--nnodes": "2", "--nproc_per_node": "1", "--max_restarts": "0", "--rdzv_id": tmp_path.name,
+        "--rdzv_backend": "static", "--node_rank": "1", "--master_addr": "10.0.0.1",
+        "--master_port": "29401",
+    }  # fmt: skip
+
+
+def test_hosts_talk_over_the_interface_that_leads_to_the_head(tmp_path, monkeypatch):
+    cpus = Profile.model_validate({"hardware": {"device": "cpu", "nodes": 2}})
+    here = Meeting("127.0.0.1", 29400, 2, 1)
+    found = launch.environment(runs.RunPaths(tmp_path), cpus, meeting=here)
+    assert (found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("lo", "=lo")
+    assert found["ACCELERATE_USE_CPU"] == "true"
+    assert "LEVIATHAN_STORE" not in found
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    found = launch.environment(runs.RunPaths(tmp_path), cpus, meeting=here)
+    assert found["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
 def test_environment_lets_the_users_own_values_win(monkeypatch, tmp_path):

@@ -61,6 +61,21 @@ def test_hours_are_tokens_over_speed_and_the_rest(llama):
     assert made.hours.low < made.hours.mid < made.hours.high
 
 
+def test_two_hosts_are_counted_in_everything(llama):
+    one, two = planned(llama, "h100x8"), planned(llama, "h100x8", "hardware.nodes=2")
+    assert (one.knobs.processes, two.knobs.processes) == (8, 16)
+    assert two.knobs.tokens_per_step == 2 * one.knobs.tokens_per_step
+    assert two.steps.steps == pytest.approx(one.steps.steps / 2, rel=0.01)
+    assert plan.prices(two.profile) == {"guide": 64.0}
+    assert plan.watts_of(two.profile) == 2 * plan.watts_of(one.profile)
+    assert "the network between hosts is not in it" in two.evidence["time"]
+    slow = planned(llama, "h100x8", "hardware.nodes=2", "hardware.network_gb_s=3")
+    assert "the network" not in slow.evidence["time"]
+    assert slow.speed.mid_tok_s < two.speed.mid_tok_s
+    fast = planned(llama, "h100x8", "hardware.nodes=2", "hardware.network_gb_s=5000")
+    assert fast.speed.mid_tok_s == two.speed.mid_tok_s  # then the GPUs' own links are slower
+
+
 def test_a_calibration_replaces_the_formula(llama):
     known = [measured(llama, "a4000")]
     made = planned(llama, "a4000", known=known, device="RTX A4000")

@@ -6,6 +6,7 @@ read the diff.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,42 @@ sys.exit(bool(failed))
 """
 
 
+SHARDED = ("a100x8", "h100x8")
+
+
+def sharded(name: str, directory: Path) -> str:
+    """A copy of a shipped profile whose FSDP lines count; its name."""
+    text = (Path(__file__).parents[1] / f"configs/profiles/{name}.yaml").read_text()
+    lines = [re.sub(r"^  # (?=fsdp_|  \w+: )", "  ", line) for line in text.splitlines()]
+    assert sum(a != b for a, b in zip(lines, text.splitlines(), strict=True)) == 8
+    (directory / f"{name}-sharded.yaml").write_text("\n".join(lines))
+    return f"{name}-sharded"
+
+
+def test_the_fsdp_lines_of_a_profile_are_whole(keys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = rendered(keys, f"{sharded('h100x8', tmp_path)}.yaml").tree
+    assert tree["fsdp_version"] == 2
+    assert tree["fsdp_config"] == {
+        "state_dict_type": "SHARDED_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "reshard_after_forward": True,
+        "cpu_ram_efficient_loading": True, "offload_params": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [["fsdp_config.state_dict_type=FULL_STATE_DICT"], ["fsdp_config.offload_params=true"]],
+    ids=["whole", "unsaid"],
+)
+def test_an_adapter_whose_shards_would_be_saved_whole_is_refused(keys, tmp_path, monkeypatch, sets):
+    """A resume would go on from other weights, and nobody would know."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="SHARDED_STATE_DICT"):
+        rendered(keys, "h100x8", *sets)
+    rendered(keys, "h100x8", *sets, "adapter=null")  # measured: these resume exactly
+
+
 def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
     """As rendered: with our plugin, without a GPU, on behalf of the cards meant."""
     monkeypatch.chdir(tmp_path)
@@ -114,6 +151,13 @@ def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
             path = Path(f"{run_dir}.rendered")
             path.write_text(rendered(keys, profile, target=target, flash_attn=flash_attn).yaml())
             jobs.append((str(path), hardware.compute_capability, hardware.count))
+    for name in SHARDED:  # with the lines for FSDP, taken from their comments
+        merged = sharded(name, tmp_path)
+        target = render.Target(tmp_path / merged, tmp_path / "rows.jsonl", TARGET.base_model)
+        target.run_dir.mkdir()
+        path = Path(f"{target.run_dir}.rendered")
+        path.write_text(rendered(keys, f"{merged}.yaml", target=target).yaml())
+        jobs.append((str(path), SHIPPED[name].compute_capability, 8))
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, json.dumps(jobs)],
         env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},

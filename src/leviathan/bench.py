@@ -136,7 +136,7 @@ def run(bench: Bench, listener: Listener) -> Result:
     base = None
     if not bench.stand_in.real:
         base = str(stand_in.make(bench.stand_in, _notices(listener)))
-    read = knobs.read(config.tree, config.profile.hardware.count)
+    read = knobs.read(config.tree, config.profile.hardware.processes)
     total = bench.warm_up + bench.steps
     path = Path(config.recipe.corpus)
     if path.exists():
@@ -251,7 +251,7 @@ def knobs_here(config: Config, here: machine.Machine) -> knobs.Knobs:
     wanted = tree.get("attn_implementation")
     if wanted in rendering.FLASH_ATTENTION and not (here.flash_attn and here.gpus):
         tree = {**tree, "attn_implementation": "sdpa"}
-    return knobs.read(tree, config.profile.hardware.count)
+    return knobs.read(tree, config.profile.hardware.processes)
 
 
 def _phases(paths: runs.RunPaths) -> dict[str, dict[str, Any]]:

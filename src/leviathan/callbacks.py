@@ -11,15 +11,18 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, files, machine, runs, sampler
+from leviathan import checkpoints, files, machine, runs, sampler, structure
 from leviathan.journal import Journal
 
 _SUPERVISOR_CHECK_S = 5.0
+_SEEN_WITHIN_S = 60.0
+_POLL_S = 0.2
 
 
 class LearningRateCallback(TrainerCallback):
@@ -162,12 +165,15 @@ class CommitCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank has written its part
-        if not state.is_world_process_zero:
-            return
         directory = self.journal.paths.directory / f"checkpoint-{state.global_step}"
-        if not directory.is_dir():
+        written = _written(directory)  # by every rank, once this returns
+        if not state.is_world_process_zero or not directory.is_dir():
+            return
+        # Axolotl goes on where FSDP cannot save an optimizer (CheckpointSaveMixin).
+        problem = _missing(directory, written) or structure.quick_problem(directory)
+        if problem:
+            text = f"checkpoint-{state.global_step} is not whole and counts as none: {problem}"
+            self.journal.event("warning", kind="save", step=state.global_step, text=text)
             return
         # What led here must not be younger than the checkpoint, should the power go.
         for story in (self.journal.paths.metrics, self.journal.paths.events):
@@ -178,6 +184,32 @@ class CommitCallback(TrainerCallback):
         checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
         self.journal.event("save", step=state.global_step, save_s=self.stopwatch.lap_s())
         let_go(self.journal, self.keep, state.global_step, reason="keep")
+
+
+def _written(directory: Path) -> set[str]:
+    """Names of what lies there, as the ranks see it that wrote it; all ranks call this."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return set()
+    names = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
+    everybody: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everybody, names)
+    return set().union(*everybody)
+
+
+def _missing(directory: Path, names: set[str], patience_s: float = _SEEN_WITHIN_S) -> str | None:
+    """Which of ``names`` is not to be seen here; None once all are.
+
+    A network file system may show what another host wrote only after some seconds.
+    """
+    end = time.monotonic() + patience_s
+    while True:
+        hidden = sorted(name for name in names if not (directory / name).is_file())
+        if not hidden:
+            return None
+        if time.monotonic() > end:
+            return f"{hidden[0]}, written by another rank, is not to be seen by the first"
+        time.sleep(_POLL_S)
 
 
 def let_go(journal: Journal, keep: int, step: int, *, reason: str) -> None:

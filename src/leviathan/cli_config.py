@@ -58,7 +58,8 @@ def profiles_list(as_json: JsonOption = False) -> None:
 
 def _gpus(hardware: Any) -> str:
     name = hardware.gpu or hardware.device
-    return f"{hardware.count} x {name}" if hardware.count > 1 else name
+    cards = f"{hardware.count} x {name}" if hardware.count > 1 else name
+    return f"{hardware.nodes} hosts of {cards}" if hardware.nodes > 1 else cards
 
 
 @profiles_app.command("show")

@@ -37,6 +37,18 @@ SmokeOption = Annotated[
     ),
 ]
 
+NodesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Hosts that train together; the same command runs on each."),
+]
+RdzvOption = Annotated[
+    str | None, typer.Option("--rdzv", help="Where they meet, HOST:PORT of the first of them.")
+]
+NodeRankOption = Annotated[
+    int | None,
+    typer.Option(help="This host's number, 0 for the head; default: whose address it is."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the application."""
@@ -67,20 +79,29 @@ def train(
     ] = False,
     smoke: SmokeOption = None,
     track: TrackOption = None,
+    nodes: NodesOption = None,
+    rdzv: RdzvOption = None,
+    node_rank: NodeRankOption = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although a check fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import layers, trackers, ui
+    from leviathan import layers, plan, rendezvous, trackers, ui
     from leviathan import train as training
     from leviathan.budget import Budget
 
     tracked = trackers.parse(track)
-    merged = layers.build(recipe, profile, sample, sets or [])
-    price = merged.profile.price_usd_hour if usd_hour is None else usd_hour
-    budget = Budget(max_hours, budget_usd, price)
+    sets = [*(sets or []), *([] if nodes is None else [f"hardware.nodes={nodes}"])]
+    merged = layers.build(recipe, profile, sample, sets)
+    meeting = rendezvous.meeting(merged.profile.hardware.nodes, rdzv, node_rank)
+    yours = plan.prices(merged.profile).get("yours")
+    budget = Budget(max_hours, budget_usd, yours if usd_hour is None else usd_hour)
     announce_schema()
-    decision = _decide(merged, name, resume, shrink, tracked)
+
+    def decide() -> Any:
+        return _decide(merged, name, resume, shrink, tracked, meeting)
+
+    decision = decide()
     if dry_run or decision.action != "nothing":
         show_checks(decision, force=force or dry_run, detach=detach)
     if dry_run or decision.action == "nothing":
@@ -89,10 +110,14 @@ def train(
     if detach:
         _detach(decision, arguments(context), as_json=as_json)
         return
-    if training.wait_for_orphan(decision, ui.notice):
-        decision = _decide(merged, name, resume, shrink, tracked)
     repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
     repeat += _switch(smoke) + [word for name in track or () for word in ("--track", name)]
+    repeat += _meeting_again(rdzv, node_rank)
+    if meeting and not meeting.is_head:
+        finish(_join(decide, meeting), budget.usd_hour, repeat, as_json=as_json)
+        return
+    if training.wait_for_orphan(decision, ui.notice):
+        decision = decide()
     if decision.action == "start" and _smoke_is_wanted(merged, smoke):
         decision = _smoked(decision, shrink, repeat, as_json=as_json)
     ending = _carry_out(decision, budget, repeat, shrink=shrink)
@@ -109,6 +134,20 @@ def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -
         )  # fmt: skip
 
 
+def _join(decide: Any, meeting: Any) -> Any:
+    """Train along with the head."""
+    from leviathan import joining, ui, ui_live
+
+    name = decide().paths.directory.name
+    with ui_live.TrainView(name, foot="Ctrl+C has all hosts save and stop") as view:
+        return joining.run(decide, meeting, _announcing(view), ui.corpus_progress())
+
+
+def _meeting_again(rdzv: str | None, node_rank: int | None) -> list[str]:
+    ranked = [] if node_rank is None else ["--node-rank", str(node_rank)]
+    return ([] if rdzv is None else ["--rdzv", rdzv]) + ranked
+
+
 def _switch(smoke: bool | None) -> list[str]:
     return [] if smoke is None else ["--smoke" if smoke else "--no-smoke"]
 
@@ -117,12 +156,15 @@ def _smoke_is_wanted(config: Any, asked: bool | None) -> bool:
     """As asked; else as the profile has it, for trainings that can be tested."""
     from leviathan import probe, ui
 
-    if asked is not None:
+    several = config.profile.hardware.nodes > 1
+    if asked is not None and not several:
         return asked
     why = probe.unmeasurable(config.tree) if config.profile.smoke_test else ""
+    if several and (asked or (asked is None and config.profile.smoke_test)):
+        why = "a step of several hosts is not tried by one"
     if why:
         ui.notice(f"no smoke test: {why}")
-    return bool(config.profile.smoke_test and not why)
+    return bool(config.profile.smoke_test and not why and not several)
 
 
 def _smoked(decision: Any, shrink: bool, repeat: list[str], *, as_json: bool) -> Any:
@@ -152,13 +194,14 @@ def _repeated(
 
 
 def _decide(
-    merged: Any, name: str | None, resume: str, shrink: bool, track: tuple[str, ...] | None
-) -> Any:
+    merged: Any, name: str | None, resume: str, shrink: bool, track: tuple[str, ...] | None,
+    meeting: Any,
+) -> Any:  # fmt: skip
     """What to do; with the smaller run begun by --shrink, where that is wanted again."""
     from leviathan import train as training
     from leviathan import ui
 
-    decision = training.decide(merged, name=name, resume=resume, track=track)
+    decision = training.decide(merged, name=name, resume=resume, track=track, meeting=meeting)
     if not (decision.record and decision.record.successor):
         return decision
     name = decision.record.successor["name"]

@@ -48,7 +48,9 @@ class Hardware(_Strict):
     gpu: str | None = None
     """The card's name as people say it; for display."""
     count: int = Field(1, ge=1)
-    """Processes to launch: one per GPU."""
+    """Processes to launch on one host: one per GPU."""
+    nodes: int = Field(1, ge=1)
+    """Hosts that train together, each such a machine (``train --nodes``)."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of one process (OMP_NUM_THREADS); unset, accelerate decides."""
     memory_gib: float | None = Field(None, gt=0)
@@ -65,6 +67,8 @@ class Hardware(_Strict):
     """What the rest of the machine draws while training, in watts; for the cost of energy."""
     link_gb_s: float | None = Field(None, gt=0)
     """What one GPU sends to the others in GB/s, one direction (NVLink or PCIe)."""
+    network_gb_s: float | None = Field(None, gt=0)
+    """What one host sends to another in GB/s, one direction; counts with several nodes."""
     compute_capability: str | None = Field(None, pattern=r"^sm_\d+[a-z]?$")
     """CUDA architecture, as ``sm_86``."""
     nvml_names: list[str] = []
@@ -73,6 +77,11 @@ class Hardware(_Strict):
     variants: list[Variant] = []
     """Other forms of the card that suit the same knobs."""
 
+    @property
+    def processes(self) -> int:
+        """Of all hosts: one per GPU."""
+        return self.count * self.nodes
+
 
 class Prices(_Strict):
     """What providers ask for such a machine; to be edited, prices move."""
@@ -80,7 +89,7 @@ class Prices(_Strict):
     as_of: str = Field(pattern=r"^\d{4}(-\d\d(-\d\d)?)?$", coerce_numbers_to_str=True)
     """When these were the prices: 2025, 2025-11 or 2025-11-30."""
     usd_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
-    """Dollars an hour by provider, for the whole machine: all GPUs of the profile."""
+    """Dollars an hour by provider, for one machine: all GPUs of one host."""
 
 
 class CheckpointPolicy(_Strict):
@@ -146,6 +155,9 @@ class Recovery(_Strict):
     """Restarts without a new checkpoint in between before giving up; 0 turns them off."""
     backoff_s: float = Field(10.0, ge=0)
     """Seconds before the first restart; doubled for each further one, at most 5 minutes."""
+    silent_s: float = Field(60.0, ge=2)
+    """Several hosts: seconds without a word from one of them until it counts as lost and the
+    session ends on the others."""
 
 
 class Guards(_Strict):

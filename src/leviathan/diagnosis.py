@@ -26,7 +26,7 @@ class Evidence:
     disk_short: bool = False
     """Less disk space is free than the next checkpoint needs."""
     guard: str = ""
-    """What ended the training on purpose (nan, stall, plugin), if anything did."""
+    """What ended the training on purpose (nan, stall, plugin, host), if anything did."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Diagnosis:
     """What went wrong, in a word and in a line, and what cures it."""
 
     kind: str
-    """memory, host_memory, nan, stall, disk, package, hub, gpu, killed, setup or unknown."""
+    """memory, host_memory, nan, stall, disk, package, hub, gpu, host, killed, setup or unknown."""
     phase: str
     line: str
     """The log's line that says it, or what was observed."""
@@ -160,6 +160,11 @@ def _from_observation(evidence: Evidence, line: str) -> Diagnosis | None:
             "setup", evidence.phase, line, "our plugin does not run inside the training process",
             "the log has the whole message", "never",
         )  # fmt: skip
+    if evidence.guard == "host":
+        return Diagnosis(
+            "host", evidence.phase, "", "a host was lost",
+            "see to it that all hosts are up and reach each other", "never",
+        )  # fmt: skip
     if evidence.guard == "nan":
         return Diagnosis(
             "nan", evidence.phase, line, "the loss or a gradient became NaN or infinite",
@@ -245,6 +250,11 @@ def tail(log: Path) -> str:
         return ""
 
 
+def is_echo(line: str) -> bool:
+    """Whether an error only tells that another process of the training is gone."""
+    return bool(_ECHO.search(line))
+
+
 def last_error(log: Path) -> str:
     """The line of a log that says best what went wrong."""
     return error_line(tail(log))
@@ -252,6 +262,11 @@ def last_error(log: Path) -> str:
 
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"[\w.]*(?:Error|Exception|Interrupt|Exit)(?=: )|MemoryError$")
+# What a process says when another one of its training has died: never the cause.
+_ECHO = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|DistBackendError"
+    r"|ncclRemoteError|ncclSystemError|gloo/transport|Timed out waiting|Failed to recv, got 0 bytes"
+)
 # accelerate's and torchrun's reports that their child failed hide the child's reason.
 _FOREIGN = re.compile(r"\S*(?:CalledProcess|ChildFailed)\w*")
 _ELASTIC = re.compile(r"[EWI]\d{4} \S+ +\d+ \S*torch/distributed/elastic/")

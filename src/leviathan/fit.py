@@ -75,7 +75,7 @@ def card_of(plan: Plan) -> Card | None:
     if plan.card_gib is None:
         return None
     hardware = plan.profile.hardware
-    return Card(plan.shape, hardware.device, plan.card_gib, hardware.count)
+    return Card(plan.shape, hardware.device, plan.card_gib, hardware.processes)
 
 
 def cheapest_change(card: Card, tree: dict[str, Any]) -> Change | None:

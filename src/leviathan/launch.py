@@ -9,27 +9,49 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from leviathan import files, machine, runs
+from leviathan import files, machine, rendezvous, runs
 from leviathan.config import Profile
+from leviathan.rendezvous import Meeting
 from leviathan.yamlfile import dump
 
 STORE_VARIABLE = "LEVIATHAN_STORE"
-"""File through which the processes of a CPU run meet; unset for every other run."""
+"""File through which the processes of a CPU run on one host meet; unset for every other run."""
 
 
-def command(paths: runs.RunPaths, profile: Profile) -> list[str]:
-    """The launch, as a list. ``-m`` runs the launcher of this very environment."""
+def command(paths: runs.RunPaths, profile: Profile, meeting: Meeting | None = None) -> list[str]:
+    """The launch, as a list. ``-m`` runs the launcher of this very environment.
+
+    Args:
+        paths: the run.
+        profile: hardware.
+        meeting: where several hosts meet, with this host's rank; None for a single one.
+    """
+    if meeting and profile.hardware.device == "cpu":
+        return _torchrun_of_hosts(paths, profile.hardware.count, meeting)
     if _several_on_cpu(profile):
         return _torchrun(paths, profile.hardware.count)
+    rank = ["--machine_rank", str(meeting.rank or 0)] if meeting else []
     return [
         sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(paths.accelerate),
+        "--config_file", str(paths.accelerate), *rank,
         "-m", "axolotl.cli.train", str(paths.config),
     ]  # fmt: skip
 
 
 def _several_on_cpu(profile: Profile) -> bool:
-    return profile.hardware.device == "cpu" and profile.hardware.count > 1
+    return profile.hardware.device == "cpu" and profile.hardware.processes > 1
+
+
+def _torchrun_of_hosts(paths: runs.RunPaths, count: int, meeting: Meeting) -> list[str]:
+    """Static: who is rank 0 is the head's to say, c10d would number hosts by their addresses."""
+    return [
+        sys.executable, "-m", "torch.distributed.run",
+        "--nnodes", str(meeting.nodes), "--nproc_per_node", str(count), "--max_restarts", "0",
+        "--rdzv_backend", "static", "--rdzv_id", paths.directory.name,
+        "--node_rank", str(meeting.rank or 0),
+        "--master_addr", meeting.host, "--master_port", str(meeting.store_port),
+        "-m", "axolotl.cli.train", str(paths.config),
+    ]  # fmt: skip
 
 
 def _torchrun(paths: runs.RunPaths, count: int) -> list[str]:
@@ -47,24 +69,36 @@ def _torchrun(paths: runs.RunPaths, count: int) -> list[str]:
     ]  # fmt: skip
 
 
-def accelerate_config(profile: Profile, tree: dict[str, Any]) -> str:
-    """accelerate's own configuration, whole, so that no default file of the user leaks in."""
+def accelerate_config(
+    profile: Profile, tree: dict[str, Any], meeting: Meeting | None = None
+) -> str:
+    """accelerate's own configuration, whole, so that no default file of the user leaks in.
+
+    It starts the processes; how they shard is Axolotl's to say, from ``fsdp_config`` or
+    ``deepspeed`` alone (``prepare_optim_env`` sets accelerate's variables in every process, but
+    only those that are on: what stood here could contradict them and win).
+    """
     hardware = profile.hardware
-    several = hardware.count > 1
+    several = hardware.processes > 1
     return dump(
         {
             "compute_environment": "LOCAL_MACHINE",
             "distributed_type": "MULTI_GPU" if several else "NO",
-            "num_machines": 1,
-            "num_processes": hardware.count,
-            "machine_rank": 0,
+            "num_machines": meeting.nodes if meeting else 1,
+            "num_processes": hardware.processes,
+            "machine_rank": 0,  # of the head; the others' command says theirs
+            **(_place(meeting) if meeting else {}),
             # A free port: with the usual 29500 two runs of several GPUs meet, or warn of it.
-            "main_process_port": 0,
+            "main_process_port": meeting.store_port if meeting else 0,
             "mixed_precision": _mixed_precision(tree),
             "use_cpu": hardware.device == "cpu",
             "main_training_function": "main",
         }
     )
+
+
+def _place(meeting: Meeting) -> dict[str, Any]:
+    return {"main_process_ip": meeting.host, "rdzv_backend": "static", "same_network": True}
 
 
 def _mixed_precision(tree: dict[str, Any]) -> str:
@@ -74,7 +108,10 @@ def _mixed_precision(tree: dict[str, Any]) -> str:
 
 
 def environment(
-    paths: runs.RunPaths, profile: Profile, more: Mapping[str, str] | None = None
+    paths: runs.RunPaths,
+    profile: Profile,
+    more: Mapping[str, str] | None = None,
+    meeting: Meeting | None = None,
 ) -> dict[str, str]:
     """The child's environment, with ``more`` of the rendered; what the user has set wins."""
     wanted = {
@@ -97,10 +134,21 @@ def environment(
     result["CUDA_VISIBLE_DEVICES"] = _visible_gpus(profile)
     if _several_on_cpu(profile):
         result["ACCELERATE_USE_CPU"] = "true"
+    if meeting:
+        _name_interface(result, meeting)
+    elif _several_on_cpu(profile):
         result[STORE_VARIABLE] = str(paths.store.resolve())
         result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         result.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it listens where the network is
     return result
+
+
+def _name_interface(result: dict[str, str], meeting: Meeting) -> None:
+    """Gloo and NCCL guess from the host's name, which in a container often leads to itself."""
+    interface = rendezvous.interface_to(meeting.host)
+    if interface:
+        result.setdefault("GLOO_SOCKET_IFNAME", interface)
+        result.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # this one, not all that begin so
 
 
 def _visible_gpus(profile: Profile) -> str:
@@ -117,10 +165,16 @@ def _visible_gpus(profile: Profile) -> str:
     return ",".join(mine)
 
 
-def write_inputs(paths: runs.RunPaths, profile: Profile, yaml: str, tree: dict[str, Any]) -> None:
+def write_inputs(
+    paths: runs.RunPaths,
+    profile: Profile,
+    yaml: str,
+    tree: dict[str, Any],
+    meeting: Meeting | None = None,
+) -> None:
     """Put what is launched into the run directory, and clear the last session's marks."""
     files.write_text(paths.config, yaml)
-    files.write_text(paths.accelerate, accelerate_config(profile, tree))
+    files.write_text(paths.accelerate, accelerate_config(profile, tree, meeting))
     paths.stop.unlink(missing_ok=True)
     paths.save.unlink(missing_ok=True)
     paths.pause.unlink(missing_ok=True)

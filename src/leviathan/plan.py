@@ -113,11 +113,11 @@ class Plan:
 
 
 def prices(profile: Profile) -> dict[str, float]:
-    """Dollars an hour by provider; what the user pays is called ``yours``."""
+    """Dollars an hour for all hosts, by provider; what the user pays is called ``yours``."""
     found = dict(profile.prices.usd_hour) if profile.prices else {}
     if profile.price_usd_hour is not None:
         found["yours"] = profile.price_usd_hour
-    return found
+    return {name: price * profile.hardware.nodes for name, price in found.items()}
 
 
 def watts_of(profile: Profile) -> float | None:
@@ -125,7 +125,7 @@ def watts_of(profile: Profile) -> float | None:
     hardware = profile.hardware
     if not hardware.power_w:
         return None
-    return hardware.power_w * hardware.count + (hardware.system_power_w or 0.0)
+    return hardware.nodes * (hardware.power_w * hardware.count + (hardware.system_power_w or 0.0))
 
 
 def make(
@@ -153,7 +153,7 @@ def make(
         BadInput: see ``knobs.read`` and ``steps.predict``.
     """
     hardware = config.profile.hardware
-    chosen = knobs.read(config.tree, hardware.count)
+    chosen = knobs.read(config.tree, hardware.processes)
     counted = steps.predict(statistics, chosen, steps.rules(config.tree))
     attended = _attended(statistics, chosen)
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
@@ -345,7 +345,7 @@ def as_document(made: Plan) -> dict[str, Any]:
 
 def _peak_tflops(profile: Profile) -> float | None:
     hardware = profile.hardware
-    return hardware.bf16_tflops * hardware.count if hardware.bf16_tflops else None
+    return hardware.bf16_tflops * hardware.processes if hardware.bf16_tflops else None
 
 
 def _tok_s(pace: Speed | None) -> Range | None:

@@ -30,6 +30,7 @@ from leviathan.callbacks import (
     TokensCallback,
 )
 from leviathan.config import Guards
+from leviathan.gathering import WholeAdapterCallback
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
 
@@ -166,6 +167,7 @@ class LeviathanPlugin(BasePlugin):
             MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
+            *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
             stop,
             SaveCallback(journal),
@@ -269,7 +271,8 @@ def _join_processes() -> None:
 
 def _on_cpus() -> bool:
     """Whether this is one of several processes on CPUs."""
-    return bool(os.environ.get(launch.STORE_VARIABLE))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and os.environ.get("ACCELERATE_USE_CPU") == "true"
 
 
 def _rank() -> int:

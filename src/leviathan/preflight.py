@@ -95,7 +95,7 @@ def _needed_gib(config: Config) -> float | None:
     """What one GPU will hold, by formula; None for a model of unknown shape, which may train."""
     try:
         shape = shapes.load(str(config.tree["base_model"]))
-        chosen = knobs.read(config.tree, config.profile.hardware.count)
+        chosen = knobs.read(config.tree, config.profile.hardware.processes)
         return memory.estimate(shape, chosen, device=config.profile.hardware.device).total_gib
     except BadInput:
         return None

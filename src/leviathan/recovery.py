@@ -74,6 +74,8 @@ def next_action(
         return Action("ladder", diagnosis.text)
     if restarts == 0:
         return Action("give_up", "restarts are turned off")
+    if diagnosis.kind == "host":  # whoever starts it again starts this one, too
+        return Action("give_up", "all hosts have to be started again")
     if diagnosis.retry == "never":
         return Action("give_up", "it would fail the same way again")
     allowed = 1 if diagnosis.retry == "once" else restarts

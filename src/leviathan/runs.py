@@ -170,6 +170,11 @@ class RunPaths:
         return self.directory / ".launcher_store"
 
     @property
+    def hosts(self) -> Path:
+        """The head's mark, by which other hosts know that this directory is the head's, too."""
+        return self.directory / ".hosts.json"
+
+    @property
     def stop(self) -> Path:
         """Its existence asks the training process to save and stop; it holds the reason."""
         return self.directory / ".stop"

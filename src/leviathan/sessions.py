@@ -6,7 +6,6 @@ Does not decide what to train or from where (``train``), nor what a failure mean
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from leviathan import (
+    agreement,
     checkpoints,
     corpus,
     files,
+    hosts,
     ladder,
     launch,
     layers,
     machine,
     models,
+    opening,
     provenance,
     recovery,
-    render,
     runs,
     survey,
     tidings,
@@ -124,11 +125,27 @@ class _Attempts:
         self._untried: _Rung | None = None
         """The rung taken last, until a step was trained on it."""
         self._began = time.monotonic()
+        self.party: hosts.Party | None = None
+        """The other hosts of the session before, until they know what follows."""
         self.record: runs.RunRecord
         """As last written; never read back: days later the file may be gone or damaged."""
 
     def run(self) -> tuple[Ending, Decision | None]:
         """Until an ending; with it, the smaller run to go on with."""
+        ending, smaller = self._run()
+        self._part(ending.outcome, again=smaller is not None)
+        return ending, smaller
+
+    def _part(self, outcome: Outcome, *, again: bool) -> None:
+        """Tell the other hosts how the session ended, and whether there is another one."""
+        if self.party:
+            self.party.end(
+                outcome=outcome.kind, step=outcome.step, max_steps=outcome.max_steps,
+                reason=outcome.reason, again=again,
+            )  # fmt: skip
+        self.party = None
+
+    def _run(self) -> tuple[Ending, Decision | None]:
         while True:
             outcome = self._session()
             if outcome.kind != "failed" or outcome.evidence is None:
@@ -146,6 +163,7 @@ class _Attempts:
                 return self._ending(outcome, diagnosis, action.reason), None
             self._tell(outcome, diagnosis, action, change, newest)
             self._mark("running")  # for whoever looks: between two sessions it goes on
+            self._part(outcome, again=True)
             if not self._wait(action):
                 return self._stopped(outcome, self.requests.first), None
             if self._unspent_s() == 0:
@@ -166,28 +184,59 @@ class _Attempts:
     def _session(self) -> Outcome:
         decision = self.decision
         self._began = time.monotonic()
-        self.record = record = self._record()
+        self.record = self._record()
+        try:
+            party = self._gather()
+        except hosts.InterruptedWait:
+            reason = f"{self.requests.first}, before training began"
+            return Outcome("stopped", _step(decision) or 0, None, reason)
+        try:
+            outcome = self._launch(party)
+        except BaseException as error:
+            if party:
+                party.end(outcome="failed", reason=str(error) or type(error).__name__)
+            raise
+        self._close(outcome)
+        self.party = party
+        return outcome
+
+    def _gather(self) -> hosts.Party | None:
+        """The other hosts, come and ready; None where there are none.
+
+        Before anything is written of the session: one that never began leaves no trace.
+        """
+        decision = self.decision
+        if decision.meeting is None:
+            return None
+        return hosts.gather(
+            decision.meeting, self.paths, agreement.facts(decision, self.record.base),
+            self.sample.digest, silent_s=decision.config.profile.recovery.silent_s,
+            requests=self.requests, tell=lambda text: self.listener("notice", {"text": text}),
+        )  # fmt: skip
+
+    def _launch(self, party: hosts.Party | None) -> Outcome:
+        decision, record = self.decision, self.record
         left_s = _left_s(self.budget, self.paths, record)
-        session = _begin_session(decision, record, _heard(self.paths, record))
+        session = opening.begin(decision, record, _heard(self.paths, record))
         record.again = train.resume_command(decision, self.repeat)
         record.budget = asdict(self.budget)
-        _set_aside(decision, session.number)
+        opening.set_aside(decision, session.number)
         rendered = train.render(decision, Path(self.sample.path), record)
-        _drop_half_prepared(self.paths)
+        opening.drop_half_prepared(self.paths)
         profile = decision.config.profile
-        launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree)
+        launch.write_inputs(self.paths, profile, rendered.yaml(), rendered.tree, decision.meeting)
         provenance.note(self.paths, rendered)
         if decision.action == "start" and not decision.probe:
             survey.expect(decision.config, self.paths)
         runs.write(self.paths, record)
         self._take_over_rungs()
-        _announce(decision, session, rendered, self.listener)
-        outcome = supervise(
+        opening.announce(decision, session, rendered, self.listener)
+        if party:
+            party.begin(session.number)
+        return supervise(
             self.paths, profile, session.number, self.listener, self.requests, left_s,
-            rendered.environment,
+            rendered.environment, party,
         )  # fmt: skip
-        self._close(outcome)
-        return outcome
 
     def _take_over_rungs(self) -> None:
         """Tell of the rungs that a smoke test took, once; the record has them now."""
@@ -262,7 +311,7 @@ class _Attempts:
             overrides=list(config.overrides),
             settings=config.recipe.model_dump(exclude={"axolotl"}),
             tree=config.tree,
-            processes=config.profile.hardware.count,
+            processes=config.profile.hardware.processes,
             corpus=asdict(self.sample),
             base=base,
             versions=decision.machine.versions,
@@ -434,60 +483,3 @@ def _refuse_overtaken(decision: Decision) -> None:
             f"{paths.directory.name} was trained by another process meanwhile",
             "run the same command again",
         )
-
-
-def _begin_session(
-    decision: Decision, record: runs.RunRecord, heard: dict[int, float]
-) -> runs.Session:
-    resume = decision.resume_from
-    for before in record.sessions:  # one whose supervisor was killed has no end of its own
-        before.ended = heard[before.number] if before.ended is None else before.ended
-    session = runs.Session(
-        number=len(record.sessions) + 1,
-        started=time.time(),
-        supervisor=machine.process_identity(),
-        resumed_from=resume.step if resume else None,
-    )
-    record.sessions.append(session)
-    record.state = "running"
-    record.versions = decision.machine.versions
-    return session
-
-
-def _set_aside(decision: Decision, session: int) -> None:
-    for checkpoint in decision.aside:
-        folder = "set-aside" if checkpoint.sound else "quarantine"
-        target = checkpoints.set_aside(checkpoint, folder)
-        runs.event(
-            decision.paths, folder.replace("-", "_"), session=session, step=checkpoint.step,
-            reason=checkpoint.problem or "newer than the checkpoint resumed from", to=str(target),
-        )  # fmt: skip
-
-
-def _drop_half_prepared(paths: runs.RunPaths) -> None:
-    """A launch killed while tokenising leaves a dataset Axolotl would take for whole."""
-    try:
-        whole = set(json.loads(paths.prepared_mark.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        whole = set()
-    for directory in paths.prepared.glob("*"):
-        if directory.name not in whole and directory.is_dir():
-            shutil.rmtree(directory)
-
-
-def _announce(
-    decision: Decision, session: runs.Session, rendered: render.Rendered, listener: Listener
-) -> None:
-    for checkpoint in decision.aside:
-        why = checkpoint.problem or "newer than the checkpoint resumed from"
-        folder = "set aside" if checkpoint.sound else "quarantined"
-        listener("notice", {"text": f"{checkpoint.path.name} {folder}: {why}"})
-    for note in (*rendered.notes, *decision.notes):
-        listener("notice", {"text": note})
-    kind = "resume" if decision.resume_from else "start"
-    runs.event(
-        decision.paths, kind, session=session.number, step=session.resumed_from or 0,
-        log=str(decision.paths.logs),
-    )  # fmt: skip
-    listener(kind, {"step": session.resumed_from or 0, "session": session.number,
-                    "run": str(decision.paths.directory)})  # fmt: skip

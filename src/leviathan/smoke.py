@@ -90,7 +90,7 @@ def _probe(decision: Decision, corpus_path: Path) -> Decision:
     probe.refuse_unmeasurable(config.tree)
     paths = runs.RunPaths(bench.DIRECTORY / f"smoke_{decision.paths.directory.name}")
     bench.replace_directory(paths)
-    read = knobs.read(config.tree, config.profile.hardware.count)
+    read = knobs.read(config.tree, config.profile.hardware.processes)
     rows = probe.from_corpus(
         corpus_path, read, probe.WORST_STEPS, ACCUMULATION, row_fields(config), None
     )

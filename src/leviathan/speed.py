@@ -102,6 +102,8 @@ def by_formula(shape: Shape, knobs: Knobs, hardware: Hardware, attended: float) 
         f"formula: {work / tokens / 1e9:.1f} GFLOP a token at {share} % of "
         f"{hardware.bf16_tflops:g} TFLOPS"
     )
+    if hardware.nodes > 1 and not hardware.network_gb_s:
+        evidence += "; the network between hosts is not in it (hardware.network_gb_s)"
     return Speed(low, mid, high, evaluated, "formula", evidence)
 
 
@@ -170,7 +172,8 @@ def _link_s(shape: Shape, knobs: Knobs, hardware: Hardware) -> float:
     and their gradients scattered: 3 (n-1)/n, every micro batch (Rajbhandari et al.
     2020, section 7).
     """
-    if knobs.processes == 1 or not hardware.link_gb_s:
+    slowest = _slowest_link_gb_s(hardware)
+    if knobs.processes == 1 or not slowest:
         return 0.0
     share = (knobs.processes - 1) / knobs.processes
     trained = _trained(shape, knobs)
@@ -180,7 +183,14 @@ def _link_s(shape: Shape, knobs: Knobs, hardware: Hardware) -> float:
         amount = share * (3 * trained * wire + 2 * frozen * 2)
     else:
         amount = 2 * share * trained * wire / knobs.gradient_accumulation_steps
-    return amount / (hardware.link_gb_s * 1e9)
+    return amount / (slowest * 1e9)
+
+
+def _slowest_link_gb_s(hardware: Hardware) -> float | None:
+    """A ring goes as fast as its slowest link: between hosts that is the network."""
+    if hardware.nodes == 1 or not hardware.network_gb_s:
+        return hardware.link_gb_s
+    return min(hardware.network_gb_s, hardware.link_gb_s or math.inf)
 
 
 def _trained(shape: Shape, knobs: Knobs) -> int:

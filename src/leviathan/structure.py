@@ -11,20 +11,56 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+_WEIGHTS = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json",
+            "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0"}  # fmt: skip
+_OPTIMIZERS = {"optimizer.pt", "optimizer.bin", "optimizer_0"}
+"""Of DDP, of FSDP whole, of FSDP in pieces."""
+_IN_PIECES = ("pytorch_model_fsdp_0", "optimizer_0")
+
 
 def quick_problem(path: Path) -> str | None:
-    """Which of the files that a resume needs is missing; None if they are all there."""
+    """Which of the files that a resume needs is missing; None if they are all there.
+
+    FSDP writes whole states or folders of pieces with a ``.metadata``, DeepSpeed a folder of
+    every rank's part that the file ``latest`` names.
+    """
     names = {entry.name for entry in path.iterdir()}
-    weights = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"}
-    if not names & weights:
+    deepspeed = "latest" in names
+    if not names & _WEIGHTS and not deepspeed:
         return "no adapter or model weights"
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
-        if name not in names:
-            return f"{name} is missing"
+    if "trainer_state.json" not in names:
+        return "trainer_state.json is missing"
+    # A scheduler of DeepSpeed's own is in its parts.
+    found = _deepspeed_problem(path) if deepspeed else _optimizer_problem(path, names)
+    if found:
+        return found
     if not any(name.startswith("rng_state") for name in names):
         return "rng_state.pth is missing"
     if "adapter_model.safetensors" in names and "adapter_config.json" not in names:
         return "adapter_config.json is missing"
+    return None
+
+
+def _optimizer_problem(path: Path, names: set[str]) -> str | None:
+    if not names & _OPTIMIZERS:
+        return "optimizer.pt is missing"
+    if "scheduler.pt" not in names:
+        return "scheduler.pt is missing"
+    for folder in _IN_PIECES:
+        if folder in names and not (path / folder / ".metadata").is_file():
+            return f"{folder}/.metadata is missing"
+    return None
+
+
+def _deepspeed_problem(path: Path) -> str | None:
+    try:
+        folder = (path / "latest").read_text().strip()
+    except (OSError, ValueError):
+        return "latest cannot be read"
+    if not folder or "/" in folder or not (path / folder).is_dir():
+        return f"latest names {folder!r:.40}, which is not there"
+    if not any((path / folder).glob("*optim_states.pt")):
+        return f"{folder} holds no optimizer state"
     return None
 
 
@@ -38,9 +74,9 @@ def problem(path: Path, step: int) -> str | None:
     found = quick_problem(path)
     if found:
         return found
-    for file in sorted(path.iterdir()):
-        if found := _file_problem(file):
-            return f"{file.name} {found}"
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and (found := _file_problem(file)):
+            return f"{file.relative_to(path)} {found}"
     state = json.loads((path / "trainer_state.json").read_bytes())
     told = state.get("global_step") if isinstance(state, dict) else None
     return None if told == step else f"trainer_state.json is of step {told}"
@@ -50,7 +86,7 @@ def _file_problem(file: Path) -> str | None:
     if file.suffix == ".safetensors":
         return _safetensors_problem(file)
     # training_args.bin is not needed to resume; a bad one is harmless (facts measured).
-    if file.suffix in {".pt", ".pth"}:
+    if file.suffix in {".pt", ".pth", ".bin"} and file.name != "training_args.bin":
         return _zip_problem(file)
     if file.suffix == ".json":
         try:

@@ -5,6 +5,7 @@ nor show anything (``ui``): it tells a listener.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,9 +19,20 @@ from typing import Any
 
 import psutil
 
-from leviathan import checkpoints, diagnosis, files, launch, machine, runs, signals, telemetry
+from leviathan import (
+    checkpoints,
+    diagnosis,
+    files,
+    launch,
+    launched,
+    machine,
+    runs,
+    signals,
+    telemetry,
+)
 from leviathan.config import Profile
 from leviathan.diagnosis import Evidence
+from leviathan.hosts import Guest, Party
 from leviathan.render import PLUGIN
 from leviathan.watchdog import Finding, Watchdog
 
@@ -31,6 +43,8 @@ follows a failed session has its ``cause``, a diagnosis's kind, among them."""
 _POLL_S = 0.2
 _DEBOUNCE_S = 0.1
 _SMALLEST_SAVE = 1 << 20
+_LAST_WORDS_S = 3.0
+"""Of other hosts, after the end here: who failed first is the cause."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ def supervise(
     requests: Requests,
     left_s: float | None = None,
     environment: Mapping[str, str] | None = None,
+    party: Party | None = None,
 ) -> Outcome:
     """Launch the rendered run and stay with it until no process of it is left.
 
@@ -112,20 +127,22 @@ def supervise(
         requests: what signals ask for; the caller has installed ``signals_to``.
         left_s: seconds of the budget that are left; None without one.
         environment: more variables for the child, which the user's own override.
+        party: the other hosts, which have been told to begin; None for a single one.
     """
     paths.logs.mkdir(exist_ok=True)
     log = paths.logs / f"training_{time.strftime('%Y%m%dT%H%M%S')}_{session}.log"
+    meeting = party.meeting if party else None
     with log.open("ab") as stream:
         child = subprocess.Popen(
-            launch.command(paths, profile),
+            launch.command(paths, profile, meeting),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=launch.environment(paths, profile, environment),
+            env=launch.environment(paths, profile, environment, meeting),
             start_new_session=True,
         )
     watchdog = Watchdog(paths, profile.guards, left_s)
-    watcher = _Watcher(paths, session, child, log, requests, listener, watchdog)
+    watcher = _Watcher(paths, session, child, log, requests, listener, watchdog, party)
     with telemetry.Recorder(paths, session, child.pid):
         watcher.watch()
     return watcher.outcome()
@@ -143,9 +160,11 @@ class _Watcher:
         requests: Requests,
         listener: Listener,
         watchdog: Watchdog,
+        party: Party | None = None,
     ) -> None:
         self.paths, self.session, self.child, self.log = paths, session, child, log
         self.requests, self.listener, self.watchdog = requests, listener, watchdog
+        self.party = party
         self.plugin_missing = False
         self._us = machine.process_identity()
         self._abandoned = False
@@ -178,7 +197,9 @@ class _Watcher:
             time.sleep(_POLL_S)
 
     def _act(self, ended: bool) -> None:
-        if self.requests.kill or self._abandoned or self._guard == "stall":
+        if self.party:
+            self._follow_party(self.party)
+        if self.requests.kill or self._abandoned or self._guard in {"stall", "host", "rank"}:
             self._kill()  # at each turn: a process may have forked meanwhile
             return
         if self.requests.stop and not self._announced:
@@ -189,6 +210,42 @@ class _Watcher:
             self._kill()
         for finding in self.watchdog.look(self._began and not ended):
             self._follow_finding(finding)
+
+    def _follow_party(self, party: Party) -> None:
+        """What other hosts ask for; without one of them training here cannot go on.
+
+        One whose supervisor alone died saves itself with us (``callbacks``), so as long as
+        there are signs of life it may; of one that is silent nothing can come any more.
+        """
+        why, killed = party.asked()
+        if why:
+            self.requests.ask(why)
+            self.requests.kill |= killed
+        lost = party.silent()
+        if not lost and self._still_s() > party.silent_s:
+            lost = party.gone()
+            if not lost and (failed := party.failed()) and not self._guard:
+                self._guard, self._guard_text = "rank", f"training failed on {failed.called}"
+        if lost and not self._guard:
+            self._guard, self._guard_text = "host", lost
+
+    def _still_s(self) -> float:
+        """Seconds since the training process gave its last sign of life."""
+        try:
+            return time.time() - self.paths.phase.stat().st_mtime
+        except OSError:
+            return math.inf
+
+    def _hear_last_words(self) -> None:
+        """A rank that fails takes the others' connections with it: whose fault was it?"""
+        party, end = self.party, time.monotonic() + _LAST_WORDS_S
+        while party and time.monotonic() < end:
+            party.asked()
+            if all(g.code is not None or g.link.closed for g in party.guests):
+                break
+            time.sleep(_POLL_S)
+        if party and not self._guard and (text := party.gone() or party.silent()):
+            self._guard, self._guard_text = "host", text
 
     def _follow_finding(self, finding: Finding) -> None:
         kind = {"warn": "warning"}.get(finding.action, finding.action)
@@ -236,6 +293,7 @@ class _Watcher:
             return self._outcome("done")
         if self.requests.stop and not self._began:
             return self._outcome("stopped", f"{self._why_stopped()}, before training began")
+        self._hear_last_words()
         if self._guard:
             return self._failed(self._guard_text)
         code = self.child.returncode
@@ -247,15 +305,26 @@ class _Watcher:
         return Outcome(kind, self._step, self._max_steps, reason, self.log, evidence)
 
     def _failed(self, reason: str) -> Outcome:
+        blamed = self._blamed()
+        if blamed and self._guard != "host":
+            line = diagnosis.short(diagnosis.last_error(Path(blamed.log)))
+            reason = f"on {blamed.called}: {line}"
         evidence = Evidence(
             exit_code=self.child.returncode,
-            log=diagnosis.tail(self.log),
+            log=diagnosis.tail(Path(blamed.log) if blamed else self.log),
             phase=self._phase(),
             kernel_killed=machine.kernel_kills() > self._kernel_kills,
             disk_short=self._disk_is_short(),
             guard="plugin" if self.plugin_missing else self._guard,
         )
         return self._outcome("failed", reason, evidence)
+
+    def _blamed(self) -> Guest | None:
+        """The host whose training failed first, where here it was only a broken connection."""
+        guest = self.party.failed() if self.party else None
+        if guest is None or not diagnosis.is_echo(diagnosis.last_error(self.log)):
+            return None
+        return None if diagnosis.is_echo(diagnosis.last_error(Path(guest.log))) else guest
 
     def _phase(self) -> str:
         try:
@@ -336,37 +405,13 @@ class _Watcher:
         return bool(beat and beat.get("session") == self.session)
 
     def _kill(self) -> None:
-        for process in self._processes():
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
+        launched.kill(self._processes())
 
     def _processes(self) -> list[psutil.Process]:
-        """Everything we launched that still runs: by descent, session, heartbeat, environment.
-
-        torchrun gives its workers sessions of their own, hence descent; a launcher
-        that died leaves children of init, hence the session and the heartbeat's pid, which
-        is rank 0's, and for other ranks our identity in the environment they were given.
-        """
-        found: dict[int, psutil.Process] = {}
+        """Everything we launched that still runs; the heartbeat's pid is rank 0's."""
         trainer = runs.identity_in(self.paths.heartbeat) if self._heartbeat() else None
-        roots = [self.child.pid] if self.child.poll() is None else []
-        roots += [int(trainer["pid"])] if trainer and machine.is_alive(trainer) else []
-        for pid in roots:
-            try:
-                root = psutil.Process(pid)
-                found |= {p.pid: p for p in [root, *root.children(recursive=True)]}
-            except psutil.Error:
-                continue
-        for process in psutil.process_iter():
-            try:
-                ours = os.getsid(process.pid) == self.child.pid or runs.is_of(process, [self._us])
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found[process.pid] = process
-            except (OSError, psutil.Error):
-                continue
-        return list(found.values())
+        roots = [int(trainer["pid"])] if trainer and machine.is_alive(trainer) else []
+        return launched.living(self.child, self._us, roots)
 
 
 def _forget_terminal() -> None:

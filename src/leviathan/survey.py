@@ -82,7 +82,7 @@ class Survey:
         if self.history is None or config.profile_name != self.config.profile_name:
             return None
         begun_with, history = self.history
-        asked = knobs.read(config.tree, config.profile.hardware.count)
+        asked = knobs.read(config.tree, config.profile.hardware.processes)
         return history if calibrations.essential(asked) == begun_with else None
 
 
@@ -149,7 +149,7 @@ def lengths_of(
         path or Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY, config.tree
     )
     models.local_or_hub(base_model)
-    chosen = knobs.read(config.tree, config.profile.hardware.count)
+    chosen = knobs.read(config.tree, config.profile.hardware.processes)
     rules = steps.rules(config.tree)
     found = tokens.measure(source, exact=exact, closer=closer, progress=progress, kept=False)
     return source, lengths.describe(found, chosen, rules, _positions(base_model))

@@ -32,6 +32,7 @@ from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
 from leviathan.layers import Config, run_name
 from leviathan.probe import Probe
+from leviathan.rendezvous import Meeting
 from leviathan.samples import Sample
 
 
@@ -58,6 +59,8 @@ class Decision:
     """Makes it a run to be measured, on rows of its own."""
     track: tuple[str, ...] | None = None
     """The trackers asked for; None: the user's keys, or the default."""
+    meeting: Meeting | None = None
+    """Where several hosts meet; None for a single one."""
 
     @property
     def failed_checks(self) -> list[Check]:
@@ -70,6 +73,7 @@ def decide(
     name: str | None = None,
     resume: str = "auto",
     track: tuple[str, ...] | None = None,
+    meeting: Meeting | None = None,
 ) -> Decision:
     """Everything that can be known before spending: checks, run state, resume point.
 
@@ -103,11 +107,14 @@ def decide(
     )
     found = tuple(preflight.checks(subject))
     if record and record.state == "done" and resume == "auto":
-        return Decision("nothing", config, paths, record, None, (), found, here, keys, track=track)
+        return Decision(
+            "nothing", config, paths, record, None, (), found, here, keys, track=track,
+            meeting=meeting,
+        )  # fmt: skip
     action = "resume" if chosen else "start"
     return Decision(
         action, config, paths, record, chosen, tuple(aside), found, here, keys, tuple(notes),
-        track=track,
+        track=track, meeting=meeting,
     )  # fmt: skip
 
 
@@ -132,7 +139,9 @@ def follow(decision: Decision, record: runs.RunRecord) -> Decision:
             asked.recipe_asked, asked.profile_asked, asked.sample,
             [*asked.overrides, *successor["overrides"]],
         )  # fmt: skip
-        decision = decide(config, name=successor["name"], track=decision.track)
+        decision = decide(
+            config, name=successor["name"], track=decision.track, meeting=decision.meeting
+        )
         successor = decision.record.successor if decision.record else None
     return decision
 
@@ -223,7 +232,7 @@ def differences(record: runs.RunRecord, config: Config) -> list[compatibility.Di
 
 def _settings(config: Config) -> dict[str, Any]:
     """What ``compatibility`` judges."""
-    return {"sample": config.sample, "processes": config.profile.hardware.count, **config.tree}
+    return {"sample": config.sample, "processes": config.profile.hardware.processes, **config.tree}
 
 
 def _wish(config: Config) -> samples.Wish:
@@ -362,7 +371,7 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
         "trackers": [f"{', '.join(tracking.on)} ({tracking.why})"] if tracking.on else [],
         "notes": list(decision.notes),
         "checks": [f"{c.name} {c.state}: {c.evidence}" for c in decision.checks],
-        "command": launch.command(runs.RunPaths(run_dir), config.profile),
+        "command": launch.command(runs.RunPaths(run_dir), config.profile, decision.meeting),
     }
 
 
