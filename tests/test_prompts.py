@@ -55,7 +55,7 @@ def test_every_check_of_a_case_must_hold():
          [":4: cases.0.checks.0: value error, a check has exactly one of"]),
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{}]\n", ["exactly one of"]),
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{regex: '['}]\n",
-         [":4: cases.0.checks.0: value error, not a regular expression"]),
+         [":4: cases.0.checks.0.regex: value error, not a regular expression"]),
         ("cases:\n  - nam: a\n    prompt: p\n    checks: [{exact: b}]\n",
          ["cases.0.name is required and missing", ":2: cases.0.nam is not a known key; did you mean name?"]),
         ("cases:\n  - {name: a, prompt: p, checks: [{exact: b}], max_new_tokens: 0}\n",
