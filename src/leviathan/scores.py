@@ -79,7 +79,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     parted, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(parted, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**parted)
+    return min(1.0, 2 * tail / (1 << parted))
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
