@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from leviathan import config, prompts
+from leviathan import config, prompts, scores
 from leviathan.errors import BadInput
 
 
@@ -21,17 +21,28 @@ from leviathan.errors import BadInput
         ({"exact": " yes "}, "yes\n", True),
         ({"exact": "yes"}, "Yes", False),
         ({"exact": ""}, "  \n", True),
+        ({"not-contains": "sorry"}, "Sorry, no", False),
+        ({"max-length": 3}, " abc ", True),
+        ({"max_length": 3}, "abcd", False),
+        ({"stops-by-itself": True}, "x", True),
+        ({"stops-by-itself": False}, "x", False),
+        ({"json-schema": {"required": ["a"]}}, '{"a": 1}', True),
+        ({"json-schema": {"required": ["a"]}}, '{"b": 1}', False),
+        ({"json-schema": {"type": "number"}}, "NaN", False),
+        ({"json-schema": {}}, "{", False),
     ],
 )
 def test_a_check_holds(check, answer, holds):
-    assert prompts.Check.model_validate(check).holds(answer) is holds
+    assert prompts.Check.model_validate(check).holds(prompts.Answer(answer, True)) is holds
 
 
 def test_every_check_of_a_case_must_hold():
     case = prompts.Case.model_validate(
         {"name": "n", "prompt": "p", "checks": [{"contains": "a"}, {"contains": "b"}]}
     )
-    assert [prompts.judge(case, answer) for answer in ("a b", "a", "b", "")] == [True, *[False] * 3]
+    assert [
+        prompts.judge(case, prompts.Answer(answer, True)) for answer in ("a b", "a", "b", "")
+    ] == [True, *[False] * 3]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +55,7 @@ def test_every_check_of_a_case_must_hold():
          [":4: cases.0.checks.0: value error, a check has exactly one of"]),
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{}]\n", ["exactly one of"]),
         ("cases:\n  - name: a\n    prompt: p\n    checks: [{regex: '['}]\n",
-         [":4: cases.0.checks.0: value error, not a regular expression"]),
+         [":4: cases.0.checks.0.regex: value error, not a regular expression"]),
         ("cases:\n  - nam: a\n    prompt: p\n    checks: [{exact: b}]\n",
          ["cases.0.name is required and missing", ":2: cases.0.nam is not a known key; did you mean name?"]),
         ("cases:\n  - {name: a, prompt: p, checks: [{exact: b}], max_new_tokens: 0}\n",
@@ -86,7 +97,7 @@ def test_find_offers_the_nearest(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_interval(passed, total, low, high):
-    found = prompts.interval_pct(passed, total)
+    found = scores.interval_pct(passed, total)
     assert found == pytest.approx((low, high), abs=0.01)
 
 
@@ -96,24 +107,45 @@ def suite():
     return prompts.Suite.model_validate({"cases": [{"name": n, **case} for n in ("a", "b", "c")]})
 
 
+def answered(*texts):
+    return [prompts.Answer(text, True) for text in texts]
+
+
 def test_summary_of_tuned_and_base_model(suite):
-    answers = iter(["yes", "no", "yes"])
-    results = prompts.ask(suite, lambda *_: next(answers), lambda prompt, limit: "no")
-    summary = prompts.summary(results)
+    results = scores.judged(suite.cases, answered("yes", "no", "yes"), answered(*["no"] * 3))
+    summary = scores.summary(results)
     assert {k: summary[k] for k in ("passed", "total", "pass_pct", "base_pass_pct")} == {
         "passed": 2, "total": 3, "pass_pct": 66.7, "base_pass_pct": 0.0,
     }  # fmt: skip
     assert [case["passed"] for case in summary["cases"]] == [True, False, True]
-    assert all(case["base_passed"] is False for case in summary["cases"])
-    low, high = summary["interval_pct"]
-    assert low < 66.7 < high
+    assert summary["versus_base"] == {
+        "gained": 2, "lost": 0, "p_value": 0.5, "verdict": "not beyond chance",
+    }  # fmt: skip
     json.dumps(summary)
 
 
 def test_summary_without_a_base_model(suite):
-    asked = []
-    results = prompts.ask(suite, lambda prompt, limit: asked.append((prompt, limit)) or "")
-    summary = prompts.summary(results)
-    assert asked == [("p", 3)] * 3
-    assert summary["base_pass_pct"] is None
+    summary = scores.summary(scores.judged(suite.cases, answered("", "", "")))
+    assert (summary["base_pass_pct"], summary["versus_base"]) == (None, None)
     assert summary["pass_pct"] == 0.0
+
+
+def test_weights_and_tags():
+    cases = [
+        prompts.Case.model_validate(
+            {"name": n, "prompt": "p", "checks": [{"exact": "yes"}], "weight": w, "tags": [t]}
+        )
+        for n, w, t in (("a", 3, "x"), ("b", 1, "y"))
+    ]
+    summary = scores.summary(scores.judged(cases, answered("yes", "no")))
+    assert (summary["pass_pct"], summary["effective_total"]) == (75.0, 1.6)
+    assert summary["tags"]["y"]["pass_pct"] == 0
+    kept = prompts.tagged(prompts.Suite(cases=cases), ["x"])
+    assert [case.name for case in kept.cases] == ["a"]
+    with pytest.raises(BadInput, match="no case has the tag 'z'"):
+        prompts.tagged(kept, ["z"])
+
+
+@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1), (6, 0, 0.03125), (9, 1, 0.021484375)])
+def test_mcnemar(gained, lost, p):
+    assert scores.mcnemar(gained, lost) == pytest.approx(p)

@@ -8,7 +8,8 @@ from leviathan.cli_checkpoints import CheckpointOption
 from leviathan.cli_config import JsonOption
 
 TargetArgument = Annotated[
-    str | None, typer.Argument(help="A run's name or directory, or a merged model's directory.")
+    str | None,
+    typer.Argument(help="A run's name or directory, a merged model's directory, or a URL (test)."),
 ]
 
 _ANSWER = 44
@@ -29,13 +30,22 @@ def examine(
         str | None, typer.Option("--min-pass", help="As 75%; default the recipe's.")
     ] = None,
     checkpoint: CheckpointOption = "best",
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only cases with this tag; repeatable.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Cases asked at a time.")
+    ] = 8,
+    model: Annotated[str, typer.Option("--model", help="Which of a server's models.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Put the prompt suite to a run or a model; exit 3 below the pass rate wanted."""
     from leviathan import evaluate, ui
     from leviathan.errors import Refused
 
-    examination = evaluate.prepare(target, checkpoint, suite, min_pass)
+    examination = evaluate.prepare(
+        target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
+    )
     summary = evaluate.examine(examination)
     if as_json:
         ui.document(summary)
@@ -67,3 +77,13 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{summary['passed']} of {summary['total']} passed: {summary['pass_pct']} % "
         f"(95 % interval {low}-{high} %){base}"
     )
+    for tag, rate in summary["tags"].items():
+        low, high = rate["interval_pct"]
+        ui.say(
+            f"  {tag}: {rate['passed']} of {rate['total']}, {rate['pass_pct']} % ({low}-{high} %)"
+        )
+    if versus := summary["versus_base"]:
+        ui.say(
+            f"against the base: {versus['gained']} cases gained, {versus['lost']} lost; "
+            f"{versus['verdict']} (exact McNemar p = {versus['p_value']})"
+        )

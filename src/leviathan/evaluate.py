@@ -4,14 +4,17 @@ Does not define suites or checks (``prompts``) nor load weights itself (``models
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, grades, models, prompts, runs
+from leviathan import checkpoints, config, generation, grades, models, prompts, runs, scores
+from leviathan.endpoint import Endpoint
 from leviathan.errors import BadInput
 
 
@@ -19,30 +22,48 @@ from leviathan.errors import BadInput
 class Examination:
     """A model, the suite it is asked, and the share it must pass."""
 
-    source: models.Source
+    source: models.Source | Endpoint
     suite: prompts.Suite
     min_pass_pct: float
     run: runs.RunPaths | None = None
     """Whose model it is; None of a directory that is no run."""
     suite_name: str = ""
+    batch_size: int = 8
+    """Cases asked at a time."""
+    whole: bool = True
+    """Not only the cases of some tags."""
 
 
 def prepare(
-    target: str | None, checkpoint: str, suite: str | None, min_pass: str | None
+    target: str | None,
+    checkpoint: str,
+    suite: str | None,
+    min_pass: str | None,
+    *,
+    tags: Sequence[str] = (),
+    batch_size: int = 8,
+    model: str = "",
 ) -> Examination:
     """Resolve everything ``test`` needs before a model is loaded.
 
     Raises:
-        BadInput: no such run, model, checkpoint or suite, or a bad ``--min-pass``.
+        BadInput: no such run, model, checkpoint, suite or tag, or a bad ``--min-pass``.
     """
-    source, recipe, run = _resolve(target, checkpoint)
+    source: models.Source | Endpoint
+    if target and target.startswith(("http://", "https://")):
+        source, recipe, run = Endpoint(target, model), None, None
+    elif model:
+        raise BadInput("--model names a server's model", "give the server's URL as the target")
+    else:
+        source, recipe, run = _resolve(target, checkpoint)
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
     success = recipe.success if recipe else config.Success()
     wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
     path = prompts.find(name)
-    return Examination(source, prompts.load(path), wanted, run, path.stem)
+    asked = prompts.tagged(prompts.load(path), tags)
+    return Examination(source, asked, wanted, run, path.stem, batch_size, not tags)
 
 
 def parse_pct(text: str) -> float:
@@ -60,21 +81,33 @@ def parse_pct(text: str) -> float:
 def examine(examination: Examination) -> dict[str, Any]:
     """Ask every case, of the base model too where there is an adapter to switch off.
 
-    A run's result is kept beside it (``grades``).
+    A run's result is kept beside it (``grades``), unless only some cases were asked.
     """
-    model = models.Model(examination.source)
-
-    def base(prompt: str, limit: int) -> str:
+    source, cases, size = examination.source, examination.suite.cases, examination.batch_size
+    if isinstance(source, Endpoint):
+        return scores.summary(scores.judged(cases, _served(source, cases, size)))
+    model = models.Model(source)
+    tuned = generation.answers(model, cases, size)
+    base = None
+    if source.adapter:
         with model.without_adapter():
-            return model.answer(prompt, limit)
-
-    has_base = examination.source.adapter is not None
-    results = prompts.ask(examination.suite, model.answer, base if has_base else None)
-    summary = prompts.summary(results)
-    adapter = examination.source.adapter
-    if examination.run and adapter:
-        grades.note(examination.run, examination.suite_name, adapter.name, summary)
+            base = generation.answers(model, cases, size)
+    summary = scores.summary(scores.judged(cases, tuned, base))
+    if examination.run and source.adapter and examination.whole:
+        grades.note(examination.run, examination.suite_name, source.adapter.name, summary)
     return summary
+
+
+def _served(server: Endpoint, cases: Sequence[prompts.Case], at_once: int) -> list[prompts.Answer]:
+    """A server's answers, in the order of ``cases``."""
+
+    def ask(case: prompts.Case) -> prompts.Answer:
+        text, why = server.chat(case.conversation, case.max_new_tokens)
+        return prompts.Answer(text.strip(), why == "stop")
+
+    server.name  # noqa: B018 - asked once, not by every thread
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(ask, cases))
 
 
 def asker(
@@ -91,10 +124,9 @@ def asker(
     model = models.Model(source)
 
     def ask(question: str, of_base: bool) -> str:
-        if of_base:
-            with model.without_adapter():
-                return model.answer(question, max_new_tokens)
-        return model.answer(question, max_new_tokens)
+        with model.without_adapter() if of_base else nullcontext():
+            text = generation.rendered(model, [{"role": "user", "content": question}])
+            return generation.answer(model, text, max_new_tokens).text
 
     return ask
 

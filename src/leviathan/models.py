@@ -1,7 +1,7 @@
-"""Owns loading models the way they were trained or will be served, and asking them.
+"""Owns loading models the way they were trained or will be served, and their logits.
 
 Imports torch inside its functions: only commands that need a model pay for it. Does
-not train, merge or judge.
+not train, merge, judge or answer (``generation``).
 """
 
 import json
@@ -260,31 +260,6 @@ class Model:
             )
         scores = torch.stack([step[0] for step in made.scores]).float().cpu()
         return made.sequences[0, ids.shape[1] :].tolist(), scores
-
-    def answer(self, prompt: str, max_new_tokens: int) -> str:
-        """The greedy answer to a prompt, without special tokens."""
-        import torch
-
-        ids = self.token_ids(self.render(prompt))
-        with torch.no_grad():
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=self._stops(),
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            )
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
-
-    def _stops(self) -> list[int]:
-        """Every token that ends an answer: eos, and the end of a turn in common templates."""
-        names = [self.tokenizer.eos_token, "<|im_end|>", "<|eot_id|>", "<end_of_turn>"]
-        vocabulary = self.tokenizer.get_vocab()
-        return sorted({vocabulary[name] for name in names if name in vocabulary})
 
 
 def _placement(source: Source, *, precise: bool) -> tuple[str, Any]:

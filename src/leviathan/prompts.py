@@ -1,28 +1,40 @@
-"""Owns the prompt suite: its YAML, its checks, and the pass rate with an interval.
+"""Owns the prompt suite: its YAML, its cases, and what an answer must satisfy.
 
-Does not load models (``models``): it takes a function from prompt to answer.
+Does not ask a model (``generation``, ``endpoint``) nor count what passed (``scores``).
 """
 
 import difflib
-import math
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leviathan import config, yamlfile
 from leviathan.errors import BadInput
+
+_FLAGS = re.MULTILINE
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    """Without special tokens, trimmed."""
+    stopped: bool
+    """It ended by a stop token, not for want of tokens."""
+
+
 class Check(_Strict):
-    """One condition on an answer; exactly one of its keys is given."""
+    """One condition on an answer; exactly one of its keys is given. Dashes do for underscores."""
 
     contains: str | None = None
     """This text occurs, in any case."""
@@ -32,40 +44,148 @@ class Check(_Strict):
     """This pattern is found (Python's re, multi-line)."""
     exact: str | None = None
     """The whole trimmed answer is this."""
+    json_schema: dict[str, Any] | None = None
+    """The whole answer is JSON that this schema admits."""
+    max_length: int | None = Field(None, ge=0)
+    """The trimmed answer has at most so many characters."""
+    stops_by_itself: bool | None = None
+    """The answer ended by a stop token before max_new_tokens were up; false: it did not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dashes(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        found = {str(key).replace("-", "_"): value for key, value in given.items()}
+        if len(found) < len(given):
+            raise ValueError("a check has exactly one key; one is here twice")
+        return found
+
+    @field_validator("regex")
+    @classmethod
+    def _pattern(cls, regex: str | None) -> str | None:
+        try:
+            re.compile(regex or "", _FLAGS)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return regex
+
+    @field_validator("json_schema")
+    @classmethod
+    def _schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is None:
+            return None
+        import jsonschema  # only suites that use it pay for it
+
+        try:
+            jsonschema.validators.validator_for(schema).check_schema(schema)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"not a JSON schema: {error.message}") from error
+        return schema
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Check":
-        if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError("a check has exactly one of contains, not_contains, regex, exact")
-        if self.regex is not None:
-            try:
-                re.compile(self.regex)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
+        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"a check has exactly one of {names}")
         return self
 
-    def holds(self, answer: str) -> bool:
-        """Whether ``answer`` satisfies this check."""
+    def holds(self, answer: Answer) -> bool:
+        """Whether ``answer`` satisfies this check.
+
+        Raises:
+            BadInput: the schema refers to one that is not in it.
+        """
+        text = answer.text.strip()
         if self.contains is not None:
-            return self.contains.lower() in answer.lower()
+            return self.contains.lower() in text.lower()
         if self.not_contains is not None:
-            return self.not_contains.lower() not in answer.lower()
+            return self.not_contains.lower() not in text.lower()
         if self.regex is not None:
-            return re.search(self.regex, answer, re.MULTILINE) is not None
-        return answer.strip() == (self.exact or "").strip()
+            return re.search(self.regex, answer.text, _FLAGS) is not None
+        if self.json_schema is not None:
+            return _admits(self.json_schema, text)
+        if self.max_length is not None:
+            return len(text) <= self.max_length
+        if self.stops_by_itself is not None:
+            return answer.stopped is self.stops_by_itself
+        return text == (self.exact or "").strip()
+
+
+def _admits(schema: dict[str, Any], text: str) -> bool:
+    """Whether ``text`` is JSON of this schema; no other document is ever looked up."""
+    import jsonschema
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    # An empty registry: jsonschema's own would ask the network for an unknown $ref.
+    validator = jsonschema.validators.validator_for(schema)(schema, registry=Registry())
+    try:
+        return bool(validator.is_valid(value))
+    except Unresolvable as error:
+        raise BadInput(f"a json_schema refers to what is not in it: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said."""
 
 
 class Case(_Strict):
-    """One prompt and what its answer must satisfy."""
+    """One question and what its answer must satisfy."""
 
     name: str
     """Short name, shown in results."""
-    prompt: str
-    """What the user says."""
+    prompt: str | None = None
+    """What the user says; this or messages."""
+    messages: list[Message] | None = Field(None, min_length=1)
+    """A conversation that ends with what the user says; this or prompt."""
+    system: str | None = None
+    """System message put first."""
     checks: list[Check] = Field(min_length=1)
     """All must hold."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest answer generated, in tokens."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How much the case counts in the pass rate, beside the others."""
+    tags: list[str] = []
+    """Groups it belongs to: --tag selects, results have a rate for each."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "Case":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("a case has exactly one of prompt, messages")
+        turns = self.messages or []
+        if turns and turns[-1].role != "user":
+            raise ValueError("messages must end with the user's")
+        if any(turn.role == "system" for turn in turns[0 if self.system is not None else 1 :]):
+            raise ValueError("one system message at most, and first")
+        return self
+
+    @property
+    def question(self) -> str:
+        """What the user says last."""
+        return self.messages[-1].content if self.messages else self.prompt or ""
+
+    @property
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages as chat templates and servers take them."""
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        if self.messages is None:
+            return [*first, {"role": "user", "content": self.question}]
+        return [*first, *(message.model_dump() for message in self.messages)]
 
 
 class Suite(_Strict):
@@ -74,26 +194,7 @@ class Suite(_Strict):
     description: str = ""
     """One line about what the suite asks."""
     cases: list[Case] = Field(min_length=1)
-    """The prompts."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One case with the tuned model's answer, and the base's where it was asked."""
-
-    case: Case
-    answer: str
-    passed: bool
-    base_answer: str | None = None
-    base_passed: bool | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """One entry of ``test --json``'s cases."""
-        return {
-            "name": self.case.name, "prompt": self.case.prompt, "passed": self.passed,
-            "answer": self.answer, "base_passed": self.base_passed,
-            "base_answer": self.base_answer,
-        }  # fmt: skip
+    """The questions."""
 
 
 def find(name: str) -> Path:
@@ -122,53 +223,22 @@ def load(path: Path) -> Suite:
     return config.validated(Suite, source.data, source.where)
 
 
-def judge(case: Case, answer: str) -> bool:
+def tagged(suite: Suite, tags: Sequence[str]) -> Suite:
+    """The cases that have one of ``tags``; all of them without tags.
+
+    Raises:
+        BadInput: no case has such a tag.
+    """
+    known = sorted({tag for case in suite.cases for tag in case.tags})
+    for tag in tags:
+        if tag not in known:
+            raise BadInput(f"no case has the tag {tag!r}", f"known: {', '.join(known) or 'none'}")
+    if not tags:
+        return suite
+    kept = [case for case in suite.cases if set(tags) & set(case.tags)]
+    return suite.model_copy(update={"cases": kept})
+
+
+def judge(case: Case, answer: Answer) -> bool:
     """Whether every check of ``case`` holds."""
     return all(check.holds(answer) for check in case.checks)
-
-
-def ask(
-    suite: Suite,
-    answer: Callable[[str, int], str],
-    base: Callable[[str, int], str] | None = None,
-) -> list[Result]:
-    """Put every case to the model, and to the base model where given."""
-    results = []
-    for case in suite.cases:
-        text = answer(case.prompt, case.max_new_tokens)
-        other = base(case.prompt, case.max_new_tokens) if base else None
-        results.append(
-            Result(
-                case,
-                text,
-                judge(case, text),
-                other,
-                judge(case, other) if other is not None else None,
-            )
-        )
-    return results
-
-
-def interval_pct(passed: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of a pass rate, in percent (Wilson 1927)."""
-    if total == 0:
-        return 0.0, 100.0
-    z, share = 1.959964, passed / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return 100 * max(0.0, (centre - spread) / scale), 100 * min(1.0, (centre + spread) / scale)
-
-
-def summary(results: list[Result]) -> dict[str, Any]:
-    """The document of ``test --json``."""
-    passed, total = sum(r.passed for r in results), len(results)
-    based = [r.base_passed for r in results if r.base_passed is not None]
-    return {
-        "passed": passed,
-        "total": total,
-        "pass_pct": round(100 * passed / total, 1) if total else 0.0,
-        "interval_pct": [round(v, 1) for v in interval_pct(passed, total)],
-        "base_pass_pct": round(100 * sum(based) / len(based), 1) if based else None,
-        "cases": [r.to_json() for r in results],
-    }

@@ -146,7 +146,7 @@ def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[st
         return str(path), _spread_rows(path, int(record.corpus["rows"]))
     if recipe.suite:
         suite = prompts.find(recipe.suite)
-        return str(suite), [case.prompt for case in prompts.load(suite).cases]
+        return str(suite), [case.question for case in prompts.load(suite).cases]
     raise BadInput(
         f"nothing to prove the merge with: {path} is gone and the recipe has no suite",
         "restore the sample, or draw it again with leviathan data sample",

@@ -1,0 +1,128 @@
+"""Owns what a loaded model says: prompts rendered, answers in batches.
+
+Imports torch inside its functions. Does not load a model (``models``) nor judge (``prompts``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from leviathan import models, prompts
+from leviathan.errors import BadInput
+
+Messages = list[dict[str, str]]
+
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+
+
+def takes_conversations(model: models.Model) -> bool:
+    """Whether it has a chat template; without one there is a single question and no more."""
+    return bool(getattr(model.tokenizer, "chat_template", None))
+
+
+def rendered(model: models.Model, messages: Messages) -> str:
+    """The text before an answer, as training put it.
+
+    Raises:
+        BadInput: the model's template has no place for these messages, or there is none.
+    """
+    if not takes_conversations(model):
+        if len(messages) != 1:
+            raise BadInput(
+                f"{model.source.tokenizer} has no chat template",
+                "it takes one prompt, without a system message or earlier turns",
+            )
+        return model.render(messages[0]["content"])
+    import jinja2
+
+    try:
+        return str(
+            model.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        )
+    except jinja2.TemplateError as error:
+        raise BadInput(f"the model's chat template refuses these messages: {error}") from error
+
+
+def stops(model: models.Model) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, generation_config's, known ends of a turn."""
+    vocabulary = model.tokenizer.get_vocab()
+    names = [model.tokenizer.eos_token, *_TURN_ENDS]
+    told = model.model.generation_config.eos_token_id
+    listed = told if isinstance(told, list) else [] if told is None else [told]
+    return sorted({vocabulary[name] for name in names if name in vocabulary} | set(listed))
+
+
+def answers(
+    model: models.Model, cases: Sequence[prompts.Case], batch_size: int = 8
+) -> list[prompts.Answer]:
+    """The greedy answers to ``cases``, in their order, ``batch_size`` of them at a time.
+
+    Raises:
+        BadInput: a case does not suit the model's chat template.
+    """
+    rows = [
+        model.token_ids(rendered(model, case.conversation))[0].tolist() for case in cases
+    ]  # all first: what cannot be asked is told before an hour of answers
+    # Alike beside each other: a batch is as long as its longest prompt and answer.
+    order = sorted(range(len(cases)), key=lambda at: (cases[at].max_new_tokens, len(rows[at])))
+    found: dict[int, prompts.Answer] = {}
+    for begin in range(0, len(order), batch_size):
+        batch = order[begin : begin + batch_size]
+        limits = [cases[at].max_new_tokens for at in batch]
+        made = _continued(model, [rows[at] for at in batch], limits)
+        found.update(zip(batch, made, strict=True))
+    return [found[at] for at in range(len(cases))]
+
+
+def answer(model: models.Model, text: str, max_new_tokens: int) -> prompts.Answer:
+    """The greedy answer to rendered text."""
+    return _continued(model, [model.token_ids(text)[0].tolist()], [max_new_tokens])[0]
+
+
+def _continued(
+    model: models.Model, rows: list[list[int]], limits: list[int]
+) -> list[prompts.Answer]:
+    """Greedy continuations of token rows, each within its own limit.
+
+    Padding stands on the left and is masked, so that positions count from each row's first
+    own token: what is generated is what the row alone would give, to rounding.
+    """
+    import torch
+
+    width, pad = max(map(len, rows)), _pad(model)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ending = set(stops(model))
+    with torch.no_grad():
+        out = model.model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+            **_settings(model, max(limits)),
+        )  # fmt: skip
+    made = out[:, width:].tolist()
+    return [_cut(model, row[:limit], ending) for row, limit in zip(made, limits, strict=True)]
+
+
+def _cut(model: models.Model, tokens: list[int], ending: set[int]) -> prompts.Answer:
+    """The answer up to its first stop token."""
+    end = next((at for at, token in enumerate(tokens) if token in ending), None)
+    text = model.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return prompts.Answer(str(text).strip(), end is not None)
+
+
+def _pad(model: models.Model) -> int:
+    """Any token does: it is masked."""
+    pad = model.tokenizer.pad_token_id
+    return int(pad if pad is not None else (stops(model) or [0])[0])
+
+
+def _settings(model: models.Model, max_new_tokens: int) -> dict[str, Any]:
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "eos_token_id": stops(model) or None,
+        "pad_token_id": _pad(model),
+    }

@@ -1,0 +1,53 @@
+"""The suite put to an OpenAI-compatible server."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from leviathan import evaluate
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self._reply({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = asked["messages"][-1]["content"]
+        why = "length" if said == "long" else "stop"
+        message = {"role": "assistant", "content": f" {said}!\n"}
+        self._reply({"id": "1", "object": "chat.completion", "created": 1, "model": "m",
+                     "choices": [{"index": 0, "finish_reason": why, "message": message}]})  # fmt: skip
+
+    def _reply(self, document):
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_servers_answers_and_why_they_ended(tmp_path, url):
+    suite = tmp_path / "s.yaml"
+    suite.write_text(
+        "cases:\n"
+        "  - {name: a, prompt: short, checks: [{exact: short!}, {stops-by-itself: true}]}\n"
+        "  - {name: b, prompt: long, checks: [{stops-by-itself: true}]}\n"
+    )
+    summary = evaluate.examine(evaluate.prepare(url, "best", str(suite), None))
+    assert [case["passed"] for case in summary["cases"]] == [True, False]
+    assert summary["base_pass_pct"] is None
