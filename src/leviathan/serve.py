@@ -165,15 +165,14 @@ def try_out(server: Server, cases: list[prompts.Case], *, row_format: str | None
     for case in cases:
         began = time.monotonic()
         if row_format is None:
-            message = {"role": "user", "content": case.prompt}
-            answer, reason = endpoint.chat([message], case.max_new_tokens)
+            answer, reason = endpoint.chat(case.conversation, case.max_new_tokens)
         else:
-            text = models.rendered(case.prompt, row_format)
+            text = models.rendered(case.question, row_format)
             answer, reason = endpoint.complete(text, case.max_new_tokens)
         seconds = round(time.monotonic() - began, 3)
         answer = answer.strip()
-        passed = prompts.judge(case, answer)
-        replies.append(Reply(case.name, case.prompt, answer, reason, seconds, passed))
+        passed = prompts.judge(case, prompts.Answer(answer, reason == "stop"))
+        replies.append(Reply(case.name, case.question, answer, reason, seconds, passed))
     return replies
 
 

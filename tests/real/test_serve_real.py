@@ -11,8 +11,7 @@ import pytest
 from project import LEVIATHAN, RUN, Project, environment
 
 from fakes.processes import wait_for
-from leviathan import models, prompts
-from leviathan.endpoint import Endpoint
+from leviathan import models
 
 pytestmark = pytest.mark.real
 
@@ -73,24 +72,22 @@ def test_the_openai_client_chats_and_streams(served):
     assert whole
 
 
-def test_the_server_gives_the_answers_and_verdicts_of_the_model_itself(served, tmp_path):
+def test_the_suite_put_to_the_server_has_the_verdicts_of_the_model_itself(served, tmp_path):
     model, url, _ = served
     cases = [
-        {"name": w, "prompt": f"Repeat: {w}", "checks": [{"contains": w}], "max_new_tokens": 16}
+        {"name": w, "prompt": f"Repeat: {w}", "checks": [{"contains": w}, {"stops_by_itself": True}],
+         "max_new_tokens": 16}
         for w in WORDS
-    ]
-    (tmp_path / "suite.yaml").write_text(json.dumps({"cases": cases}))
-    suite = prompts.load(tmp_path / "suite.yaml")
-    itself, endpoint = models.Model(models.from_directory(model)), Endpoint(url, str(model))
-
-    def ask(prompt, limit):
-        return endpoint.chat([{"role": "user", "content": prompt}], limit)[0].strip()
-
-    here, there = prompts.ask(suite, itself.answer), prompts.ask(suite, ask)
-    assert [r.answer for r in there] == [r.answer for r in here]
-    assert [r.passed for r in there] == [r.passed for r in here]
-    text = models.ALPACA.format(prompt="Repeat: alpha beta")
-    ids = itself.tokenizer(text, return_tensors="pt")["input_ids"]
-    tokens, _ = itself.greedy(ids, 8)
-    continued, _ = endpoint.complete(text, 8)
-    assert itself.tokenizer.decode(tokens, skip_special_tokens=True).startswith(continued)
+    ]  # fmt: skip
+    cases.append({"name": "short", "prompt": "Repeat: mu", "checks": [{"max_length": 1000}]})
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(json.dumps({"cases": cases}))
+    told = []
+    for target in ((url, "--model", str(model)), (str(model),)):
+        done = Project(tmp_path).run(
+            "test", *target, "--suite", str(suite), "--min-pass", "0", "--json"
+        )
+        assert done.code == 0, done.err
+        told.append([(c["name"], c["answer"], c["passed"]) for c in json.loads(done.out)["cases"]])
+    assert told[0] == told[1]
+    assert {passed for _, _, passed in told[0]} == {True, False}
