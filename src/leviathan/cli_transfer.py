@@ -31,6 +31,7 @@ def register(cloud: typer.Typer) -> None:
     """Add these commands to the group ``cloud``."""
     cloud.command("push", short_help="Bring a run or a model to another place.")(push)
     cloud.command("pull", short_help="Bring a run or a model back.")(pull)
+    cloud.command("promote", short_help="Go on with a run on another machine class.")(promote)
 
 
 def push(
@@ -99,6 +100,93 @@ def pull(
     with _told(as_json=as_json) as told:
         report = transfer.pull(place, project, wishes, told)
     _show(report, luggage.NOTHING, as_json=as_json)
+
+
+def promote(
+    run: Annotated[str, typer.Argument(help="A run with a checkpoint.")],
+    profile: Annotated[str, typer.Option("--profile", help="The new machine class.")],
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of one pass. Default: what fits; packed: the run's own."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", help="Also push it: USER@HOST:DIR, or a directory.")
+    ] = "",
+    sample: Annotated[
+        bool, typer.Option("--sample/--no-sample", help="--to: also the sample, where it lacks.")
+    ] = True,
+    base: Annotated[bool, typer.Option("--base", help="--to: the local base model, too.")] = False,
+    port: PortOption = None,
+    key: KeyOption = "",
+    ssh_options: SshOption = None,
+    bwlimit: LimitOption = "",
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the profile with which a run goes on elsewhere: same batch, schedule and adapter.
+
+    Says what is kept, what changes and why, and the command that resumes.
+    """
+    from leviathan import export, luggage, promotion, remote, render, runs, schema, transfer, ui
+    from leviathan.errors import BadInput
+
+    if not to and (port or key or ssh_options):
+        raise BadInput("ssh's options are for --to", "example: --to root@1.2.3.4:project")
+    place = remote.place(to, port=port, key=key, options=ssh_options or ()) if to else None
+    paths = runs.find(run)
+    made = promotion.of(paths, profile, micro_batch)
+    render.check_keys(made.config, schema.load())
+    if not as_json:
+        _show_promotion(made)
+    if not dry_run:
+        made.write()
+    report, command = None, made.command
+    if place and not dry_run:
+        more = luggage.of(export.of(made.wanted, draw=False), sample=sample, base=base)
+        command = more.command
+        wishes = transfer.Wishes(bwlimit=bwlimit)
+        with _told(as_json=as_json) as told:
+            report = transfer.push_run(paths, place, wishes, more, told)
+    if as_json:
+        sent = report.document() if report else None
+        ui.document({**made.document(), "command": list(command), "pushed": sent})
+    elif report:
+        _show(report, more, as_json=False)
+    else:
+        _say_next(made, dry_run=dry_run)
+
+
+def _show_promotion(made: Any) -> None:
+    from leviathan import ui
+
+    ui.table(
+        ["setting", "run", "new profile", "then", "", "why"],
+        [[r.key, r.run, r.profile, r.then, r.verdict, r.why] for r in made.rows],
+    )
+    for note in made.notes:
+        ui.warn(note)
+    exact = "bit for bit" if made.exact else "the same rows in every step; sums differ by rounding"
+    if not made.exact and made.config.tree.get("sample_packing"):
+        exact = "as train --dry-run tells: rows may be packed anew"
+    ui.say(f"goes on from step {made.step} of {made.max_steps or '?'}: {exact}")
+    if made.plan and made.plan.card_gib:
+        memory = f"{made.plan.memory.total_gib:.1f} of {made.plan.card_gib:g} GiB"
+        ui.say(f"memory: {memory} ({made.plan.verdict})")
+    if made.left_h:
+        left = made.left_h
+        ui.say(f"to the end: {left.mid:.2g} h ({left.low:.2g} to {left.high:.2g})")
+
+
+def _say_next(made: Any, *, dry_run: bool) -> None:
+    import shlex
+
+    from leviathan import ui
+
+    if dry_run:
+        ui.notice("nothing was written (--dry-run)")
+    else:
+        ui.say(f"wrote {made.path}")
+    ui.say(shlex.join(made.command))
 
 
 def _wishes(purpose: str, checkpoint: str, bwlimit: str, *, force: bool, dry_run: bool) -> Any:
