@@ -85,8 +85,16 @@ def _judge(key: str, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str
         return "free", "may change between sessions"
     if key in BATCH_KEYS:
         return _judge_batch(old, new)
-    reason = next((why for why, keys in _REASONS.items() if key in keys), _OTHER_REASON)
-    return "refused", reason
+    return "refused", reason(key)
+
+
+def reason(key: str) -> str:
+    """Why a run keeps this setting."""
+    if is_free(key):
+        return "the run's own"
+    if key in BATCH_KEYS:
+        return "the effective batch stays"
+    return next((why for why, keys in _REASONS.items() if key in keys), _OTHER_REASON)
 
 
 def _judge_batch(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str]:

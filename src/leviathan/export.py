@@ -121,7 +121,7 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
     merged = _config(wanted, record)
     render.check_keys(merged, schema.load())
     Budget(wanted.max_hours, wanted.budget_usd, wanted.usd_hour or merged.profile.price_usd_hour)
-    more_words = wanted.more or (_repeated(record.again) if record else ())
+    more_words = wanted.more or (repeated(record.again) if record else ())
     secrets = _secrets(merged, more_words, wanted.secrets)
     run = wanted.name or (record.name if record else layers.run_name(merged, None))
     run = layers.run_name(merged, run)
@@ -140,16 +140,16 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
 
 
 def _config(wanted: Wanted, record: runs.RunRecord | None) -> Config:
-    asked = _asked(record) if record else {}
+    told = asked(record) if record else {}
     return layers.build(
-        wanted.recipe or asked.get("recipe", "leviathan"),
-        wanted.profile or asked.get("profile", "a4000"),
+        wanted.recipe or told.get("recipe", "leviathan"),
+        wanted.profile or told.get("profile", "a4000"),
         wanted.sample or (record.sample if record else "10pct"),
         [*(record.overrides if record else []), *wanted.sets],
     )
 
 
-def _asked(record: runs.RunRecord) -> dict[str, str]:
+def asked(record: runs.RunRecord) -> dict[str, str]:
     """What the run's profile and recipe were called: a file's path is in its command only."""
     found = {"recipe": record.recipe, "profile": record.profile}
     words = shlex.split(record.again)
@@ -160,7 +160,7 @@ def _asked(record: runs.RunRecord) -> dict[str, str]:
     return found
 
 
-def _repeated(again: str) -> tuple[str, ...]:
+def repeated(again: str) -> tuple[str, ...]:
     """Of the command that goes on with a run, what ``train`` was told beside its settings."""
     words, kept = shlex.split(again), list[str]()
     for number, word in enumerate(words):

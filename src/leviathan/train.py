@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def _refuse_unwritable(directory: Path) -> None:
 
 def _refuse_foreign(chosen: Checkpoint, record: runs.RunRecord, config: Config) -> None:
     """A checkpoint that was copied here from another run is whole, and still not this run's."""
-    if chosen.fingerprint not in ("", compatibility.fingerprint(_settings(config))):
+    if chosen.fingerprint not in ("", compatibility.fingerprint(_settings(config, record))):
         raise Refused(
             f"{chosen.path.name} in {record.name} was trained with other settings: it is another "
             "run's", "move it away; train then resumes from the newest before it",
@@ -226,13 +227,22 @@ def differences(record: runs.RunRecord, config: Config) -> list[compatibility.Di
     """What is asked for now against what the run was begun with."""
     return compatibility.differences(
         {"sample": record.sample, "processes": record.processes, **record.tree},
-        _settings(config),
+        _settings(config, record),
     )
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What ``compatibility`` judges."""
-    return {"sample": config.sample, "processes": config.profile.hardware.processes, **config.tree}
+def _settings(config: Config, record: runs.RunRecord | None) -> dict[str, Any]:
+    """What ``compatibility`` judges. A base model is its files, wherever they lie."""
+    tree = config.tree
+    begun = record.tree.get("base_model") if record and record.base else tree["base_model"]
+    if record and begun != tree["base_model"] and _base(tree["base_model"]) == record.base:
+        tree = {**tree, "base_model": begun}
+    return {"sample": config.sample, "processes": config.profile.hardware.processes, **tree}
+
+
+@cache
+def _base(base_model: str) -> str | None:
+    return models.fingerprint(models.local_or_hub(base_model))
 
 
 def _wish(config: Config) -> samples.Wish:
@@ -274,7 +284,7 @@ def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> renderi
         base_model=random_base or models.local_or_hub(config.tree["base_model"]),
         session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
-        fingerprint=compatibility.fingerprint(_settings(config)),
+        fingerprint=compatibility.fingerprint(_settings(config, record)),
         probe=probe,
         tracking=tracking or trackers.Tracking(),
     )

@@ -350,7 +350,7 @@ def heading(text: str) -> None:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, float], None]]:
+def stages(doing: str = "building the ") -> Iterator[Callable[[str, float], None]]:
     """A listener for (stage, share done): one live line on a terminal, a line a stage elsewhere."""
     live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
     seen: set[str] = set()
@@ -360,7 +360,7 @@ def stages() -> Iterator[Callable[[str, float], None]]:
             live.update(Text.assemble(f"{stage} ", bar(share, 30)))
         elif stage not in seen:
             seen.add(stage)
-            notice(f"building the {stage}")
+            notice(f"{doing}{stage}")
 
     with live or nullcontext():
         yield show
