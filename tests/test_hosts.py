@@ -67,6 +67,12 @@ class In:
         return self.value
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Nobody here needs the time that a network takes to bring the last words."""
+    monkeypatch.setattr(hosts, "_PARTING_S", 0.3)
+
+
 @pytest.fixture
 def meet(tmp_path):
     return Meet(tmp_path)

@@ -11,12 +11,14 @@ import pytest
 from netns import Cable
 from project import Done, Project
 
+from fakes.processes import wait_for
+
 pytestmark = pytest.mark.real
 
 RUN = "hosts"
 OPTIONS = ("--recipe", "two-epochs", "--sample", "full", "--name", RUN, "--set", "save_steps=10",
            "--set", "eval_steps=null", "--set", "micro_batch_size=8")  # fmt: skip
-SILENT_S = 6
+SILENT_S = 5
 COMMAND = ("train", "--profile", "long", *OPTIONS, "--set", f"recovery.silent_s={SILENT_S}",
            "--nodes", "2", "--rdzv", "10.77.0.1:29400")  # fmt: skip
 
@@ -115,8 +117,8 @@ def test_stopped_killed_and_cut_off_two_hosts_end_as_one_machine_does(
     for done in two.ends(started):
         assert done.code == 4, done.err
         assert f"stopped (SIGTERM on host 1 ({os.uname().nodename}, 10.77.0.2))" in done.out
-    (stopped,) = two.steps()
-    assert stopped < 25
+    stopped = two.steps()[-1]
+    assert 7 <= stopped < 25
 
     # One host dies with everything on it.
     started = two.start(stopped + 5)
@@ -129,10 +131,12 @@ def test_stopped_killed_and_cut_off_two_hosts_end_as_one_machine_does(
     line = failure(head)
     assert f"host 1 ({os.uname().nodename}, 10.77.0.2) was lost: its supervisor ended" in line
     assert "--rdzv 10.77.0.1:29400" in line
-    newest = two.steps()[-1]
+    two.steps()
 
     # The network between them goes.
-    started = two.start(newest + 5)
+    started = two.start()
+    log = project.path(RUN) / "logs"
+    wait_for(lambda: list(log.glob(f"node1_*_{two.sessions}.log")), 60)
     cable.hosts[1].cut()
     began = time.monotonic()
     head, other = two.ends(started)
@@ -163,45 +167,3 @@ def test_a_host_with_other_settings_is_refused_by_both(make_project, cable):
         (line,) = [x for x in done.err.splitlines() if x.startswith("leviathan: ")]
         assert "learning_rate is 0.5, 0.01 on the head" in line
     assert not (project.path(RUN) / "run.json").exists()
-
-
-FSDP = """axolotl:
-  plugins: [fsdp_on_cpu.Plugin]
-  fsdp_version: 2
-  fsdp_config:
-    state_dict_type: SHARDED_STATE_DICT
-    auto_wrap_policy: TRANSFORMER_BASED_WRAP
-    transformer_layer_cls_to_wrap: LlamaDecoderLayer
-    reshard_after_forward: true
-"""
-PIECES = {f"{folder}/{name}" for folder in ("pytorch_model_fsdp_0", "optimizer_0")
-          for name in (".metadata", "__0_0.distcp", "__1_0.distcp")}  # fmt: skip
-
-
-def test_a_model_sharded_over_two_processes_resumes_exactly(one_machine, make_project):
-    """FSDP2, of which no rank has a whole copy: its weights are those of DDP all the same."""
-    project = make_project("sharded")
-    profile = project.directory / "configs/profiles/two.yaml"
-    profile.write_text(profile.read_text().replace("axolotl:\n", FSDP))
-    command = ("train", "--profile", "two", *OPTIONS)
-    plugins = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    process = project.start(*command, PYTHONPATH=plugins)
-    end = time.monotonic() + 180
-    while not project.saved(RUN) or project.metrics(RUN)[-1]["step"] < 13:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 4, err
-    step = project.saved(RUN)[-1]
-    committed = {*project.commit(RUN, step)["files"]}
-    assert {*PIECES, "rng_state_0.pth", "rng_state_1.pth", "adapter_model.safetensors",
-            "tokenizer.json"} <= committed  # fmt: skip
-    done = project.run(*command, PYTHONPATH=plugins)
-    assert done.code == 0, done.err
-    assert [e["step"] for e in project.events(RUN, "resume")] == [step]
-    losses = [[line[1] for line in of.curve(RUN)] for of in (project, one_machine)]
-    assert losses[0] == losses[1]
-    last = project.path(RUN) / f"checkpoint-{project.saved(RUN)[-1]}" / "adapter_model.safetensors"
-    assert last.read_bytes() == one_machine.adapter(RUN)

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -169,3 +170,44 @@ def test_packed_stopped_signalled_and_killed_it_still_ends_exactly(whole_packed,
     assert done.code == 0, done.err
     assert project.exact(RUN) == whole_packed.exact(RUN)
     assert project.adapter(RUN) == whole_packed.adapter(RUN)
+
+
+FSDP = """axolotl:
+  plugins: [fsdp_on_cpu.Plugin]
+  fsdp_version: 2
+  fsdp_config:
+    state_dict_type: SHARDED_STATE_DICT
+    auto_wrap_policy: TRANSFORMER_BASED_WRAP
+    transformer_layer_cls_to_wrap: LlamaDecoderLayer
+    reshard_after_forward: true
+"""
+PIECES = {f"{folder}/{name}" for folder in ("pytorch_model_fsdp_0", "optimizer_0")
+          for name in (".metadata", "__0_0.distcp", "__1_0.distcp")}  # fmt: skip
+
+
+def test_a_model_sharded_over_two_processes_resumes_exactly(whole, make_project):
+    """FSDP2, of which no rank has a whole copy: its weights are those of DDP all the same."""
+    project = make_project("sharded")
+    profile = project.directory / "configs/profiles/two.yaml"
+    profile.write_text(profile.read_text().replace("axolotl:\n", FSDP))
+    plugins = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = project.start(*COMMAND, PYTHONPATH=plugins)
+    end = time.monotonic() + 180
+    while not project.saved(RUN) or project.metrics(RUN)[-1]["step"] < 13:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    step = project.saved(RUN)[-1]
+    committed = {*project.commit(RUN, step)["files"]}
+    assert {*PIECES, "rng_state_0.pth", "rng_state_1.pth", "adapter_model.safetensors",
+            "tokenizer.json"} <= committed  # fmt: skip
+    done = project.run(*COMMAND, PYTHONPATH=plugins)
+    assert done.code == 0, done.err
+    assert [e["step"] for e in project.events(RUN, "resume")] == [step]
+    losses = [[line[1] for line in of.curve(RUN)] for of in (project, whole)]
+    assert losses[0] == losses[1]
+    last = project.path(RUN) / f"checkpoint-{project.saved(RUN)[-1]}" / "adapter_model.safetensors"
+    assert last.read_bytes() == whole.adapter(RUN)
