@@ -162,10 +162,10 @@ def of(paths: runs.RunPaths, profile: str, micro_batch: int | None = None) -> Pr
     mine = _mine(record, asked, overrides)
     tree, notes = _tree(mine, new)
     effective = compatibility.effective_batch({**record.tree, "processes": record.processes})
-    sizes = _sizes(effective, new.hardware.count, record.name)
+    sizes = _sizes(effective, new.hardware.processes, record.name)
     draft = _Draft(record, f"{record.name}-on-{name}", new, asked["recipe"], overrides)
     micro = _micro(draft, tree, sizes, mine, micro_batch)
-    tree |= {_MICRO: micro, _ACCUMULATION: effective // new.hardware.count // micro}
+    tree |= {_MICRO: micro, _ACCUMULATION: effective // new.hardware.processes // micro}
     config, text, sets = draft.built(tree)
     _demand_compatible(record, config)
     made = _planned(config)
@@ -346,8 +346,8 @@ def _is_exact(record: runs.RunRecord, config: Config) -> bool:
 
 def _rows(mine: dict[str, Any], new: Profile, config: Config) -> Iterator[Row]:
     """Every setting that the run and the new profile see differently."""
-    then = {**config.tree, "processes": config.profile.hardware.count}
-    theirs = {**new.axolotl, "processes": new.hardware.count}
+    then = {**config.tree, "processes": config.profile.hardware.processes}
+    theirs = {**new.axolotl, "processes": new.hardware.processes}
     before = {k: v for k, v in mine.items() if k not in _RECIPES}
     for key in sorted({*before, *theirs}):
         old, offered, result = mine.get(key), theirs.get(key), then.get(key)
