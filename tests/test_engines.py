@@ -65,6 +65,20 @@ def test_a_small_card_gets_a_shorter_context_and_several_share_the_model(model):
     assert flag(both, "--max-model-len") == "80624"
 
 
+def test_heads_that_cards_cannot_share(model):
+    def change(**config):
+        (model.model / "config.json").write_text(json.dumps({**LLAMA_8B, **config}))
+
+    change(num_attention_heads=28, num_key_value_heads=4, hidden_size=3584)
+    with pytest.raises(Refused, match="28 attention heads among 8 cards") as told:
+        engines.vllm_command(PROGRAM, model, "::1", 1, Card("A100", 79.2, 8), None)
+    assert "with 7 or 4" in str(told.value.hint)
+    # 2 kv heads on 4 cards: each has one whole, so a token takes as much as with 4 heads.
+    change(num_key_value_heads=2)
+    (note,) = engines.vllm_command(PROGRAM, model, "::1", 1, Card("A100", 79.2, 4), None).notes
+    assert "64 KiB a token" in note
+
+
 def test_what_does_not_fit_is_refused_with_the_figures(model):
     with pytest.raises(Refused, match=r"m does not fit A4000: 15.0 GiB .* room for 0 tokens"):
         engines.vllm_command(PROGRAM, model, "::1", 1, Card("A4000", 15.99), None)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -123,6 +124,32 @@ def test_nothing_is_left_however_it_ends(model, living, number):
     code = living.wait(30)
     assert code == (-9 if number == signal.SIGKILL else 0)
     wait_for(lambda: left(model) == [], 30)
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+@pytest.mark.parametrize("server", ["time.sleep(60)", DEAF])
+def test_a_worker_deaf_to_sigterm_is_ended_though_nobody_waits(tmp_path, server):
+    worker = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {DEAF!r}])"
+    (tmp_path / "server.py").write_text(f"{worker}\nopen('up', 'w').close()\n{server}")
+    impatient = "from leviathan import leash; leash.PATIENCE_S = 1; leash.main()"
+    leash = subprocess.Popen(
+        [sys.executable, "-c", impatient, sys.executable, "server.py"],
+        cwd=tmp_path, stdin=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    group = [leash.pid]
+    try:
+        wait_for((tmp_path / "up").exists, 20)
+        time.sleep(0.3)  # the worker has to have become deaf
+        group += [p.pid for p in psutil.Process(leash.pid).children(recursive=True)]
+        assert len(group) == 3
+        leash.stdin.close()
+        assert leash.wait(20) == 1
+        wait_for(lambda: not any(map(psutil.pid_exists, group)), 5)
+    finally:
+        for pid in filter(psutil.pid_exists, group):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_server_that_ends_by_itself_is_told(model, living):

@@ -170,9 +170,17 @@ def _context(offer: Offer, card: Card | None, limit: int | None) -> tuple[int, l
         return limit or longest, ["no card is known, so nothing is said of its memory: --profile"]
     weights = sum(file.stat().st_size for file in offer.model.glob("*.safetensors"))
     weights_gib = weights / 2**30 or shape.parameters * 2 / 2**30
+    if shape.heads % card.count:
+        fitting = [n for n in range(card.count, 0, -1) if shape.heads % n == 0]
+        raise Refused(
+            f"vLLM cannot share {shape.heads} attention heads among {card.count} cards",
+            f"--profile of a machine with {' or '.join(map(str, fitting[:2]))}",
+        )
     # A key and a value of every layer and kv head, 2 bytes each (Kwon et al. 2023, section 3);
-    # tensor parallelism gives each card its part of heads and weights.
-    token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2
+    # tensor parallelism gives each card its part of heads and weights, but never less than one
+    # kv head (get_num_kv_heads in vllm/config/model.py).
+    kv_heads = max(shape.kv_heads, card.count)
+    token_bytes = 2 * shape.layers * kv_heads * shape.head_dim * 2
     all_gib = card.count * card.memory_gib * UTILISATION
     left_gib = all_gib - weights_gib - card.count * _RESERVE_GIB
     room = int(left_gib * 2**30 / token_bytes) // _BLOCK * _BLOCK

@@ -10,7 +10,9 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from pathlib import Path
 
 PATIENCE_S = 15.0
 """From SIGTERM to SIGKILL."""
@@ -54,11 +56,26 @@ def main() -> None:
         selector.select()
     code = child.poll()
     os.killpg(0, signal.SIGTERM)  # its workers, where it has ended by itself
-    try:
-        child.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(0, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    # A worker may outlive the server it worked for, and deaf to SIGTERM too.
+    while (child.poll() is None or _others()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in _others():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     sys.exit(1 if code is None or code < 0 else code)
+
+
+def _others() -> list[int]:
+    """The group's other living processes (proc(5): state and group follow the name)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            pid = int(stat.parent.name)
+            if int(group) == os.getpid() != pid and state not in "ZX":
+                found.append(pid)
+    return found
 
 
 if __name__ == "__main__":
