@@ -84,6 +84,8 @@ def _command(
     offered: "Offer", wanted: str | None, vllm: Path | None, profile: str | None,
     context: int | None, host: str, port: int, *, force: bool,
 ) -> "Command":  # fmt: skip
+    import os
+
     from leviathan import config, engines, machine, ui
     from leviathan.errors import BadInput, Refused
 
@@ -91,10 +93,11 @@ def _command(
     executable = engines.find_vllm(vllm)
     name, why = engines.choose(wanted, executable, has_gpu=bool(gpus))
     ui.notice(f"engine {name}: {why}")
-    if host not in ("127.0.0.1", "localhost", "::1") and not force:
+    locked = name == engines.VLLM and os.environ.get(engines.KEY_VARIABLE)
+    if host not in ("127.0.0.1", "localhost", "::1") and not (force or locked):
         raise Refused(
             f"whoever reaches {host} could use this server, without a password",
-            "leave --host out and use the SSH tunnel, or --force",
+            f"leave --host out and use the SSH tunnel, or set {engines.KEY_VARIABLE} for vLLM",
         )
     if name == engines.TRANSFORMERS or executable is None:
         if context:

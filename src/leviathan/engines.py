@@ -18,6 +18,8 @@ from leviathan.errors import BadInput, Refused
 VLLM, TRANSFORMERS = "vllm", "transformers"
 VARIABLE = "LEVIATHAN_VLLM"
 """Names vLLM's executable."""
+KEY_VARIABLE = "VLLM_API_KEY"
+"""vLLM asks its clients for this key; by the environment, where ``ps`` does not show it."""
 UTILISATION = 0.90
 """Share of a card's memory that vLLM takes; its own default, said aloud."""
 _RESERVE_GIB = 2.0
@@ -146,7 +148,7 @@ def vllm_command(
         arguments += ["--tensor-parallel-size", str(card.count)]
     if offer.adapter:
         arguments += _lora(offer.adapter, name)
-    return Command(arguments, name, tuple(notes))
+    return Command(arguments, name, tuple(notes), {"VLLM_NO_USAGE_STATS": "1"})
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from leviathan import basemodel, evaluate, evidence, leash, models, prompts, runs
 from leviathan.diagnosis import last_error
 from leviathan.endpoint import Endpoint
-from leviathan.engines import Command, Offer
+from leviathan.engines import KEY_VARIABLE, Command, Offer
 from leviathan.errors import BadInput, LeviathanError, Refused
 
 PORT = 8000
@@ -160,7 +160,7 @@ def try_out(server: Server, cases: list[prompts.Case], *, row_format: str | None
     Raises:
         LeviathanError: the server answers with an error.
     """
-    endpoint = Endpoint(server.url, server.command.model)
+    endpoint = Endpoint(server.url, server.command.model, os.environ.get(KEY_VARIABLE, ""))
     replies = []
     for case in cases:
         began = time.monotonic()
@@ -202,7 +202,8 @@ def examples(server: Server, *, chat: bool) -> tuple[str, str]:
         text = "text"
     # JSON in single quotes: what could end them is written as an escape.
     body = json.dumps(asked).replace("'", "\\u0027")
-    curl = f"curl {server.url}/v1/{path} -H 'content-type: application/json' -d '{body}'"
+    secret = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if os.environ.get(KEY_VARIABLE) else ""
+    curl = f"curl {server.url}/v1/{path} -H 'content-type: application/json'{secret} -d '{body}'"
     arguments = ", ".join(f"{key}={value!r}" for key, value in asked.items())
     python = (
         f'from openai import OpenAI\nclient = OpenAI(base_url="{server.url}/v1", api_key="none")\n'
