@@ -106,9 +106,9 @@ def promote(
     run: Annotated[str, typer.Argument(help="A run with a checkpoint.")],
     profile: Annotated[str, typer.Option("--profile", help="The new machine class.")],
     micro_batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows of one pass. Default: what fits; packed: the run's own."),
-    ] = None,
+        str,
+        typer.Option(help="Rows of one pass, or fit. Default: the run's own, which is exact."),
+    ] = "",
     to: Annotated[
         str, typer.Option("--to", help="Also push it: USER@HOST:DIR, or a directory.")
     ] = "",
@@ -134,7 +134,7 @@ def promote(
         raise BadInput("ssh's options are for --to", "example: --to root@1.2.3.4:project")
     place = remote.place(to, port=port, key=key, options=ssh_options or ()) if to else None
     paths = runs.find(run)
-    made = promotion.of(paths, profile, micro_batch)
+    made = promotion.of(paths, profile, _micro_batch(micro_batch))
     render.check_keys(made.config, schema.load())
     if not as_json:
         _show_promotion(made)
@@ -156,6 +156,14 @@ def promote(
         _say_next(made, dry_run=dry_run)
 
 
+def _micro_batch(text: str) -> int | str | None:
+    from leviathan.errors import BadInput
+
+    if text and text != "fit" and not (text.isdecimal() and int(text)):
+        raise BadInput(f"--micro-batch {text!r} is neither a number nor fit")
+    return int(text) if text.isdecimal() else text or None
+
+
 def _show_promotion(made: Any) -> None:
     from leviathan import ui
 
@@ -165,10 +173,7 @@ def _show_promotion(made: Any) -> None:
     )
     for note in made.notes:
         ui.warn(note)
-    exact = "bit for bit" if made.exact else "the same rows in every step; sums differ by rounding"
-    if not made.exact and made.config.tree.get("sample_packing"):
-        exact = "as train --dry-run tells: rows may be packed anew"
-    ui.say(f"goes on from step {made.step} of {made.max_steps or '?'}: {exact}")
+    ui.say(f"goes on from step {made.step} of {made.max_steps or '?'}: {made.likeness}")
     if made.plan and made.plan.card_gib:
         memory = f"{made.plan.memory.total_gib:.1f} of {made.plan.card_gib:g} GiB"
         ui.say(f"memory: {memory} ({made.plan.verdict})")

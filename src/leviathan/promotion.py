@@ -72,8 +72,8 @@ class Promotion:
     """The run's overrides that still say something."""
     config: Config
     rows: tuple[Row, ...]
-    exact: bool
-    """Whether every bit is what the run would have had."""
+    likeness: str
+    """How near it comes to the run that is not promoted."""
     notes: tuple[str, ...]
     step: int
     max_steps: int | None
@@ -126,7 +126,7 @@ class Promotion:
         """For --json."""
         made, left = self.plan, self.left_h
         return {
-            "run": str(self.run.directory), "profile": str(self.path), "exact": self.exact,
+            "run": str(self.run.directory), "profile": str(self.path), "likeness": self.likeness,
             "settings": [vars(row) for row in self.rows], "notes": list(self.notes),
             "step": self.step, "max_steps": self.max_steps, "command": list(self.command),
             "memory_gib": made.memory.total_gib if made else None,
@@ -137,14 +137,14 @@ class Promotion:
         }  # fmt: skip
 
 
-def of(paths: runs.RunPaths, profile: str, micro_batch: int | None = None) -> Promotion:
+def of(paths: runs.RunPaths, profile: str, micro_batch: int | str | None = None) -> Promotion:
     """How a run goes on with ``profile``; only reads.
 
     Args:
         paths: the run, which has a sound checkpoint.
         profile: the new machine class.
-        micro_batch: rows of one pass; None: as many as fit where rows are not packed, else the
-            run's own, with which packing is the same.
+        micro_batch: rows of one pass; ``fit``: as many as fit; None: the run's own. Only that is
+            exact: Axolotl 0.19 takes the mean of the micro batches' means, and packs by them.
 
     Raises:
         BadInput: no such run or profile; a micro batch that cannot be.
@@ -178,7 +178,7 @@ def of(paths: runs.RunPaths, profile: str, micro_batch: int | None = None) -> Pr
     return Promotion(
         paths, draft.name, text, sets, config,
         tuple(_rows(mine | {"processes": record.processes}, new, config)),
-        _is_exact(record, config), tuple(notes), newest.step,
+        _likeness(record, config), tuple(notes), newest.step,
         next((m["max_steps"] for m in reversed(lines) if runs.is_whole(m.get("max_steps"))), None),
         made, export.repeated(record.again),
     )  # fmt: skip
@@ -243,19 +243,20 @@ def _sizes(effective: int, processes: int, run: str) -> list[int]:
 
 def _micro(
     draft: "_Draft", tree: dict[str, Any], sizes: list[int], mine: dict[str, Any],
-    asked: int | None,
+    asked: int | str | None,
 ) -> int:  # fmt: skip
     old = int(mine.get(_MICRO) or 1)
-    if asked is not None:
+    if isinstance(asked, int):
         if asked not in sizes:
             raise BadInput(f"--micro-batch {asked} cannot keep the effective batch",
                            f"choose of {', '.join(map(str, sorted(sizes)))}")  # fmt: skip
         return asked
-    if tree.get("sample_packing"):
+    if asked is None:
         if old not in sizes:
             raise Refused(
-                f"rows are packed {old} to a micro batch, which cannot be kept there",
-                f"--micro-batch {sizes[0]} packs them anew: some of this epoch come twice",
+                f"its micro batch of {old} rows cannot be kept there, where {sizes[0]} make a step "
+                "of one process",
+                f"--micro-batch {sizes[0]} goes on, though not exactly (docs/cloud.md)",
             )
         return old
     config, _, _ = draft.built({**tree, _MICRO: 1, _ACCUMULATION: sizes[0]})
@@ -337,11 +338,16 @@ def _demand_compatible(record: runs.RunRecord, config: Config) -> None:
         )
 
 
-def _is_exact(record: runs.RunRecord, config: Config) -> bool:
-    changed = {d.key for d in train.differences(record, config)}
-    return not changed & {_MICRO, "processes"} and not any(
-        is_machines(key) and not key.startswith("dataloader_") for key in changed
-    )
+def _likeness(record: runs.RunRecord, config: Config) -> str:
+    found = train.differences(record, config)
+    changed = {d.key for d in found}
+    if _MICRO in changed and config.tree.get("sample_packing"):
+        return "rows are packed anew: some of this epoch come twice and others not"
+    if _MICRO in changed:
+        return "the same rows in every step, whose mean is taken over other micro batches"
+    if changed - {"save_steps", "logging_steps"}:
+        return "the same rows in every step; another card and its kernels round otherwise"
+    return "the same rows and sums; another card rounds otherwise"
 
 
 def _rows(mine: dict[str, Any], new: Profile, config: Config) -> Iterator[Row]:
