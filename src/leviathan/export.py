@@ -174,11 +174,6 @@ def _repeated(again: str) -> tuple[str, ...]:
 # --- the command -------------------------------------------------------------------------
 
 
-def option(name: str, value: str) -> list[str]:
-    """An option and its value; a value that looks like an option is tied to it."""
-    return [f"{name}={value}"] if value.startswith("-") else [name, value]
-
-
 def _command(run: str, config: Config, replaced: dict[str, str], wanted: Wanted) -> tuple[str, ...]:
     words = ["leviathan", "train"]
     for name, value in (
@@ -187,12 +182,12 @@ def _command(run: str, config: Config, replaced: dict[str, str], wanted: Wanted)
         ("--sample", config.sample),
         ("--name", run),
     ):
-        words += option(name, value)
+        words += [name, value]
     for text in config.overrides:
         if text.partition("=")[0].strip().removeprefix("axolotl.") not in replaced:
-            words += option("--set", text)
+            words += ["--set", text]
     for key, value in replaced.items():
-        words += option("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
+        words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
     limits = {"--max-hours": wanted.max_hours, "--budget-usd": wanted.budget_usd,
               "--usd-hour": wanted.usd_hour}  # fmt: skip
     for name, limit in limits.items():
