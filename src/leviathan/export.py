@@ -98,7 +98,8 @@ class Wanted:
     max_hours: float | None = None
     budget_usd: float | None = None
     usd_hour: float | None = None
-    nodes: int = 1
+    nodes: int | None = None
+    """Hosts; None: the profile's."""
     more: tuple[str, ...] = ()
     """Other words of ``train``: --track, --shrink, --smoke."""
     secrets: tuple[str, ...] = ()
@@ -135,17 +136,18 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
         run, merged, command, texts,
         tuple(carried), secrets, record.versions if record else machine.versions(),
         wanted.grace_s or (_grace_s(paths) if paths else GRACE_S),
-        wanted.nodes, record is not None,
+        merged.profile.hardware.nodes, record is not None,
     )  # fmt: skip
 
 
 def _config(wanted: Wanted, record: runs.RunRecord | None) -> Config:
     asked = _asked(record) if record else {}
+    nodes = [] if wanted.nodes is None else [f"hardware.nodes={wanted.nodes}"]
     return layers.build(
         wanted.recipe or asked.get("recipe", "leviathan"),
         wanted.profile or asked.get("profile", "a4000"),
         wanted.sample or (record.sample if record else "10pct"),
-        [*(record.overrides if record else []), *wanted.sets],
+        [*(record.overrides if record else []), *wanted.sets, *nodes],
     )
 
 
