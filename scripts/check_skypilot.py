@@ -62,6 +62,7 @@ def read(sky: object, path: Path) -> dict[str, object]:
             "autostop": resources.autostop_config.idle_minutes,
             "nodes": task.num_nodes,
             "mounts": mounts,
+            "volumes": dict(task.volumes),
             "buckets": {to: storage.mode.value for to, storage in task.storage_mounts.items()},
         }
 

@@ -38,7 +38,7 @@ def write_run(project: Path, *overrides: str, **facts) -> runs.RunPaths:
     paths.directory.mkdir(parents=True)
     record = runs.RunRecord(
         "tiny_50pct_tiny", "tiny", "tiny", "50pct", list(overrides), {}, {}, 1, {}, None,
-        {"python": "3.12.1", "axolotl": "0.19.0", "torch": "2.13.0+cpu", "peft": "0.20.0",
+        {"python": "3.12.1", "axolotl": "0.19.0", "torch": "2.13.0+cpu", "peft": "0.20.0+cu126",
          "leviathan-train": "0.1.0"}, 0.0, state="stopped", **facts,
     )  # fmt: skip
     runs.write(paths, record)
@@ -116,6 +116,7 @@ def test_a_stop_may_take_twice_the_longest_step_and_save(project):
 def test_the_same_input_gives_the_same_bytes(exported, project):
     one, _ = exported(*TINY, "-s", "50pct", "-t", "skypilot", "--bucket", "b", out="one")
     time.sleep(1.1)  # a time stamp would show
+    wheelhouse.wheel.cache_clear()
     two, _ = exported(*TINY, "-s", "50pct", "-t", "skypilot", "--bucket", "b", out="two")
     for path in one.rglob("*"):
         if path.is_file():
@@ -288,6 +289,8 @@ def test_the_environment_is_named_and_not_copied(exported, project, monkeypatch,
         ([*TINY, "--set", "corpus=none.jsonl"], "none.jsonl"),
         ([*TINY, "--budget-usd", "5"], "--budget-usd needs the price of an hour"),
         ([*TINY, "-s", "many"], "--sample 'many' is not a sample"),
+        ([*TINY, "--nodes", "2"], "an ssh bundle is for one host, and this run wants 2"),
+        ([*TINY, "--set", "hardware.nodes=3"], "an ssh bundle is for one host"),
         ([*TINY, "-t", "skypilot"], "no --bucket keeps the run"),
         ([*TINY, "-t", "k8s", "--kind", "jobset"], "--kind jobset is not for 1 host"),
         ([*TINY, "--set", "base_model=./none"], "base model directory ./none does not exist"),

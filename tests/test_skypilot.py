@@ -16,7 +16,7 @@ AGAIN = "LEVIATHAN_RECORD=1 pytest tests/test_skypilot.py, then scripts/check_sk
 TASKS = {
     "spot-a4000": ["-p", "a4000", "-s", "50pct", "--bucket", "s3://mine/runs", "--max-hours", "30"],
     "stays-a100": ["-p", "a100", "-s", "full", "--no-spot", "--idle-minutes", "30"],
-    "two-hosts": ["-p", "h100x8", "-s", "full", "--no-spot", "--nodes", "2"],
+    "two-hosts": ["-p", "h100x8", "-s", "full", "--nodes", "2", "--volume", "shared"],
     "hub-model": ["-p", "a100x8", "-s", "full", "--bucket", "mine", "--name", "A.b_C",
                   "--set", "base_model=org/model", "--secret", "WANDB_API_KEY"],
     "hostile": ["-p", "a4000", "-s", "full", "--bucket", "mine", "--set", "corpus=it's $(x) ü;.jsonl",
@@ -63,6 +63,7 @@ def test_what_the_loader_understood():
         30,
     )
     assert (two["accelerators"], two["nodes"]) == ({"H100": 8}, 2)
+    assert two["volumes"] == {"/leviathan-work": "shared"}
     assert f"{PLACE}/it's $(x) ü;.jsonl" in tasks["hostile.yaml"]["mounts"].values()
 
 
@@ -96,7 +97,8 @@ def test_secrets_are_names(export):
     ("options", "line"),
     [
         (["-p", "a4000"], "a spot machine is taken away with its disk"),
-        (["-p", "a4000", "--bucket", "b", "--nodes", "2"], "a bucket keeps a run of one host"),
+        (["-p", "a4000", "--bucket", "b", "--nodes", "2"], "several hosts share one run directory"),
+        (["-p", "a4000", "--no-spot", "--nodes", "2"], "several hosts share one run directory"),
         (["-p", "a4000", "--bucket", "b", "--set", "hardware.gpu=Abacus"],
          "SkyPilot's name of Abacus is not known here"),
     ],

@@ -9,6 +9,7 @@ from leviathan.cli_config import JsonOption, TrackOption
 from leviathan.cli_train import (
     BudgetOption,
     MaxHoursOption,
+    NodesOption,
     PriceOption,
     ShrinkOption,
     SmokeOption,
@@ -48,7 +49,7 @@ def export(
     track: TrackOption = None,
     shrink: ShrinkOption = False,
     smoke: SmokeOption = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Hosts to train on together.")] = 1,
+    nodes: NodesOption = None,
     include_data: Annotated[
         bool, typer.Option("--include-data", help="Put sample and local base model into it.")
     ] = False,
@@ -64,6 +65,9 @@ def export(
     ] = "",
     spot: Annotated[bool, typer.Option("--spot/--no-spot", help="skypilot: spot machines.")] = True,
     idle_minutes: Annotated[int, typer.Option(min=0, help="skypilot: stop when idle.")] = 10,
+    volume: Annotated[
+        str, typer.Option(help="skypilot: network volume for runs, which several hosts need.")
+    ] = "",
     accelerators: Annotated[
         str | None, typer.Option(help="skypilot: instead of the profile's, A100-80GB:8.")
     ] = None,
@@ -93,7 +97,7 @@ def export(
     )  # fmt: skip
     wishes = targets.Wishes(
         include_data,
-        skypilot.Wish(bucket, spot, idle_minutes, accelerators, disk_gib),
+        skypilot.Wish(bucket, spot, idle_minutes, accelerators, disk_gib, volume),
         cluster.Wish(cluster.kind_of(kind), image, disk_gib, storage_class),
         scripts.Host(host, port, key, directory),
     )

@@ -98,7 +98,8 @@ class Wanted:
     max_hours: float | None = None
     budget_usd: float | None = None
     usd_hour: float | None = None
-    nodes: int = 1
+    nodes: int | None = None
+    """Hosts; None: the profile's."""
     more: tuple[str, ...] = ()
     """Other words of ``train``: --track, --shrink, --smoke."""
     secrets: tuple[str, ...] = ()
@@ -135,17 +136,18 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
         run, merged, command, texts,
         tuple(carried), secrets, record.versions if record else machine.versions(),
         wanted.grace_s or (_grace_s(paths) if paths else GRACE_S),
-        wanted.nodes, record is not None,
+        merged.profile.hardware.nodes, record is not None,
     )  # fmt: skip
 
 
 def _config(wanted: Wanted, record: runs.RunRecord | None) -> Config:
     told = asked(record) if record else {}
+    nodes = [] if wanted.nodes is None else [f"hardware.nodes={wanted.nodes}"]
     return layers.build(
         wanted.recipe or told.get("recipe", "leviathan"),
         wanted.profile or told.get("profile", "a4000"),
         wanted.sample or (record.sample if record else "10pct"),
-        [*(record.overrides if record else []), *wanted.sets],
+        [*(record.overrides if record else []), *wanted.sets, *nodes],
     )
 
 
@@ -174,11 +176,6 @@ def repeated(again: str) -> tuple[str, ...]:
 # --- the command -------------------------------------------------------------------------
 
 
-def option(name: str, value: str) -> list[str]:
-    """An option and its value; a value that looks like an option is tied to it."""
-    return [f"{name}={value}"] if value.startswith("-") else [name, value]
-
-
 def _command(run: str, config: Config, replaced: dict[str, str], wanted: Wanted) -> tuple[str, ...]:
     words = ["leviathan", "train"]
     for name, value in (
@@ -187,12 +184,12 @@ def _command(run: str, config: Config, replaced: dict[str, str], wanted: Wanted)
         ("--sample", config.sample),
         ("--name", run),
     ):
-        words += option(name, value)
+        words += [name, value]
     for text in config.overrides:
         if text.partition("=")[0].strip().removeprefix("axolotl.") not in replaced:
-            words += option("--set", text)
+            words += ["--set", text]
     for key, value in replaced.items():
-        words += option("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
+        words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
     limits = {"--max-hours": wanted.max_hours, "--budget-usd": wanted.budget_usd,
               "--usd-hour": wanted.usd_hour}  # fmt: skip
     for name, limit in limits.items():

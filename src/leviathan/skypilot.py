@@ -16,6 +16,7 @@ from leviathan.export import Carried, Export
 VERSION = "0.14.0"
 KEEP = "/leviathan-keep"
 _DATA = "/leviathan-data"
+_VOLUME = "/leviathan-work"
 _PORT = 29400
 _STOPPED = 4
 """Our exit code for stopped, resumable: the only one that is worth another machine. Where the
@@ -42,6 +43,8 @@ class Wish:
     accelerators: str | None = None
     """Instead of the profile's card, as SkyPilot writes it: ``A100-80GB:8``."""
     disk_gib: int = 256
+    volume: str = ""
+    """SkyPilot's name of a network volume that all hosts mount: the runs' directory."""
 
 
 def accelerators(hardware: Hardware) -> str | None:
@@ -68,12 +71,12 @@ def task(export: Export, wish: Wish, listed: tuple[Carried, ...]) -> dict[str, A
     Raises:
         BadInput: an unknown card; spot machines or several hosts without a bucket.
     """
-    if export.nodes > 1 and wish.bucket:
+    if export.nodes > 1 and (wish.bucket or not wish.volume):
         raise BadInput(
-            "a bucket keeps a run of one host: of several, each has a part of a checkpoint",
-            "use machines that stay (--no-spot, no --bucket), or k8s with a shared volume",
+            "several hosts share one run directory, and a bucket cannot be that",
+            "name a network volume of SkyPilot (sky volumes apply): --volume NAME, no --bucket",
         )
-    if wish.spot and not wish.bucket:
+    if wish.spot and not (wish.bucket or wish.volume):
         raise BadInput(
             "a spot machine is taken away with its disk, and no --bucket keeps the run",
             "name one, or take a machine that stays: --no-spot",
@@ -84,9 +87,10 @@ def task(export: Export, wish: Wish, listed: tuple[Carried, ...]) -> dict[str, A
         "num_nodes": export.nodes,
         "workdir": ".",
         "file_mounts": _mounts(wish, listed),
+        "volumes": {_VOLUME: wish.volume} if wish.volume else {},
         "envs": {"AXOLOTL_DO_NOT_TRACK": "1"},
         "secrets": dict.fromkeys(export.secrets),
-        "setup": _script(_SETUP, _links(listed)),
+        "setup": _script(_SETUP, [*_shared(wish), *_links(listed)]),
         "run": _script(_run(export, wish)),
     }
     return {key: value for key, value in document.items() if value not in ({}, None)}
@@ -110,7 +114,7 @@ def _resources(export: Export, wish: Wish) -> dict[str, Any]:
         "use_spot": wish.spot,
         "disk_size": wish.disk_gib,
         # Of sky launch; the machine of a managed job goes with its job anyway.
-        "autostop": {"idle_minutes": wish.idle_minutes, "down": bool(wish.bucket)},
+        "autostop": {"idle_minutes": wish.idle_minutes, "down": bool(wish.bucket or wish.volume)},
     }
     if wish.spot:
         found["job_recovery"] = {
@@ -134,6 +138,13 @@ def _mounts(wish: Wish, listed: tuple[Carried, ...]) -> dict[str, Any]:
 
 
 _SETUP = "bash setup.sh"
+
+
+def _shared(wish: Wish) -> list[str]:
+    """The runs' directory is the volume's, at the same path on every host."""
+    if not wish.volume:
+        return []
+    return [f"mkdir -p work {_VOLUME}/training", f"ln -sfn {_VOLUME}/training work/training"]
 
 
 def _links(listed: tuple[Carried, ...]) -> list[str]:

@@ -52,7 +52,9 @@ def _skypilot(export: Export, wishes: Wishes, listed: tuple[Carried, ...]) -> Ma
     launch = "sky jobs launch" if wish.spot else f"sky launch -c {name}"
     secrets = "".join(f" --secret {secret}" for secret in export.secrets)
     bring = f"cp -r BUCKET/{name} work/training/{export.run}   # the bucket, mounted or copied here"
-    if not wish.bucket:
+    if wish.volume:
+        bring = f"sky exec {name} ls work/training   # what is on the volume {wish.volume}"
+    elif not wish.bucket:
         bring = f"rsync -a {name}:sky_workdir/work/training/ work/training/"
     text = _SKYPILOT.format(version=skypilot.VERSION, launch=launch, secrets=secrets, bring=bring,
                             logs="jobs logs" if wish.spot else f"logs {name}")  # fmt: skip
@@ -84,6 +86,11 @@ def _cluster(export: Export, wishes: Wishes, _: tuple[Carried, ...]) -> Made:
 
 
 def _ssh(export: Export, wishes: Wishes, listed: tuple[Carried, ...]) -> Made:
+    if export.nodes > 1:
+        raise BadInput(
+            f"an ssh bundle is for one host, and this run wants {export.nodes}",
+            "see docs/multi-gpu.md for several by hand, or --target skypilot or k8s",
+        )
     host = "" if wishes.host.host else " --host USER@HOST"
     made = {**_scripts(export), "remote.sh": scripts.remote(export, wishes.host, listed)}
     return made, _SSH.format(host=host)
