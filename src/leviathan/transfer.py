@@ -23,7 +23,7 @@ from leviathan.parcel import Parcel
 from leviathan.remote import Place
 
 PURPOSES = ("resume", "serve")
-_MARGIN_BYTES = 1 << 24
+_MARGIN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _send(source: Place, stage: Place, wishes: Wishes, told: Told) -> None:
 def _demand_room(report: Report, state: landing.State, target: Place) -> None:
     report.free_bytes = state.free_bytes
     needed = report.bytes - min(state.staged_bytes, report.bytes)
-    if state.free_bytes is not None and needed + _MARGIN_BYTES > state.free_bytes:
+    if state.free_bytes is not None and needed + needed // 100 + _MARGIN_BYTES > state.free_bytes:
         raise Refused(
             f"{needed / 2**20:,.1f} MiB do not fit: {target} has "
             f"{state.free_bytes / 2**20:,.1f} MiB free",
