@@ -100,7 +100,7 @@ class Promotion:
         words = ["leviathan", "train", "--profile", self.profile, "--recipe", config.recipe_asked]
         words += ["--sample", config.sample, "--name", self.run.directory.name]
         for text in self.sets:
-            words += export.option("--set", text)
+            words += ["--set", text]
         return (*words, *self.words)
 
     @property
