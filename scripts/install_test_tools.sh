@@ -1,10 +1,12 @@
 #!/bin/sh
-# What the tests drive besides Python: tmux for `leviathan watch`, a Chromium for the report.
+# What the tests drive besides Python: tmux for `leviathan watch`, a Chromium for the report, ip
+# for two hosts.
 # Installs with apt-get where that is allowed without asking; elsewhere says what is missing.
 set -eu
 
 missing=""
 command -v tmux >/dev/null || missing="tmux"
+command -v ip >/dev/null || missing="$missing iproute2"
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
     command -v google-chrome >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
