@@ -324,6 +324,54 @@ def test_killed_at_any_moment_the_other_end_stays_sound(tmp_path):
     assert [p.name for p in (*there.glob(".transfer-*"), *run.glob(".outgoing-*"))] == []
 
 
+DEADLY_MV = """#!/bin/sh
+echo x >>"{count}"
+[ "$(wc -l <"{count}")" -lt {fatal} ] || kill -9 $PPID
+exec {real} "$@"
+"""
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_power_lost_between_any_two_renames_leaves_a_sound_run(tmp_path, monkeypatch, fresh):
+    """Never a run without its checkpoint, nor a checkpoint that is newer than its record."""
+    (tmp_path / "bin").mkdir()
+    mv, path = tmp_path / "bin/mv", os.environ["PATH"]
+    for fatal in range(1, 5):
+        here, far = tmp_path / f"here{fatal}", tmp_path / f"far{fatal}"
+        run = make_run(here, steps=(10,), size=1000)
+        there = far / "work/training/r"
+        if not fresh:
+            push(run, far)
+        add_checkpoint(run, 30, 1000, random.Random(3))
+        change(run, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {})])
+        count = tmp_path / f"count{fatal}"
+        mv.write_text(
+            DEADLY_MV.format(count=count, fatal=fatal, real=shutil.which("mv", path=path))
+        )
+        mv.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{path}")
+        with pytest.raises(LeviathanError):
+            push(run, far)
+        monkeypatch.setenv("PATH", path)
+        steps, record = sound(there), there / "run.json"
+        if fresh:
+            assert steps == [30] or not record.exists()
+        else:
+            sessions = len(runs.read(runs.RunPaths(there)).sessions)
+            assert (steps, sessions) in (([10], 1), ([10], 2), ([10, 30], 2))
+        push(run, far)
+        assert sound(there)[-1] == 30
+        assert digests(there / "checkpoint-30") == digests(run / "checkpoint-30")
+
+
+def test_names_are_given_under_the_runs_lock(tmp_path):
+    run = make_run(tmp_path / "here")
+    place = remote.here(run)
+    landing.prepare(place, ".transfer-x")
+    with runs.locked(runs.RunPaths(run)), pytest.raises(Refused, match="being trained"):
+        landing.publish_run(place, ".transfer-x", "none")
+
+
 FAKE_RSYNC = """#!/bin/sh
 {real} "$@"
 code=$?
