@@ -65,7 +65,7 @@ class Project:
 
     def run(self, *arguments: str, **env: str) -> Done:
         process = self.start(*arguments, **env)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=900)
         return Done(process.returncode, out, err)
 
     def path(self, run: str) -> Path:
