@@ -288,16 +288,6 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def questions() -> Iterator[str]:
-    """What a person types, line by line, until an empty line or end of file."""
-    while True:
-        _err.print("> ", end="", style="bold")
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line
-
-
 def bar(share: float, width: int) -> Text:
     """A progress bar of ``width`` cells."""
     full = round(min(max(share, 0.0), 1.0) * width)
