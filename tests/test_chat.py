@@ -80,6 +80,22 @@ def test_a_stop_token_ends_it_and_is_not_shown(tuned):
         tuned.model.generation_config.eos_token_id = told
 
 
+def test_characters_come_whole_and_lines_go_on(tuned):
+    text = "alpha\n\n  beta ü 中 😀\ngamma"
+    told = streaming._Told(tuned)
+    told.put(tuned.token_ids("the prompt"))
+    for token in tuned.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][
+        0
+    ]:
+        told.put(token[None])
+    told.end()
+    pieces = []
+    while not told.pieces.empty():
+        pieces.append(told.pieces.get())
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
 def test_a_seed_repeats_what_was_sampled(tuned):
     def sampled(seed):
         chosen = streaming.Sampling(1.5, 0.95, seed)

@@ -18,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         said = asked["messages"][-1]["content"]
         if asked.get("stream"):
-            self._stream(said.split())
+            self._stream([*said.split(), str(asked["seed"])])
             return
         why = "length" if said == "long" else "stop"
         message = {"role": "assistant", "content": f" {said}!\n"}
@@ -56,9 +56,9 @@ def url():
 
 
 def test_a_servers_answer_as_it_is_made(url):
-    partner = interview.find(url, "best", "", 9, streaming.Sampling(), of_base=False)
+    partner = interview.find(url, "best", "", 9, streaming.Sampling(seed=7), of_base=False)
     told = partner.stream([{"role": "user", "content": "a b c"}], of_base=False)
-    assert list(told) == ["a", "b", "c"]
+    assert list(told) == ["a", "b", "c", "7"]
     assert (partner.has_base, partner.remembers) == (False, True)
     with pytest.raises(BadInput, match="a server has no adapter"):
         interview.find(url, "best", "", 9, streaming.Sampling(), of_base=True)

@@ -77,8 +77,22 @@ def parse_pct(text: str) -> float:
     return float(match[1])
 
 
-def examine(examination: Examination) -> dict[str, Any]:
+def suite_of(target: str | None, checkpoint: str, suite: str | None) -> str | None:
+    """The suite that would be put to ``target``: the one named, else its recipe's.
+
+    Raises:
+        BadInput: no such run, model or checkpoint.
+    """
+    if suite or (target and is_url(target)):
+        return suite
+    recipe = resolve(target, checkpoint)[1]
+    return recipe.suite if recipe else None
+
+
+def examine(examination: Examination, lm_eval: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Ask every case, of the base model too where there is an adapter to switch off.
+
+    ``lm_eval`` are scores of the same model (``harness``), to be kept with the result.
 
     A run's result is kept beside it (``grades``), unless only some cases were asked.
     """
@@ -93,7 +107,7 @@ def examine(examination: Examination) -> dict[str, Any]:
             base = generation.answers(model, cases, size)
     summary = scores.summary(scores.judged(cases, tuned, base))
     if examination.run and source.adapter and examination.whole:
-        grades.note(examination.run, examination.suite_name, source.adapter.name, summary)
+        grades.note(examination.run, examination.suite_name, source.adapter.name, summary, lm_eval)
     return summary
 
 

@@ -60,10 +60,7 @@ class Loaded:
     def _of_base(self, pieces: Iterator[str]) -> Iterator[str]:
         # The model computes while it is read: the adapter stays off until it has ended.
         with self.model.without_adapter():
-            try:
-                yield from pieces
-            finally:
-                getattr(pieces, "close", lambda: None)()
+            yield from pieces
 
 
 @dataclass(frozen=True)

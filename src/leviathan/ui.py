@@ -356,6 +356,25 @@ def stages(doing: str = "building the ") -> Iterator[Callable[[str, float], None
         yield show
 
 
+def counting() -> Callable[[str, int, int], None]:
+    """A listener for (what, done, total): one live line, or one line each where no one watches."""
+    live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
+
+    def show(what: str, done: int, total: int) -> None:
+        if live is None:
+            if what:
+                notice(f"{what}, {done + 1} of {total}")
+            return
+        if not live.is_started:
+            live.start()
+            atexit.register(live.stop)
+        live.update(Text.assemble(bar(done / max(total, 1), 20), f" {what} {done} of {total}"))
+        if done >= total:
+            live.stop()
+
+    return show
+
+
 _TOLD_EVERY_S = 60
 
 
