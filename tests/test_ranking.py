@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import grades, harness, ranking, runs
+from leviathan import grades, harness, ranking, runs, scores
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput
 
@@ -112,3 +112,9 @@ def test_a_list_of_tasks_that_is_none(text, problem):
 
 def test_a_list_of_tasks():
     assert harness.parse("arc_easy, piqa:5") == [("arc_easy", None), ("piqa", 5)]
+
+
+def test_cases_won_and_lost():
+    pairs = [(True, False), (True, False), (False, True), (True, True), (False, False)]
+    told = scores.versus(pairs)
+    assert (told["gained"], told["lost"], told["verdict"]) == (2, 1, "not beyond chance")
