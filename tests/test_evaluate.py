@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from leviathan import evaluate
+from leviathan import evaluate, interview, streaming
+from leviathan.errors import BadInput, LeviathanError
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -16,10 +17,23 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         said = asked["messages"][-1]["content"]
+        if asked.get("stream"):
+            self._stream([*said.split(), str(asked["seed"])])
+            return
         why = "length" if said == "long" else "stop"
         message = {"role": "assistant", "content": f" {said}!\n"}
         self._reply({"id": "1", "object": "chat.completion", "created": 1, "model": "m",
                      "choices": [{"index": 0, "finish_reason": why, "message": message}]})  # fmt: skip
+
+    def _stream(self, pieces):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for piece in pieces:
+            chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m",
+                     "choices": [{"index": 0, "delta": {"content": piece}}]}  # fmt: skip
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def _reply(self, document):
         body = json.dumps(document).encode()
@@ -39,6 +53,17 @@ def url():
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+def test_a_servers_answer_as_it_is_made(url):
+    partner = interview.find(url, "best", "", 9, streaming.Sampling(seed=7), of_base=False)
+    told = partner.stream([{"role": "user", "content": "a b c"}], of_base=False)
+    assert list(told) == ["a", "b", "c", "7"]
+    assert (partner.has_base, partner.remembers) == (False, True)
+    with pytest.raises(BadInput, match="a server has no adapter"):
+        interview.find(url, "best", "", 9, streaming.Sampling(), of_base=True)
+    with pytest.raises(LeviathanError, match="does not answer"):
+        interview.find("http://127.0.0.1:9", "best", "", 9, streaming.Sampling(), of_base=False)
 
 
 def test_a_servers_answers_and_why_they_ended(tmp_path, url):

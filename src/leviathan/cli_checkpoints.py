@@ -104,7 +104,9 @@ def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 
 def _explained(paths: Any, chosen: Any) -> Any:
-    from leviathan import checkpoints, choice, runs, series, tidings
+    from dataclasses import replace
+
+    from leviathan import checkpoints, choice, grades, runs, series, tidings
 
     # Where the best by evaluation was not chosen, every byte of it tells why.
     found = [
@@ -112,7 +114,10 @@ def _explained(paths: Any, chosen: Any) -> Any:
         for c in checkpoints.scan(paths.directory)
     ]
     evals = series.recent(tidings.read(paths))["eval_loss"]
-    return choice.explain(chosen, found, evals, runs.events(paths))
+    told = choice.explain(chosen, found, evals, runs.events(paths))
+    written = {c.path.name: c.modified for c in found if c.sound}
+    other = grades.dissent(grades.every(paths), chosen.path.name, written)
+    return replace(told, reasons=(*told.reasons, other)) if other else told
 
 
 @checkpoints_app.command("verify")

@@ -1,11 +1,19 @@
 """Owns the command ``test``: the prompt suite put to a model."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leviathan.cli_checkpoints import CheckpointOption
 from leviathan.cli_config import JsonOption
+
+if TYPE_CHECKING:
+    from leviathan.harness import Score
+
+if TYPE_CHECKING:
+    from leviathan.evaluate import Examination
+    from leviathan.harness import Score
 
 TargetArgument = Annotated[
     str | None,
@@ -37,24 +45,116 @@ def examine(
         int, typer.Option("--batch-size", min=1, help="Cases asked at a time.")
     ] = 8,
     model: Annotated[str, typer.Option("--model", help="Which of a server's models.")] = "",
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Every sound one of a run; the best by it.")
+    ] = False,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="lm-eval's too, as arc_easy,piqa:5 (5 examples).")
+    ] = None,
+    task_path: Annotated[
+        Path | None, typer.Option("--task-path", help="A directory with YAML tasks of your own.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the prompt suite to a run or a model; exit 3 below the pass rate wanted."""
-    from leviathan import evaluate, ui
-    from leviathan.errors import Refused
+    from leviathan import evaluate
+    from leviathan.errors import BadInput, Refused
 
-    examination = evaluate.prepare(
-        target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
-    )
-    summary = evaluate.examine(examination)
-    if as_json:
-        ui.document(summary)
-    else:
-        show_summary(summary)
-    if summary["pass_pct"] < examination.min_pass_pct:
+    if tasks and all_checkpoints:
+        raise BadInput("--tasks and --all-checkpoints together", "--checkpoint N takes --tasks")
+    if task_path and not tasks:
+        raise BadInput("--task-path without --tasks", "name the tasks: --tasks mine")
+    if all_checkpoints:
+        checkpoint = "latest"  # only to find the run's configuration by
+    examination = None
+    if not tasks or evaluate.suite_of(target, checkpoint, suite) is not None:
+        examination = evaluate.prepare(
+            target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
+        )
+    scored = _put_tasks(target, checkpoint, tasks, task_path, batch_size) if tasks else []
+    summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
+    _show(summary, scored, as_json=as_json)
+    if examination and summary["pass_pct"] < examination.min_pass_pct:
         raise Refused(
             f"{summary['pass_pct']} % passed, {examination.min_pass_pct:g} % wanted",
             "read the failed answers above; train longer or choose another checkpoint",
+        )
+
+
+def _examined(
+    examination: "Examination", scored: "list[Score]", *, everything: bool
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from leviathan import evaluate, ranking, ui
+
+    if everything:
+        return ranking.rank(examination, ui.counting()).to_json()
+    return evaluate.examine(examination, [asdict(score) for score in scored])
+
+
+def _put_tasks(
+    target: str | None, checkpoint: str, tasks: str, directory: Path | None, batch_size: int
+) -> "list[Score]":
+    from leviathan import evaluate, harness, ui
+    from leviathan.endpoint import is_url
+    from leviathan.errors import BadInput
+
+    named = harness.parse(tasks)
+    if target and is_url(target):
+        raise BadInput("--tasks needs the model itself, not its server", "name its directory")
+    source, _, _ = evaluate.resolve(target, checkpoint)
+    return harness.run(source, named, directory, batch_size, ui.notice)
+
+
+def _show(summary: dict[str, Any], scored: "list[Score]", *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from leviathan import ui
+
+    if as_json:
+        lm_eval = {"lm_eval": [asdict(score) for score in scored]} if scored else {}
+        ui.document({**summary, **lm_eval})
+        return
+    if "checkpoints" in summary:
+        _show_ranking(summary)
+    elif summary:
+        show_summary(summary)
+    if scored:
+        ui.say()
+        ui.table(
+            ["task", "metric", "base", "tuned", "standard error"],
+            [[s.task, s.metric, s.base_value, s.value, s.stderr] for s in scored],
+        )
+
+
+def _show_ranking(told: dict[str, Any]) -> None:
+    """Every checkpoint's rate, the best one's cases, and what speaks against it."""
+    from leviathan import ui
+
+    show_summary(told)
+    ui.say()
+    rows = []
+    for entry in told["checkpoints"]:
+        low, high = entry["interval_pct"]
+        marks = [
+            word for word, name in (("best here", told["checkpoint"]),
+                                    ("best by evaluation loss", told["best_by_eval_loss"]))
+            if name == entry["checkpoint"]
+        ]  # fmt: skip
+        loss = "-" if entry["eval_loss"] is None else f"{entry['eval_loss']:.4f}"
+        rate = f"{entry['passed']} of {entry['total']}"
+        rows.append([entry["checkpoint"], loss, rate, f"{entry['pass_pct']} %",
+                     f"{low}-{high} %", ", ".join(marks)])  # fmt: skip
+    ui.table(["checkpoint", "eval loss", "passed", "rate", "95 % interval", ""], rows)
+    for entry in told["damaged"]:
+        ui.warn(f"{entry['checkpoint']} was not asked: {entry['problem']}")
+    other = told["versus_best_by_eval_loss"]
+    if told["checkpoint"] != told["best_by_eval_loss"]:
+        ui.say(
+            f"{told['checkpoint']} against {told['best_by_eval_loss']}: {other['gained']} cases "
+            f"gained, {other['lost']} lost; {other['verdict']} (exact McNemar "
+            f"p = {other['p_value']}); it is the best of {len(rows)}, so a little luck is in it"
         )
 
 

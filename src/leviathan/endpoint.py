@@ -4,6 +4,7 @@ Does not start one (``serve``). The official client does the talking; it is impo
 when the first question is asked.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 from leviathan.errors import BadInput, LeviathanError
 
 _TIMEOUT_S = 600.0
+
+
+def is_url(target: str) -> bool:
+    """Whether a server is meant."""
+    return target.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,27 @@ class Endpoint:
         )
         choice = reply.choices[0]
         return str(choice.message.content or ""), str(choice.finish_reason)
+
+    def stream(
+        self, messages: list[dict[str, str]], max_tokens: int, temperature: float, top_p: float,
+        seed: int,
+    ) -> Iterator[str]:  # fmt: skip
+        """Pieces of the answer to messages; closing the iterator ends it early.
+
+        Raises:
+            LeviathanError: the server does not answer, or with an error.
+        """
+        told = self._ask(
+            lambda: self.client.chat.completions.create(
+                model=self.name, messages=messages, max_tokens=max_tokens, stream=True,
+                temperature=temperature, top_p=top_p, seed=seed,
+            )
+        )  # fmt: skip
+        with told:
+            pieces = iter(told)
+            while (chunk := self._ask(lambda: next(pieces, None))) is not None:
+                for choice in chunk.choices:
+                    yield str(choice.delta.content or "")
 
     def complete(self, text: str, max_tokens: int) -> tuple[str, str]:
         """The greedy continuation of rendered text, and why it ended: stop or length.

@@ -4,9 +4,8 @@ Does not define suites or checks (``prompts``) nor load weights itself (``models
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from leviathan import checkpoints, config, generation, grades, models, prompts, runs, scores
-from leviathan.endpoint import Endpoint
+from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
 
 
@@ -50,12 +49,12 @@ def prepare(
         BadInput: no such run, model, checkpoint, suite or tag, or a bad ``--min-pass``.
     """
     source: models.Source | Endpoint
-    if target and target.startswith(("http://", "https://")):
+    if target and is_url(target):
         source, recipe, run = Endpoint(target, model), None, None
     elif model:
         raise BadInput("--model names a server's model", "give the server's URL as the target")
     else:
-        source, recipe, run = _resolve(target, checkpoint)
+        source, recipe, run = resolve(target, checkpoint)
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
@@ -78,8 +77,22 @@ def parse_pct(text: str) -> float:
     return float(match[1])
 
 
-def examine(examination: Examination) -> dict[str, Any]:
+def suite_of(target: str | None, checkpoint: str, suite: str | None) -> str | None:
+    """The suite that would be put to ``target``: the one named, else its recipe's.
+
+    Raises:
+        BadInput: no such run, model or checkpoint.
+    """
+    if suite or (target and is_url(target)):
+        return suite
+    recipe = resolve(target, checkpoint)[1]
+    return recipe.suite if recipe else None
+
+
+def examine(examination: Examination, lm_eval: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Ask every case, of the base model too where there is an adapter to switch off.
+
+    ``lm_eval`` are scores of the same model (``harness``), to be kept with the result.
 
     A run's result is kept beside it (``grades``), unless only some cases were asked.
     """
@@ -94,7 +107,7 @@ def examine(examination: Examination) -> dict[str, Any]:
             base = generation.answers(model, cases, size)
     summary = scores.summary(scores.judged(cases, tuned, base))
     if examination.run and source.adapter and examination.whole:
-        grades.note(examination.run, examination.suite_name, source.adapter.name, summary)
+        grades.note(examination.run, examination.suite_name, source.adapter.name, summary, lm_eval)
     return summary
 
 
@@ -110,30 +123,14 @@ def _served(server: Endpoint, cases: Sequence[prompts.Case], at_once: int) -> li
         return list(pool.map(ask, cases))
 
 
-def asker(
-    target: str | None, checkpoint: str, max_new_tokens: int, *, of_base: bool
-) -> Callable[[str, bool], str]:
-    """A function from (question, of the base model?) to the answer.
-
-    Raises:
-        BadInput: the base is wanted of a merged model, which no longer has it apart.
-    """
-    source, _, _ = _resolve(target, checkpoint)
-    if of_base and source.adapter is None:
-        raise BadInput(f"{source.model} has no adapter to switch off", "ask the run with --base")
-    model = models.Model(source)
-
-    def ask(question: str, of_base: bool) -> str:
-        with model.without_adapter() if of_base else nullcontext():
-            text = generation.rendered(model, [{"role": "user", "content": question}])
-            return generation.answer(model, text, max_new_tokens).text
-
-    return ask
-
-
-def _resolve(
+def resolve(
     target: str | None, checkpoint: str
 ) -> tuple[models.Source, config.Recipe | None, runs.RunPaths | None]:
+    """The model that ``target`` means; of a run also its recipe and where it is.
+
+    Raises:
+        BadInput: no such run, model or checkpoint.
+    """
     if target and (Path(target) / "config.json").is_file() and not _is_run(Path(target)):
         return models.from_directory(Path(target)), None, None
     paths = runs.find(target)

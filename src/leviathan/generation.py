@@ -75,11 +75,6 @@ def answers(
     return [found[at] for at in range(len(cases))]
 
 
-def answer(model: models.Model, text: str, max_new_tokens: int) -> prompts.Answer:
-    """The greedy answer to rendered text."""
-    return _continued(model, [model.token_ids(text)[0].tolist()], [max_new_tokens])[0]
-
-
 def _continued(
     model: models.Model, rows: list[list[int]], limits: list[int]
 ) -> list[prompts.Answer]:
@@ -97,7 +92,7 @@ def _continued(
     with torch.no_grad():
         out = model.model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-            **_settings(model, max(limits)),
+            **settings(model, max(limits)),
         )  # fmt: skip
     made = out[:, width:].tolist()
     return [_cut(model, row[:limit], ending) for row, limit in zip(made, limits, strict=True)]
@@ -116,7 +111,8 @@ def _pad(model: models.Model) -> int:
     return int(pad if pad is not None else (stops(model) or [0])[0])
 
 
-def _settings(model: models.Model, max_new_tokens: int) -> dict[str, Any]:
+def settings(model: models.Model, max_new_tokens: int) -> dict[str, Any]:
+    """What generate is told for a greedy answer of at most so many tokens."""
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,17 @@ class Model:
         """Inside the block this is the base model."""
         with self.model.disable_adapter() if self.source.adapter else nullcontext():
             yield
+
+    def swap(self, adapter: Path) -> None:
+        """Put another adapter on the same base: of the same run, so with the same tokenizer."""
+        before = self.model.active_adapter
+        self.model.load_adapter(
+            str(adapter), adapter_name=adapter.name, torch_device=str(self.device)
+        )
+        self.model.set_adapter(adapter.name)
+        self.model.delete_adapter(before)
+        self.model.eval()
+        self.source = replace(self.source, adapter=adapter)
 
     def render(self, prompt: str) -> str:
         """A user's prompt as training put it before an answer."""

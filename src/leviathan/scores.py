@@ -90,7 +90,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     return {
         **_rate([(r.passed, r.case.weight) for r in results]),
         "base_pass_pct": _rate(base)["pass_pct"] if base else None,
-        "versus_base": _versus(based) if based else None,
+        "versus_base": versus([(r.passed, bool(r.base_passed)) for r in based]) if based else None,
         "tags": {
             tag: _rate([(r.passed, r.case.weight) for r in results if tag in r.case.tags])
             for tag in tags
@@ -115,10 +115,13 @@ def _rate(marks: Sequence[tuple[bool, float]]) -> dict[str, Any]:
     }
 
 
-def _versus(based: Sequence[Result]) -> dict[str, Any]:
-    """Cases won and lost against the base, and whether that is beyond chance; without weights."""
-    gained = sum(result.passed and not result.base_passed for result in based)
-    lost = sum(bool(result.base_passed) and not result.passed for result in based)
+def versus(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    """Cases won and lost of (passed, passed by the other), and whether that is beyond chance.
+
+    Without weights.
+    """
+    gained = sum(passed and not other for passed, other in pairs)
+    lost = sum(other and not passed for passed, other in pairs)
     chance = mcnemar(gained, lost)
     word = "better" if gained > lost else "worse"
     return {

@@ -288,16 +288,6 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def questions() -> Iterator[str]:
-    """What a person types, line by line, until an empty line or end of file."""
-    while True:
-        _err.print("> ", end="", style="bold")
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line
-
-
 def bar(share: float, width: int) -> Text:
     """A progress bar of ``width`` cells."""
     full = round(min(max(share, 0.0), 1.0) * width)
@@ -364,6 +354,25 @@ def stages(doing: str = "building the ") -> Iterator[Callable[[str, float], None
 
     with live or nullcontext():
         yield show
+
+
+def counting() -> Callable[[str, int, int], None]:
+    """A listener for (what, done, total): one live line, or one line each where no one watches."""
+    live = Live(console=_err, transient=True, refresh_per_second=8) if is_terminal() else None
+
+    def show(what: str, done: int, total: int) -> None:
+        if live is None:
+            if what:
+                notice(f"{what}, {done + 1} of {total}")
+            return
+        if not live.is_started:
+            live.start()
+            atexit.register(live.stop)
+        live.update(Text.assemble(bar(done / max(total, 1), 20), f" {what} {done} of {total}"))
+        if done >= total:
+            live.stop()
+
+    return show
 
 
 _TOLD_EVERY_S = 60
