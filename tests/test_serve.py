@@ -110,7 +110,7 @@ def test_what_it_shows_can_be_typed(model, port, living):
     curl = next(line for line in text.splitlines() if line.startswith("curl "))
     done = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "It is Paris."
-    python = text[text.index("from openai") : text.index("from elsewhere")]
+    python = text[text.index("from openai") : text.index("try it: ")]
     done = subprocess.run(
         [sys.executable, "-c", python], capture_output=True, text=True, check=True
     )
@@ -256,5 +256,14 @@ def test_examples_survive_the_shell(model):
     name = 'it\'s $(touch x) `y` "z"'
     server = serve.Server("http://h:1", serve.Command([], name), 1, Path("l"), lambda: None)
     curl, _ = serve.examples(server, chat=True)
+    assert name in serve.test_command(server)
     body = shlex.split(curl)[-1]
     assert json.loads(body)["model"] == name
+
+
+def test_examples_take_the_key_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    server = serve.Server("http://h:1", serve.Command([], "m"), 1, Path("l"), lambda: None)
+    for text in serve.examples(server, chat=True):
+        assert "VLLM_API_KEY" in text
+        assert "s3cret" not in text

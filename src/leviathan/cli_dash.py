@@ -21,22 +21,13 @@ def dash(
     ] = None,
 ) -> None:
     """Open TensorBoard on 127.0.0.1 until Ctrl+C; nothing of it stays behind."""
-    import signal
-
     from leviathan import dashboard, loopback, runs, signals, ui
     from leviathan.errors import LeviathanError
 
     directory = dashboard.folder(runs.find(run) if run else None)
     chosen = loopback.free_port(port, dashboard.PORT)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(*_: object) -> None:
-        for number in numbers:  # a second one must not leave its process behind
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with signals.taken(end, *numbers):
+    with signals.interrupting():
         try:
             with dashboard.serving(directory, chosen) as process:
                 ui.say(f"TensorBoard: http://{loopback.HOST}:{chosen}/ (Ctrl+C ends it)")

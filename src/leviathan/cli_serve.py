@@ -65,6 +65,8 @@ def serve(
     from leviathan import serve as serving
 
     offered, row_format = serving.offer(target, adapter=adapter, force=force)
+    if force:
+        ui.warn("--force: what is served was not compared with its proof")
     cases = serving.questions(suite or serving.suite_of(target), smoke)
     free = loopback.free_port(port, serving.PORT, host)
     command = _command(offered, engine, vllm, profile, context, host, free, force=force)
@@ -118,20 +120,11 @@ def _live(
     row_format: str | None,
     *, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    import signal
-
     from leviathan import serve as serving
     from leviathan import signals, ui
     from leviathan.errors import LeviathanError
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(*_: object) -> None:
-        for number in numbers:  # a second one must not leave the server behind
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with signals.taken(end, *numbers):
+    with signals.interrupting():
         try:
             with serving.serving(command, host, port, timeout) as server:
                 replies = serving.try_out(server, cases, row_format=row_format)
@@ -149,6 +142,8 @@ def _live(
 def _show(
     server: "Server", replies: "list[Reply]", host: str, port: int, *, chat: bool, as_json: bool
 ) -> None:
+    import shlex
+
     from leviathan import loopback, ui
     from leviathan import serve as serving
 
@@ -169,6 +164,7 @@ def _show(
         ui.say("it has no chat template: send rendered prompts to /v1/completions")
     ui.say()
     ui.raw(f"{curl}\n\n{python}\n\n")
+    ui.say(f"try it: {shlex.join(serving.test_command(server))}")
     if host in ("127.0.0.1", "localhost"):
         ui.say(f"from elsewhere: {loopback.tunnel(port)}")
     ui.say(f"log {server.log}; Ctrl+C stops it")

@@ -37,21 +37,25 @@ def of(directory: Path) -> Evidence:
         raise BadInput(f"{directory} is no model", "give a directory that leviathan merge made")
     try:
         told = json.loads((directory / PROOF).read_bytes())
+        if not told["hashes"].keys():
+            return Evidence("unproven", f"its {PROOF} names no file", told)
         return Evidence(str(told["verdict"]), str(told.get("reason", "")), told)
     except FileNotFoundError:
         return Evidence("unproven", f"it has no {PROOF}", {})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Evidence("unproven", f"its {PROOF} cannot be read", {})
 
 
 def changed_files(directory: Path, told: dict[str, Any]) -> list[str]:
-    """Names of files that are gone or no longer what was proven; reads every byte."""
-    hashes = told.get("hashes", {})
-    proven = {name: digest for name, digest in hashes.items() if "/" not in name}
-    return sorted(
+    """Names of files that are gone or no longer what was proven, and of weights that were not
+    there; reads every byte."""
+    proven = {name: digest for name, digest in told["hashes"].items() if "/" not in name}
+    added = {path.name for path in directory.glob("*.safetensors")} - proven.keys()
+    changed = [
         name for name, digest in proven.items()
         if not (directory / name).is_file() or corpus.file_digest(directory / name) != digest
-    )  # fmt: skip
+    ]  # fmt: skip
+    return sorted([*added, *changed])
 
 
 def demand(directory: Path, *, force: bool) -> Evidence:

@@ -12,9 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from leviathan import child, files, quantisation, shards
+from leviathan import child, corpus, files, quantisation, shards
 from leviathan.errors import Refused
 from leviathan.shards import Shard, Stored, Tensor
 from leviathan.trained_weights import INSTEAD, TrainedWeights
@@ -162,17 +160,9 @@ def _finished(job: Job, wanted: list[Shard]) -> dict[str, str]:
     kept = {}
     for shard in wanted:
         path = job.directory / shard.name
-        if path.is_file() and shard.name in known and _digest(path) == known[shard.name]:
+        if path.is_file() and shard.name in known and corpus.file_digest(path) == known[shard.name]:
             kept[shard.name] = known[shard.name]
     return kept
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return f"xxh3_128:{digest.hexdigest()}"
 
 
 def _demand_room(job: Job, wanted: list[Shard]) -> None:

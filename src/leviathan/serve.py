@@ -185,7 +185,7 @@ def has_chat_template(offered: Offer) -> bool:
         told = json.loads((directory / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return bool(told.get("chat_template"))
+    return isinstance(told, dict) and bool(told.get("chat_template"))
 
 
 def examples(server: Server, *, chat: bool) -> tuple[str, str]:
@@ -204,12 +204,23 @@ def examples(server: Server, *, chat: bool) -> tuple[str, str]:
     body = json.dumps(asked).replace("'", "\\u0027")
     secret = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if os.environ.get(KEY_VARIABLE) else ""
     curl = f"curl {server.url}/v1/{path} -H 'content-type: application/json'{secret} -d '{body}'"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-    python = (
-        f'from openai import OpenAI\nclient = OpenAI(base_url="{server.url}/v1", api_key="none")\n'
-        f"reply = client.{call}.create({arguments})\nprint(reply.choices[0].{text})"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    key = f'os.environ["{KEY_VARIABLE}"]' if secret else '"none"'
+    python = "\n".join(
+        [
+            *(["import os"] if secret else []),
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{server.url}/v1", api_key={key})',
+            f"reply = client.{call}.create({arguments})",
+            f"print(reply.choices[0].{text})",
+        ]
     )
     return curl, python
+
+
+def test_command(server: Server) -> list[str]:
+    """How the prompt suite is put to this server; it names the model, as not every server does."""
+    return ["leviathan", "test", server.url, "--model", server.command.model, "--suite", "NAME"]
 
 
 def summary(server: Server, replies: list[Reply]) -> dict[str, Any]:

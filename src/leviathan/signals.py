@@ -5,7 +5,7 @@ Does not say what they lead to: that is the handler's.
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,3 +26,20 @@ def taken(handler: Handler, *numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def interrupting() -> AbstractContextManager[None]:
+    """Inside the block each of them is a KeyboardInterrupt; further ones cannot disturb its end.
+
+    For commands that hold a server: a second Ctrl+C must not leave it behind.
+    """
+
+    def end(*_: object) -> None:
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    return taken(end, *_ENDINGS)
