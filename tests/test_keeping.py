@@ -11,6 +11,7 @@ import pytest
 from fakes import fake_files
 from fakes.processes import LEVIATHAN, listing, wait_for
 from leviathan import checkpoints, keeping, runs
+from leviathan.errors import Refused
 
 RUN = "tiny_full_tiny"
 TRAIN = [LEVIATHAN, "train", "-p", "tiny", "-r", "tiny", "-s", "full"]
@@ -241,3 +242,75 @@ def test_killed_anywhere_it_leaves_something_sound(tmp_path, watched):
         assert all(checkpoints.verify(c).sound for c in checkpoints.scan(new)), fail_at
         assert keeping.Keeper(run, place).keep() in ([], ["checkpoint-10"])
         assert steps(place) == [5, 10]
+
+
+def session(number):
+    return runs.Session(number=number, started=float(number), supervisor={}, resumed_from=None)
+
+
+def with_sessions(paths, count, created=0.0):
+    record = runs.read(paths)
+    record.sessions, record.created = [session(n + 1) for n in range(count)], created
+    runs.write(paths, record)
+
+
+def test_what_a_resume_set_aside_is_not_brought_back(tmp_path):
+    """Trained to 100, resumed from 50, stopped at 60: the rejected 100 must not come again."""
+    paths, place = write_run(tmp_path / "run", 50, 100), tmp_path / "place"
+    place.mkdir()
+    keeper = keeping.Keeper(paths, place)
+    keeper.keep()
+    (rejected,) = [c for c in checkpoints.scan(paths.directory) if c.step == 100]
+    checkpoints.set_aside(rejected, "set-aside")
+    write_run(paths.directory, 60)
+    assert keeping.restore(paths, place, print) == []  # the machine is the same
+    assert keeping.Keeper(paths, place).keep() == ["checkpoint-60"]
+    assert steps(place) == [50, 60]
+
+
+def test_a_step_trained_anew_is_kept_by_the_same_keeper(tmp_path):
+    paths, place = write_run(tmp_path / "run", 50), tmp_path / "place"
+    place.mkdir()
+    keeper = keeping.Keeper(paths, place)
+    assert keeper.keep() == ["checkpoint-50"]
+    shutil.rmtree(paths.directory / "checkpoint-50")
+    checkpoints.commit(fake_files.write_checkpoint(paths.directory, 50), {"step": 50, "loss": 9.0})
+    assert keeper.keep() == ["checkpoint-50"]
+    record = paths.directory / "checkpoint-50" / checkpoints.COMMIT
+    assert (place / "checkpoint-50" / checkpoints.COMMIT).read_bytes() == record.read_bytes()
+
+
+def test_a_record_that_could_not_be_written_is_tried_again(tmp_path, monkeypatch):
+    paths, place = write_run(tmp_path / "run", 50), tmp_path / "place"
+    place.mkdir()
+    keeper = keeping.Keeper(paths, place)
+    keeper.keep()
+    with_sessions(paths, 2)
+    copy = keeping._copy
+
+    def failing(source, target):
+        if source.name == "run.json":
+            raise OSError(5, "Input/output error")
+        copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "_copy", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            keeper.keep()
+    keeper.keep()
+    assert (place / "run.json").read_bytes() == paths.record.read_bytes()
+
+
+def test_only_an_earlier_state_of_the_same_run_takes_what_is_kept(tmp_path):
+    kept = write_run(tmp_path / "place", 50, 100)
+    with_sessions(kept, 2)
+    here = write_run(tmp_path / "run", 50)
+    with_sessions(here, 1)
+    assert keeping.restore(here, tmp_path / "place", print) == ["checkpoint-100"]
+    assert here.record.read_bytes() == kept.record.read_bytes()
+    other = write_run(tmp_path / "other", 50)
+    with_sessions(other, 1, created=7.0)
+    before = other.record.read_bytes()
+    with pytest.raises(Refused, match="keeps another run of this name"):
+        keeping.restore(other, tmp_path / "place", print)
+    assert other.record.read_bytes() == before

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,7 +54,13 @@ class Bundle:
                 for name, data in sorted(self.files.items())
             },
             "data": [
-                {**asdict(one), "source": str(one.source), "included": one.name in inside}
+                {
+                    "source": str(one.source),
+                    "name": one.name,
+                    "bytes": one.bytes,
+                    "digest": one.digest,
+                    "included": one.name in inside,
+                }
                 for one in export.carried
             ],
         }
@@ -104,9 +110,11 @@ def write(bundle: Bundle, directory: Path) -> dict[str, Any]:
     Raises:
         BadInput: the directory holds something else, or an earlier bundle that was changed.
     """
+    directory = directory.absolute()  # "." has no name to rename
+    _recover(directory)
     _refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    making = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    making = directory.with_name(f".{directory.name}.tmp")
     manifest = bundle.manifest()
     try:
         _fill(bundle, making, manifest)
@@ -148,8 +156,15 @@ def _copy(one: Carried, path: Path) -> None:
         shutil.copyfile(one.source, path)
 
 
+def _recover(directory: Path) -> None:
+    """Give an earlier bundle its name back, that a kill between two renames took from it."""
+    old = directory.with_name(f".{directory.name}.old")
+    if old.is_dir() and not directory.exists():
+        old.rename(directory)
+
+
 def _swap(new: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    old = directory.with_name(f".{directory.name}.old")
     had = directory.exists()
     if had:
         directory.rename(old)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -387,6 +388,17 @@ def is_sound(line: bytes | memoryview, required: tuple[str, ...] = ()) -> bool:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return isinstance(parsed, dict) and all(name in parsed for name in required)
+
+
+def known_digest(path: Path) -> str:
+    """``file_digest``, remembered while this process lives and the file stays as it is."""
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, _size: int, _modified: int) -> str:
+    return file_digest(path)
 
 
 def file_digest(path: Path) -> str:

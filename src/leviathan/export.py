@@ -10,7 +10,6 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +29,7 @@ from leviathan import (
     runs,
     samples,
     schema,
+    trackers,
     yamlfile,
 )
 from leviathan.budget import Budget
@@ -55,8 +55,13 @@ class Carried:
     name: str
     """Where training looks for it there, relative to the bundle's directory."""
     bytes: int
-    digest: str
-    """``xxh3_128:<hex>``."""
+    known: str = ""
+    """Its digest, where that is known already."""
+
+    @property
+    def digest(self) -> str:
+        """``xxh3_128:<hex>``; of 16 GB it is made when it is asked for."""
+        return self.known or corpus.known_digest(self.source)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,6 @@ class Export:
     versions: dict[str, str]
     grace_s: int
     nodes: int = 1
-    begun: bool = False
-    """Whether it is an existing run."""
 
     @property
     def gpus(self) -> int:
@@ -136,7 +139,7 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
         run, merged, command, texts,
         tuple(carried), secrets, record.versions if record else machine.versions(),
         wanted.grace_s or (_grace_s(paths) if paths else GRACE_S),
-        merged.profile.hardware.nodes, record is not None,
+        merged.profile.hardware.nodes,
     )  # fmt: skip
 
 
@@ -249,7 +252,9 @@ def _secrets(config: Config, words: Iterable[str], named: Iterable[str]) -> tupl
     base = str(config.tree["base_model"])
     if models.local_or_hub(base) == base:
         found.add(_HUB_SECRET)
-    on = {*words} | {name for name in _TRACKER_SECRETS if config.tree.get(f"use_{name}")}
+    told = list(words)
+    named_here = [told[at + 1] for at, word in enumerate(told) if word == "--track"]
+    on, _ = trackers.chosen(trackers.parse(named_here), config.tree, frozenset())
     found |= {key for tracker, key in _TRACKER_SECRETS.items() if tracker in on}
     for number, hook in enumerate(config.profile.notify):
         found |= _hook_variable(hook, number)
@@ -260,7 +265,7 @@ def _hook_variable(hook: hooks.Hook, number: int) -> set[str]:
     address = hook.webhook.get_secret_value() if hook.webhook else ""
     if not address:
         return set()
-    variable = re.fullmatch(r"\$(?:\{(\w+)\}|(\w+))", address)
+    variable = hooks.VARIABLE.fullmatch(address)
     if variable is None:
         raise BadInput(
             f"notify.{number}.webhook is an address, and whoever has it can write there",
@@ -340,22 +345,11 @@ def _base_model(base: str) -> tuple[list[Carried], dict[str, str]]:
         name = moved["base_model"] = f"base_model/{_plain(directory.resolve().name)}"
     found = [
         Carried(path.resolve(), f"{name}/{path.relative_to(directory).as_posix()}",
-                path.stat().st_size, _digest(path))
+                path.stat().st_size)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and not _hidden(path.relative_to(directory))
     ]  # fmt: skip
     return found, moved
-
-
-def _digest(path: Path) -> str:
-    """Of 16 GB, once a command."""
-    stat = path.stat()
-    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest_of(path: Path, _size: int, _modified: int) -> str:
-    return corpus.file_digest(path)
 
 
 def _hidden(path: Path) -> bool:

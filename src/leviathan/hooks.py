@@ -18,7 +18,7 @@ Kind = Literal[
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 # Without user:password@, which a log of the far side may show.
 _URL = re.compile(r"https?://[^\s/?#@]+(?:[/?]\S*)?", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ class Hook(BaseModel):
     @classmethod
     def _leads_to_the_web(cls, given: SecretStr | None) -> SecretStr | None:
         text = given.get_secret_value() if given else ""
-        if given and not _VARIABLE.fullmatch(text) and not _URL.fullmatch(text):
+        if given and not VARIABLE.fullmatch(text) and not _URL.fullmatch(text):
             raise ValueError("it is neither an http(s) URL nor $NAME of a variable that holds one")
         return given
 
@@ -89,7 +89,7 @@ def target(hook: Hook, environment: Mapping[str, str]) -> Target:
     if hook.command:
         return _program(hook.command[0], environment)
     given = hook.webhook.get_secret_value() if hook.webhook else ""
-    variable = _VARIABLE.fullmatch(given)
+    variable = VARIABLE.fullmatch(given)
     if not variable:
         return Target(shown(given), given)
     name = variable[1] or variable[2]

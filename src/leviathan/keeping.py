@@ -17,7 +17,7 @@ from pathlib import Path
 
 from leviathan import checkpoints, files, runs
 from leviathan.checkpoints import COMMIT, Checkpoint
-from leviathan.errors import BadInput, LeviathanError
+from leviathan.errors import BadInput, LeviathanError, Refused
 from leviathan.signals import taken
 
 Tell = Callable[[str], None]
@@ -27,6 +27,7 @@ _POLL_S = 2.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESTORING = ".restoring"
 _SECOND_RECORD = "run.copy.json"
+_RECORDS = ("run.json", _SECOND_RECORD)
 
 
 def run(paths: runs.RunPaths, place: Path, command: Sequence[str], tell: Tell) -> int:
@@ -92,7 +93,8 @@ class Keeper:
 
     def __init__(self, paths: runs.RunPaths, place: Path) -> None:
         self.paths, self.place = paths, place
-        self._seen: set[str] = set()
+        self._seen: dict[str, bytes | None] = {}
+        """Commit records by checkpoint: a step that is trained anew has another."""
         self._newest = 0
 
     def keep(self) -> list[str]:
@@ -105,35 +107,40 @@ class Keeper:
         if not self.paths.record.exists():
             return []
         here = {c.path.name: c for c in checkpoints.scan(run) if c.committed and c.sound}
-        new = [c for name, c in here.items() if name not in self._seen]
-        if self._changed() or new:
+        records = {name: _read(c.path / COMMIT) for name, c in here.items()}
+        new = [c for name, c in here.items() if self._seen.get(name) != records[name]]
+        modified = self.paths.record.stat().st_mtime_ns  # another one: a session ended
+        if modified != self._newest or new:
             _copy_run(run, self.place)
             # One after the other: of a copy that is cut off, the other is whole.
+            _copy(self.paths.record, self.place / "run.json")
             _copy(self.paths.record, self.place / _SECOND_RECORD)
+            self._newest = modified
         kept = [c.path.name for c in new if _keep_checkpoint(c, self.place)]
-        self._seen |= here.keys()
+        self._seen |= records
         self._drop_what_retention_let_go(max((c.step for c in here.values()), default=0))
         return kept
 
     def _drop_what_retention_let_go(self, newest: int) -> None:
-        """Older ones that are gone here. What is damaged here, or set aside, may be whole there."""
-        for name in sorted(self._seen):
-            step = checkpoints.step_of(Path(name)) or 0
-            if step < newest and not (self.paths.directory / name).exists():
-                _drop(self.place / name)
-                self._seen.discard(name)
+        """Older ones that are gone here, and those that a resume from before them set aside.
 
-    def _changed(self) -> bool:
-        """Whether the record is another than the last that was kept: a session ended."""
-        modified = self.paths.record.stat().st_mtime_ns
-        changed, self._newest = modified != self._newest, modified
-        return changed
+        What is damaged here may be whole there.
+        """
+        run = self.paths.directory
+        rejected = {
+            c.path.name.partition(".")[0] for c in checkpoints.aside(run) if c.where == "set-aside"
+        }
+        for name in sorted(self._seen.keys() | rejected):
+            older = (checkpoints.step_of(Path(name)) or 0) < newest
+            if not (run / name).exists() and (older or name in rejected):
+                _drop(self.place / name)
+                self._seen.pop(name, None)
 
 
 def _copy_run(run: Path, place: Path) -> None:
-    """The run's own files; not its checkpoints, marks of living processes, tokenised rows."""
+    """The run's own files; not its record, checkpoints, marks of living processes, rows."""
     for path in sorted([*run.iterdir(), *(run / "logs").glob("*")]):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.name not in _RECORDS:
             _copy(path, place / path.relative_to(run))
 
 
@@ -182,9 +189,13 @@ def restore(paths: runs.RunPaths, place: Path, tell: Tell) -> list[str]:
     """Bring back what ``place`` keeps where this machine has no newer; names of checkpoints.
 
     Every byte is read: one whose upload was cut off is left where it is, and an older serves.
+    The record comes last: of a restore that is cut off, the next one does the rest.
+
+    Raises:
+        Refused: what is kept is another run of the name.
     """
     record = _whole_record(place)
-    if record is None:
+    if record is None or not _is_behind(paths, record, place):
         return []
     run = paths.directory
     local, _ = checkpoints.newest_sound(run) if run.is_dir() else (None, [])
@@ -193,22 +204,34 @@ def restore(paths: runs.RunPaths, place: Path, tell: Tell) -> list[str]:
         return []
     run.mkdir(parents=True, exist_ok=True)
     _copy_run(place, run)
-    (run / _SECOND_RECORD).unlink(missing_ok=True)
-    files.write_text(paths.record, record)
     shutil.rmtree(run / _RESTORING, ignore_errors=True)
     back = []
     for checkpoint in kept:
         if not (run / checkpoint.path.name).exists() and _bring_back(checkpoint, run, tell):
             back.append(checkpoint.path.name)
     shutil.rmtree(run / _RESTORING, ignore_errors=True)
+    files.write_text(paths.record, record)
     files.fsync_directory(run)
     if back:
         tell(f"brought back from {place}: {', '.join(back)}")
     return back
 
 
+def _is_behind(paths: runs.RunPaths, record: str, place: Path) -> bool:
+    """Whether the run here has fewer sessions than the one that is kept.
+
+    Steps tell nothing: a run resumed from before its newest checkpoint has fewer, rightly.
+    """
+    if not paths.record.exists():
+        return True
+    here, there = runs.read(paths), json.loads(record)
+    if here.created != there.get("created"):
+        raise Refused(f"{place} keeps another run of this name", "name another --in, or --name")
+    return len(here.sessions) < len(there.get("sessions", []))
+
+
 def _whole_record(place: Path) -> str | None:
-    for name in ("run.json", _SECOND_RECORD):
+    for name in _RECORDS:
         with suppress(OSError, ValueError):
             text = (place / name).read_text(encoding="utf-8")
             json.loads(text)

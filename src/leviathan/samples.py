@@ -175,7 +175,7 @@ def _is_carried(known: Sample, wish: Wish) -> bool:
     """
     if Path(known.path) != wish.path or wish.path.stat().st_size != known.bytes:
         return False
-    return corpus.file_digest(wish.path) == known.digest
+    return corpus.known_digest(wish.path) == known.digest
 
 
 def readable(wish: Wish) -> Path:

@@ -7,7 +7,7 @@ called with is quoted by the script (``printf %q``). shellcheck finds nothing in
 import shlex
 from dataclasses import dataclass
 
-from leviathan import bundle, labels
+from leviathan import bundle, checkpoints, labels
 from leviathan.export import Carried, Export
 
 KEEP_VARIABLE = "LEVIATHAN_KEEP"
@@ -157,7 +157,7 @@ def remote(export: Export, host: Host, listed: tuple[Carried, ...]) -> str:
         directory=shlex.quote(host.directory or f"leviathan/{labels.label(export.run)}"),
         sends="\n".join(f"    {line}" for line in _sends(listed)) or "    : # all of it is here",
         training=shlex.quote(f"work/training/{export.run}"), run=shlex.quote(export.run),
-        commit="leviathan-commit.json", manifest=bundle.MANIFEST,
+        commit=checkpoints.COMMIT, manifest=bundle.MANIFEST,
     )  # fmt: skip
 
 
@@ -241,21 +241,26 @@ setup) there bash setup.sh ;;
 start | status | log | stop) there bash run.sh "$verb" "$@" ;;
 pull)
     into=$called_in/{training}
-    if [[ -e $into/run.json && ! -e $into/.pulled ]]; then
+    sum() {{ sha256sum <"$1" | cut -d" " -f1; }}
+    if [[ -e $into/run.json ]] && ! grep -qxF "$(sum "$into/run.json")" "$into/.pulled" 2>/dev/null
+    then
         echo "remote.sh: $into was trained here; move it away, or pull elsewhere" >&2
         exit 3
     fi
     mkdir -p -- "$into"
-    : >"$into/.pulled"
     from=$host:$directory/{training}/
     # A checkpoint counts by its commit record (names, sizes, hashes): those come last, so that
     # what is cut off, or removed there meanwhile (24), is half a checkpoint that nobody takes.
     skip=(--exclude=/prepared --exclude=/.prepared --exclude='/.*' --exclude=.phase.json)
+    skip+=(--exclude=/run.json)  # last of all, and noted: by it the next pull knows its own
     for records in exclude include; do
         code=0
         "${{rsync[@]}}" "${{skip[@]}}" "--$records={commit}" "$from" "$into/" || code=$?
         [[ $code == 0 || $code == 24 ]] || exit "$code"
     done
+    "${{rsync[@]}}" -- "${{from}}run.json" "$into/.run.json"
+    sum "$into/.run.json" >>"$into/.pulled"
+    mv -- "$into/.run.json" "$into/run.json"
     echo "pulled to $into; leviathan checkpoints verify {run} reads every byte"
     ;;
 *) echo "$usage" >&2 && exit 2 ;;

@@ -4,6 +4,7 @@ Made as data and dumped. Its keys are those of SkyPilot 0.14 (sky/utils/schemas.
 loader reads it (scripts/check_skypilot.py). Does not call SkyPilot.
 """
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def accelerators(hardware: Hardware) -> str | None:
         return None
     named = (hardware.gpu or "").upper()
     for known in sorted(_ACCELERATORS, key=len, reverse=True):
-        if named.startswith(known.upper()):
+        if re.match(rf"{re.escape(known.upper())}(?![A-Z0-9])", named):
             return f"{_ACCELERATORS[known]}:{hardware.count}"
     raise BadInput(
         f"SkyPilot's name of {hardware.gpu or 'this card'} is not known here",
@@ -96,14 +97,18 @@ def task(export: Export, wish: Wish, listed: tuple[Carried, ...]) -> dict[str, A
     return {key: value for key, value in document.items() if value not in ({}, None)}
 
 
+def launch(export: Export, wish: Wish) -> str:
+    """What is typed to begin or go on, without the task's file."""
+    verb = "sky jobs launch" if wish.spot else f"sky launch -c {labels.label(export.run)}"
+    return verb + "".join(f" --secret {name}" for name in export.secrets)
+
+
 def text(export: Export, wish: Wish, listed: tuple[Carried, ...]) -> str:
     """task.yaml, with how to start it."""
     document = task(export, wish, listed)
-    verb = "sky jobs launch" if wish.spot else f"sky launch -c {document['name']}"
-    secrets = "".join(f" --secret {name}" for name in export.secrets)
     head = (
         f"# SkyPilot {VERSION}. From this directory, the first time and every later one:\n"
-        f"#\n#   {verb}{secrets} task.yaml\n\n"
+        f"#\n#   {launch(export, wish)} task.yaml\n\n"
     )
     return head + yamlfile.dump_blocks(document)
 

@@ -49,14 +49,14 @@ Made = tuple[dict[str, str], str]
 def _skypilot(export: Export, wishes: Wishes, listed: tuple[Carried, ...]) -> Made:
     wish = wishes.task
     name = labels.label(export.run)
-    launch = "sky jobs launch" if wish.spot else f"sky launch -c {name}"
-    secrets = "".join(f" --secret {secret}" for secret in export.secrets)
-    bring = f"cp -r BUCKET/{name} work/training/{export.run}   # the bucket, mounted or copied here"
+    home = shlex.quote(f"work/training/{export.run}")
+    bring = f"mkdir -p {home} && cp -r BUCKET/{name}/. {home}/   # BUCKET: mounted, or copied here"
     if wish.volume:
-        bring = f"sky exec {name} ls work/training   # what is on the volume {wish.volume}"
+        bring = f"# copy training/{export.run} out of the volume {wish.volume} into work/"
     elif not wish.bucket:
         bring = f"rsync -a {name}:sky_workdir/work/training/ work/training/"
-    text = _SKYPILOT.format(version=skypilot.VERSION, launch=launch, secrets=secrets, bring=bring,
+    text = _SKYPILOT.format(version=skypilot.VERSION, launch=skypilot.launch(export, wish),
+                            bring=bring,
                             logs="jobs logs" if wish.spot else f"logs {name}")  # fmt: skip
     return {**_scripts(export), "task.yaml": skypilot.text(export, wish, listed)}, text
 
@@ -117,7 +117,7 @@ Wanted in the environment there, where you use what it is for: {names}. No value
 _SKYPILOT = """
 ## SkyPilot {version}
 
-    {launch}{secrets} task.yaml    # begin; the same again goes on
+    {launch} task.yaml    # begin; the same again goes on
     sky {logs}
 
 To bring the run home, then `leviathan checkpoints verify`:
