@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leviathan.cli_config import JsonOption, TrackOption
+from leviathan.cli_config import JsonOption, SetOption, TrackOption
 from leviathan.cli_train import (
     BudgetOption,
     MaxHoursOption,
@@ -15,6 +15,49 @@ from leviathan.cli_train import (
     SmokeOption,
 )
 
+RunArgument = Annotated[
+    str | None, typer.Argument(help="An existing run; left out: the options of a new one.")
+]
+TargetOption = Annotated[str, typer.Option("--target", "-t", help="skypilot, k8s or ssh.")]
+OtherProfileOption = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Machine class; default: the run's.")
+]
+OtherRecipeOption = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="What is trained; default: the run's.")
+]
+OtherSampleOption = Annotated[
+    str | None, typer.Option("--sample", "-s", help="10pct, 5000 (rows), full.")
+]
+NameOption = Annotated[str | None, typer.Option(help="The run's name there.")]
+IncludeDataOption = Annotated[
+    bool, typer.Option("--include-data", help="Put sample and local base model into it.")
+]
+SecretOption = Annotated[
+    list[str] | None, typer.Option("--secret", help="Name of a variable wanted there. Repeatable.")
+]
+GraceOption = Annotated[int | None, typer.Option(min=1, help="k8s: seconds a stop may take.")]
+BucketOption = Annotated[
+    str, typer.Option(help="skypilot: keeps the run; a name, or s3://bucket/folder.")
+]
+SpotOption = Annotated[bool, typer.Option("--spot/--no-spot", help="skypilot: spot machines.")]
+IdleOption = Annotated[int, typer.Option(min=0, help="skypilot: stop when idle.")]
+VolumeOption = Annotated[
+    str, typer.Option(help="skypilot: network volume for runs, which several hosts need.")
+]
+AcceleratorsOption = Annotated[
+    str | None, typer.Option(help="skypilot: instead of the profile's, A100-80GB:8.")
+]
+DiskOption = Annotated[int, typer.Option(min=1, help="skypilot, k8s: disk for the run.")]
+KindOption = Annotated[str, typer.Option(help="k8s: job, jobset or pytorchjob.")]
+ImageOption = Annotated[str, typer.Option(help="k8s: image with Leviathan in it.")]
+StorageClassOption = Annotated[str | None, typer.Option(help="k8s: class of the volumes.")]
+HostOption = Annotated[str, typer.Option(help="ssh: USER@HOST.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="ssh: port.")]
+KeyOption = Annotated[str, typer.Option(help="ssh: file of the private key.")]
+DirectoryOption = Annotated[str, typer.Option("--dir", help="ssh: directory there.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show what it would hold; write nothing.")
+]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")]
 
 
@@ -25,24 +68,14 @@ def register(cloud: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[
-        str | None, typer.Argument(help="An existing run; left out: the options of a new one.")
-    ] = None,
-    target: Annotated[str, typer.Option("--target", "-t", help="skypilot, k8s or ssh.")] = "ssh",
+    run: RunArgument = None,
+    target: TargetOption = "ssh",
     output: OutputOption = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Machine class; default: the run's.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="What is trained; default: the run's.")
-    ] = None,
-    sample: Annotated[
-        str | None, typer.Option("--sample", "-s", help="10pct, 5000 (rows), full.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name there.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Override one key. Repeatable.")
-    ] = None,
+    profile: OtherProfileOption = None,
+    recipe: OtherRecipeOption = None,
+    sample: OtherSampleOption = None,
+    name: NameOption = None,
+    sets: SetOption = None,
     max_hours: MaxHoursOption = None,
     budget_usd: BudgetOption = None,
     usd_hour: PriceOption = None,
@@ -50,46 +83,28 @@ def export(
     shrink: ShrinkOption = False,
     smoke: SmokeOption = None,
     nodes: NodesOption = None,
-    include_data: Annotated[
-        bool, typer.Option("--include-data", help="Put sample and local base model into it.")
-    ] = False,
-    secrets: Annotated[
-        list[str] | None,
-        typer.Option("--secret", help="Name of a variable wanted there. Repeatable."),
-    ] = None,
-    grace_s: Annotated[
-        int | None, typer.Option(min=1, help="k8s: seconds a stop may take.")
-    ] = None,
-    bucket: Annotated[
-        str, typer.Option(help="skypilot: keeps the run; a name, or s3://bucket/folder.")
-    ] = "",
-    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="skypilot: spot machines.")] = True,
-    idle_minutes: Annotated[int, typer.Option(min=0, help="skypilot: stop when idle.")] = 10,
-    volume: Annotated[
-        str, typer.Option(help="skypilot: network volume for runs, which several hosts need.")
-    ] = "",
-    accelerators: Annotated[
-        str | None, typer.Option(help="skypilot: instead of the profile's, A100-80GB:8.")
-    ] = None,
-    disk_gib: Annotated[int, typer.Option(min=1, help="skypilot, k8s: disk for the run.")] = 256,
-    kind: Annotated[str, typer.Option(help="k8s: job, jobset or pytorchjob.")] = "job",
-    image: Annotated[
-        str, typer.Option(help="k8s: image with Leviathan in it.")
-    ] = "leviathan-train:latest",
-    storage_class: Annotated[str | None, typer.Option(help="k8s: class of the volumes.")] = None,
-    host: Annotated[str, typer.Option(help="ssh: USER@HOST.")] = "",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="ssh: port.")] = None,
-    key: Annotated[str, typer.Option(help="ssh: file of the private key.")] = "",
-    directory: Annotated[str, typer.Option("--dir", help="ssh: directory there.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what it would hold; write nothing.")
-    ] = False,
+    include_data: IncludeDataOption = False,
+    secrets: SecretOption = None,
+    grace_s: GraceOption = None,
+    bucket: BucketOption = "",
+    spot: SpotOption = True,
+    idle_minutes: IdleOption = 10,
+    volume: VolumeOption = "",
+    accelerators: AcceleratorsOption = None,
+    disk_gib: DiskOption = 256,
+    kind: KindOption = "job",
+    image: ImageOption = "leviathan-train:latest",
+    storage_class: StorageClassOption = None,
+    host: HostOption = "",
+    port: PortOption = None,
+    key: KeyOption = "",
+    directory: DirectoryOption = "",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a bundle that trains the same run elsewhere: configs, pins, scripts or manifests."""
-    from leviathan import bundle, cluster, scripts, skypilot, targets, ui
+    from leviathan import cluster, scripts, skypilot, targets, ui
     from leviathan import export as exporting
-    from leviathan.errors import BadInput
 
     wanted = exporting.Wanted(
         run, profile, recipe, sample, name, tuple(sets or ()), max_hours, budget_usd, usd_hour,
@@ -101,16 +116,28 @@ def export(
         cluster.Wish(cluster.kind_of(kind), image, disk_gib, storage_class),
         scripts.Host(host, port, key, directory),
     )
-    if output is None and not dry_run:
-        raise BadInput("where to? name a directory", "example: -o cloud/my-run")
-    made = targets.build(target, exporting.of(wanted, draw=False), wishes)
-    if not dry_run:  # all that can be wrong was: now the sample may be drawn
-        made = targets.build(target, exporting.of(wanted, ui.corpus_progress()), wishes)
-    document = made.manifest() if dry_run or output is None else bundle.write(made, output)
+    document = _written(target, wanted, wishes, output, dry_run=dry_run)
     if as_json:
         ui.document({**document, "directory": None if dry_run else str(output)})
         return
     _show(document, None if dry_run else output)
+
+
+def _written(
+    target: str, wanted: Any, wishes: Any, output: Path | None, *, dry_run: bool
+) -> dict[str, Any]:
+    """The manifest; all that can be wrong is found before the sample is drawn."""
+    from leviathan import bundle, targets, ui
+    from leviathan import export as exporting
+    from leviathan.errors import BadInput
+
+    if output is None and not dry_run:
+        raise BadInput("where to? name a directory", "example: -o cloud/my-run")
+    made = targets.build(target, exporting.of(wanted, draw=False), wishes)
+    if dry_run or output is None:
+        return made.manifest()
+    made = targets.build(target, exporting.of(wanted, ui.corpus_progress()), wishes)
+    return bundle.write(made, output)
 
 
 def _more(track: list[str] | None, smoke: bool | None, *, shrink: bool) -> tuple[str, ...]:
