@@ -120,3 +120,16 @@ def test_a_quantiser_that_is_missing_or_unknown_is_told(monkeypatch):
     with pytest.raises(Refused, match="--quantize needs torchao") as error:
         exports.demand_quantiser("int4")
     assert error.value.hint == "pip install 'leviathan[train]'"
+
+
+def test_names_that_are_taken_are_told_before_anything_is_merged(tmp_path):
+    merged = tmp_path / "m"
+    exports.demand_names(merged, "int4", gguf=True, replace=False)
+    (tmp_path / "m.gguf").write_text("the user's own")
+    with pytest.raises(BadInput, match=r"m\.gguf exists already"):
+        exports.demand_names(merged, None, gguf=True, replace=False)
+    exports.demand_names(merged, None, gguf=True, replace=True)
+    (tmp_path / "m-int4").mkdir()
+    (tmp_path / "m-int4/mine").touch()
+    with pytest.raises(BadInput, match="m-int4 exists and is no merged model"):
+        exports.demand_names(merged, "int4", gguf=False, replace=True)

@@ -180,6 +180,19 @@ def test_rounding_of_the_served_type_is_told_from_disagreement(trained, tmp_path
     assert served.base_greedy_agreement < 0.5 < served.greedy_agreement
 
 
+def test_where_float32_does_not_fit_the_served_type_measures_its_own_rounding(
+    trained, tmp_path, monkeypatch
+):
+    """An 8B model in little memory: both in bf16, and no float32 to take a difference from."""
+    import torch
+
+    monkeypatch.setattr(models, "_placement", lambda *_, **__: ("cpu", torch.bfloat16))
+    found = compared(trained, tmp_path, dtype="bf16")
+    assert found.computed == "cpu bfloat16 / cpu bfloat16"
+    assert found.serving.max_abs_diff < 4 * found.serving.rounding
+    assert found.serving.near_ties == found.serving.disagreements
+
+
 def test_near_ties_are_counted_where_the_trained_model_is_undecided():
     """Three positions: agreed; another favourite a hair apart; another favourite far apart."""
     import torch

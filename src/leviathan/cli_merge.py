@@ -57,6 +57,8 @@ def merge(
 
     if adapter_only and (dtype or quantize or gguf):
         raise BadInput("--adapter-only makes no model", "leave out --dtype, --quantize and --gguf")
+    if llama_cpp and not gguf:
+        raise BadInput("--llama-cpp is for --gguf", "say which type: --gguf bf16")
     options = merging.Options(dtype, shard_gb)
     if quantize:
         exports.demand_quantiser(quantize)
@@ -64,16 +66,20 @@ def merge(
     paths = runs.find(run)
     suffix = "adapter" if adapter_only else "merged"
     chosen, directory = merging.plan(paths, checkpoint, output, replace=force, suffix=suffix)
+    exports.demand_names(directory, quantize, gguf=bool(gguf), replace=force)
     if adapter_only:
         result = exports.adapter(paths, chosen, directory, ui.notice)
     else:
         result = merging.merge(paths, chosen, directory, ui.notice, options)
     more: dict[str, Any] = {}
-    if quantize and result.verdict == "equal":
-        more["quantised"] = exports.quantised(paths, chosen, result.directory, quantize, ui.notice)
-    if gguf and script and result.verdict == "equal":
-        more["gguf"] = exports.gguf(result.directory, gguf, script, ui.notice)
-    _show(result, more, as_json=as_json, adapter_only=adapter_only)
+    try:
+        if quantize and result.verdict == "equal":
+            copy = exports.quantised(result.job, result.directory, quantize, ui.notice)
+            more["quantised"] = copy
+        if gguf and script and result.verdict == "equal":
+            more["gguf"] = exports.gguf(result.directory, gguf, script, ui.notice)
+    finally:  # the merge is made and proven, whatever became of its copies
+        _show(result, more, as_json=as_json, adapter_only=adapter_only)
 
 
 def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: bool) -> None:

@@ -19,7 +19,7 @@ from leviathan import corpus, evidence, files, merge, models, proving, quantisat
 from leviathan.checkpoints import Checkpoint
 from leviathan.diagnosis import last_error
 from leviathan.errors import BadInput, LeviathanError, Refused
-from leviathan.proving import Merged
+from leviathan.proving import Job, Merged
 
 Tell = Callable[[str], None]
 
@@ -82,9 +82,17 @@ def demand_quantiser(kind: str) -> None:
         raise Refused(f"--quantize needs {' and '.join(lacking)}", "pip install 'leviathan[train]'")
 
 
-def quantised(
-    run: runs.RunPaths, checkpoint: Checkpoint, merged: Path, kind: str, tell: Tell
-) -> Merged:
+def quantised_name(merged: Path, kind: str) -> Path:
+    """Where the quantised copy of a merged model goes."""
+    return merged.with_name(f"{merged.name}-{kind}")
+
+
+def gguf_name(merged: Path) -> Path:
+    """Where the GGUF file of a merged model goes."""
+    return merged.with_name(f"{merged.name}.gguf")
+
+
+def quantised(job: Job, merged: Path, kind: str, tell: Tell) -> Merged:
     """A quantised copy beside a merged model, by ``axolotl quantize``, proven like the merge.
 
     The verdict keeps its meaning: within the recipe's limits of the trained model, or not. Four
@@ -93,9 +101,7 @@ def quantised(
     Raises:
         LeviathanError: Axolotl or the proof failed.
     """
-    job = proving.prepare(run, checkpoint)
-    directory = merged.with_name(f"{merged.name}-{kind}")
-    staging.demand_name(directory, replace=True)
+    directory = quantised_name(merged, kind)
     with staging.aside(directory, tell) as partial:
         made = partial / "quantized"  # Axolotl's name
         shutil.rmtree(made, ignore_errors=True)
@@ -159,6 +165,19 @@ def converter(kind: str, given: Path | None) -> Path:
     return script
 
 
+def demand_names(merged: Path, kind: str | None, *, gguf: bool, replace: bool) -> None:
+    """See that what is made besides the merge may have its names; only reads.
+
+    Raises:
+        BadInput: one of them is taken.
+    """
+    if kind:
+        staging.demand_name(quantised_name(merged, kind), replace=replace)
+    target = gguf_name(merged)
+    if gguf and target.exists() and not replace:
+        raise BadInput(f"{target} exists already", "move it away, or --force to replace it")
+
+
 def gguf(merged: Path, kind: str, script: Path, tell: Tell) -> Path:
     """``<merged>.gguf`` by llama.cpp's converter, and a record of what it was made of.
 
@@ -168,7 +187,7 @@ def gguf(merged: Path, kind: str, script: Path, tell: Tell) -> Path:
         Refused: there is no room for it.
         LeviathanError: the converter failed, or wrote no GGUF.
     """
-    target = merged.with_name(f"{merged.name}.gguf")
+    target = gguf_name(merged)
     # The type may be wider than the merged model's: fp32 of bf16 is twice as much.
     needed = files.directory_bytes(merged) * (2 if kind == "f32" else 1)
     if needed > shutil.disk_usage(merged.parent).free:

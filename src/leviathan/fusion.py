@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from leviathan import child, corpus, files, quantisation, shards
+from leviathan import child, corpus, files, quantisation, shards, spelled
 from leviathan.errors import Refused
 from leviathan.shards import Shard, Stored, Tensor
 from leviathan.trained_weights import INSTEAD, TrainedWeights
@@ -71,12 +71,10 @@ def fuse(job: Job, tell: child.Tell) -> dict[str, Any]:
             content = _Content(stored, trained)
             finished[shard.name] = shards.write(job.directory / shard.name, shard, content)
             files.write_json(_progress(job), {"key": job.key, "shards": finished})
-            tell(f"shard {number} of {len(wanted)}: {_size(shard.bytes)}")
+            tell(f"shard {number} of {len(wanted)}: {spelled.size(shard.bytes)}")
     shards.write_index(job.directory, wanted)
     files.write_json(job.directory / "config.json", _config(config, trained, job.dtype))
-    return {"shards": finished, "bytes": sum(shard.bytes for shard in wanted),
-            "changed": len(trained.changes), "rounded": len(trained.rounded),
-            "tied": trained.embeddings.tied}  # fmt: skip
+    return {"shards": finished}
 
 
 def _tokenizer_size(job: Job) -> int:
@@ -172,14 +170,10 @@ def _demand_room(job: Job, wanted: list[Shard]) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise Refused(
-            f"not enough disk space in {place.parent}: the merged model takes {_size(needed)}, "
-            f"{_size(free)} are free",
+            f"not enough disk space in {place.parent}: the merged model takes "
+            f"{spelled.size(needed)}, {spelled.size(free)} are free",
             "make room, or choose another place with --output",
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _config(config: dict[str, Any], trained: TrainedWeights, dtype: str | None) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from typing import Any
 
 import xxhash
 
-from leviathan import checkpoints, child, corpus, evidence, fusion, proving, runs, staging
+from leviathan import checkpoints, child, corpus, fusion, proving, runs, staging
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput
 from leviathan.proving import Job, Merged
 
-PROOF = evidence.PROOF
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt", "*.model",
@@ -67,6 +66,8 @@ def plan(
     checkpoint = checkpoints.choose(run.directory, which)
     if not (checkpoint.path / "adapter_config.json").exists():
         raise BadInput(f"{checkpoint.path} holds no adapter", "a full fine-tune needs no merge")
+    if output is not None and not output.name:
+        raise BadInput(f"--output {output} has no name to give", "name a new directory")
     directory = output or Path("models") / f"{run.directory.resolve().name}-{suffix}"
     staging.demand_name(directory, replace=replace)
     return checkpoint, directory
@@ -93,17 +94,18 @@ def merge(
     with staging.aside(directory, tell) as partial:
         made = partial / "merged"
         tell(f"merging {checkpoint.path.name} into {job.base.name}, shard by shard")
-        _fuse(job, made, options or Options(), tell)
+        digests = _fuse(job, made, options or Options(), tell)
         copy_companions(job.base, checkpoint.path, made)
         tell("proving: base, base + adapter and merged on the same probes")
-        result = proving.prove(job, made, tell)
+        result = proving.prove(job, made, tell, digests=digests)
         final = staging.put_in_place(made, directory, result.verdict)
     runs.event(run, "merge", session=None, step=checkpoint.step, verdict=result.verdict,
                to=str(final))  # fmt: skip
     return replace(result, directory=final)
 
 
-def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -> None:
+def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -> dict[str, str]:
+    """Write the model's files; digests of those with weights."""
     specification: dict[str, Any] = {
         "base": str(job.base.resolve()),
         "adapter": str(job.checkpoint.path.resolve()),
@@ -117,7 +119,7 @@ def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -
     key.pop("directory")
     text = json.dumps(key, sort_keys=True, default=str)
     specification["key"] = xxhash.xxh3_128_hexdigest(text.encode())
-    child.run("leviathan.fusion", specification, tell, "the merge")
+    return dict(child.run("leviathan.fusion", specification, tell, "the merge")["shards"])
 
 
 _ARITHMETIC = ("leviathan", "torch", "peft", "bitsandbytes", "transformers")

@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from leviathan import basemodel, quantisation
+from leviathan import basemodel, evidence, quantisation
 from leviathan.errors import BadInput
 
 ALPACA = (
@@ -35,8 +35,6 @@ class Source:
     adapter: Path | None = None
     row_format: str = "alpaca"
     """The recipe's format: how a prompt is put where there is no chat template."""
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
     trust_remote_code: bool = False
     quantised: dict[str, Any] | None = None
     """How training quantised the base (``quantisation.settings``)."""
@@ -94,8 +92,6 @@ def from_run(tree: dict[str, Any], base_model: str, checkpoint: Path, row_format
         model=base_model if is_adapter else str(checkpoint),
         adapter=checkpoint if is_adapter else None,
         row_format=row_format,
-        load_in_4bit=bool(tree.get("load_in_4bit")),
-        load_in_8bit=bool(tree.get("load_in_8bit")),
         trust_remote_code=bool(tree.get("trust_remote_code")),
         quantised=quantisation.settings(tree, _model_type(base_model)) if is_adapter else None,
         train_dtype=quantisation.train_dtype(tree),
@@ -133,11 +129,8 @@ def from_directory(directory: Path) -> Source:
     """
     if not (directory / "config.json").is_file():
         raise BadInput(f"{directory} is neither a run nor a model", "give a run's name or a model")
-    try:
-        proof = json.loads((directory / "merge-proof.json").read_bytes())
-    except (OSError, ValueError):
-        proof = {}
-    return Source(str(directory), row_format=str(proof.get("format", "alpaca")))
+    told = evidence.of(directory).told
+    return Source(str(directory), row_format=str(told.get("format", "alpaca")))
 
 
 def keep_4bit_weights(model: Any) -> None:
@@ -285,7 +278,7 @@ def _placement(source: Source, *, precise: bool) -> tuple[str, Any]:
 
     parameters = _parameter_count(source)
     # Weights, a tenth for activations and buffers, and room for the CUDA context.
-    on_gpu = parameters * (0.6 if source.load_in_4bit else 2) * 1.1 + 2**30
+    on_gpu = parameters * (0.6 if (source.quantised or {}).get("load_in_4bit") else 2) * 1.1 + 2**30
     gpu_fits = torch.cuda.is_available() and on_gpu < torch.cuda.mem_get_info()[0]
     cpu_fits = parameters * 4 * 1.1 < psutil.virtual_memory().available
     if cpu_fits and (precise or not gpu_fits):

@@ -196,7 +196,9 @@ def compare(trained: models.Source, merged: models.Source, probes: list[str]) ->
         sums.add(base, wanted, got)
     found = replace(sums.comparison(), computed=f"{first.computed} / {second.computed}")
     if _is_served_as(dtype, first, second):
-        rounding = _ACCUMULATED * torch.finfo(torch.float32).eps * _largest(first.logits)
+        # Where float32 did not fit, that type's own step stands for what it would have shown.
+        steps = _ACCUMULATED if dtype == "float32" else 1
+        rounding = steps * torch.finfo(getattr(torch, dtype)).eps * _largest(first.logits)
         return replace(found, serving=_serving(first, second, rounding))
     precise = first.logits
     del first, second

@@ -4,7 +4,7 @@ Does not compare (``proof``) nor make the models (``merge``, ``exports``).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Merged:
     verdict: str
     reason: str
     comparison: dict[str, Any]
+    job: "Job"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,16 @@ class Job:
     """The configuration trained with; its base_model is where the base is now."""
     checkpoint: Checkpoint
     base: Path
+    probes: list[str]
+    """Texts that the models are compared on."""
+    probes_from: str
 
 
 def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
     """Find everything a merge reads.
 
     Raises:
+        BadInput: there is nothing left to prove a merge with.
         Refused: the base model is not here, or not the one trained on.
     """
     record = runs.read(run)
@@ -73,7 +78,9 @@ def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
     base = basemodel.locate(tree, os.environ).directory
     if base is None:
         raise Refused(f"the base model {name} is not in the hub's cache", "download it again")
-    return Job(record, evaluate.recipe_of(run, record), tree, checkpoint, base)
+    recipe = evaluate.recipe_of(run, record)
+    source, probes = _probes(record, recipe)
+    return Job(record, recipe, tree, checkpoint, base, probes, source)
 
 
 def prove(
@@ -82,15 +89,18 @@ def prove(
     tell: Callable[[str], None],
     served: models.Source | None = None,
     told: dict[str, Any] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> Merged:
     """Compare the model in ``made`` with the trained one, and write its proof beside it.
 
-    ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof.
+    ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof;
+    ``digests`` are those of files that are known already.
 
     Raises:
-        BadInput: there is nothing left to prove it with.
         LeviathanError: the comparison failed to run.
     """
+    for stale in (evidence.PROOF, UNVERIFIED):  # of a merge that was killed after its proof
+        (made / stale).unlink(missing_ok=True)
     record, recipe, tree = job.record, job.recipe, job.tree
     checkpoint = job.checkpoint.path
     trained = models.from_run(tree, tree["base_model"], checkpoint.resolve(), recipe.format)
@@ -98,8 +108,7 @@ def prove(
         str(made.resolve()), row_format=recipe.format,
         trust_remote_code=trained.trust_remote_code,
     )  # fmt: skip
-    source, probes = _probes(record, recipe)
-    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": probes}
+    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
     found = child.run("leviathan.proof", specification, tell, "the proof")
     comparison = proof.read(found)
     limits = recipe.merge
@@ -110,7 +119,7 @@ def prove(
             "verdict": word,
             "reason": reason,
             **found,
-            "probes": {"from": source, "count": len(probes)},
+            "probes": {"from": job.probes_from, "count": len(job.probes)},
             "limits": limits.model_dump(),
             "checkpoint": checkpoint.name,
             "run": record.name,
@@ -119,18 +128,18 @@ def prove(
             "format": recipe.format,
             "versions": record.versions,
             **(told or {}),
-            "hashes": _hashes(checkpoint, made),
+            "hashes": _hashes(checkpoint, made, digests or {}),
         },
     )
     if word != "equal":
         files.write_text(made / UNVERIFIED, f"{reason}\n")
-    return Merged(made, job.checkpoint, word, reason, found)
+    return Merged(made, job.checkpoint, word, reason, found, job)
 
 
-def _hashes(checkpoint: Path, merged: Path) -> dict[str, str]:
+def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[str, str]:
     named = {f"checkpoint/{p.name}": p for p in checkpoint.glob("adapter_model*")}
     named |= {p.name: p for p in sorted(merged.iterdir()) if p.is_file()}
-    return {name: corpus.file_digest(path) for name, path in named.items()}
+    return {name: known.get(name) or corpus.file_digest(path) for name, path in named.items()}
 
 
 def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[str]]:

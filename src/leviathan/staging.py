@@ -4,7 +4,6 @@ Does not know what is made in it (``merge``, ``exports``).
 """
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +39,7 @@ def aside(directory: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     # SIGTERM and SIGHUP unwind like Ctrl+C, so that the child at work is ended too.
     with (
         _alone(directory),
-        signals.taken(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP),
+        signals.interrupting(),
         _partial(directory, tell) as partial,
     ):
         _give_back(directory)
@@ -105,6 +104,7 @@ def put_in_place(made: Path, directory: Path, verdict: str) -> Path:
     taken = directory.exists() and any(directory.iterdir())
     if taken and verdict != "equal":
         directory = directory.with_name(f"{directory.name}.unverified")
+        demand_name(directory, replace=True)
         shutil.rmtree(directory, ignore_errors=True)
     elif directory.exists():
         shutil.rmtree(aside, ignore_errors=True)

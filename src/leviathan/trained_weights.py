@@ -78,8 +78,6 @@ class TrainedWeights:
         self.embeddings = _embeddings(model, state, tokenizer_size)
         changes = dict(_changes(_with_adapter(model, adapter, state)))
         self.embeddings, self.changes = _settle_tie(self.embeddings, changes)
-        self.rounded: frozenset[str] = frozenset()
-        """Tensors that the runtime quantised."""
         if quantised:
             whole = skeleton(base, trust_remote_code=trust_remote_code)
             self._round(quantisation.linears(whole, quantised), quantised, train_dtype)
@@ -94,7 +92,6 @@ class TrainedWeights:
                 self.changes[name] = Change("rounded", trip)
             elif before.whole is None:
                 self.changes[name] = Change(before.kind, partial(_in_turn, trip, before.apply))
-        self.rounded = frozenset(names)
 
     def source(self, name: str) -> str:
         """The tensor of the base that ``name`` is made from: a head that was tied, embeddings."""
@@ -112,7 +109,7 @@ class TrainedWeights:
         try:
             with torch.no_grad():
                 found = self.changes[name].apply(base.float())
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, RuntimeError, NotImplementedError, IndexError) as error:
             raise Refused(f"{name} cannot be merged: {_first_line(error)}", INSTEAD) from error
         if not bool(torch.isfinite(found).all()):
             raise Refused(f"{name} would not be finite after the merge")
@@ -210,7 +207,8 @@ def _hollow(model: Any) -> None:
     made: dict[int, Any] = {}  # tied ones stay tied
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            # Of one number nothing can be hollow: it stays on the meta device.
+            if parameter is not None and parameter.numel() > 1:
                 shape = parameter.shape
                 made.setdefault(id(parameter), torch.nn.Parameter(
                     torch.zeros(1).expand(shape), requires_grad=False))  # fmt: skip
@@ -218,7 +216,9 @@ def _hollow(model: Any) -> None:
 
 
 def _is_hollow(tensor: Any) -> bool:
-    return bool(tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size())
+    return bool(
+        tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
+    )
 
 
 def _check(config: Any) -> None:
@@ -274,7 +274,7 @@ def _whole(kind: str, name: str, tensor: Any) -> Change:
 
 
 def _demand(name: str, *tensors: Any) -> None:
-    if any(tensor.is_meta or _is_hollow(tensor) for tensor in tensors):
+    if any(_is_hollow(tensor) for tensor in tensors):
         raise Refused(f"the adapter lacks what its configuration promises for {name}")
 
 
