@@ -213,7 +213,7 @@ def test_a_run_that_knows_more_is_never_replaced(tmp_path):
     run, far = make_run(tmp_path / "here"), tmp_path / "far"
     push(run, far)
     there = far / "work/training/r"
-    change(there, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {})])
+    change(there, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {}, resumed_from=10)])
     before = digests(there)
     with pytest.raises(Refused, match="trained further"):
         push(run, far)
@@ -227,6 +227,48 @@ def test_a_run_that_knows_more_is_never_replaced(tmp_path):
     change(there, created=2.0)
     with pytest.raises(Refused, match="another run of the same name"):
         push(run, far)
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_steps_that_a_resume_rejected_are_set_aside_there(tmp_path, way):
+    """At 20 here and there; here it went on from 10: there it must not go on from 20."""
+    mine, theirs = make_run(tmp_path / "here"), tmp_path / "far/work/training/r"
+    push(mine, tmp_path / "far")
+    (twenty,) = [c for c in checkpoints.scan(mine) if c.step == 20]
+    checkpoints.set_aside(twenty, "set-aside")
+    change(mine, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {}, resumed_from=10)])
+    for step in (15, 20):  # the second: another one of the name
+        add_checkpoint(mine, step, 1000, random.Random(step))
+        if way == "push":
+            push(mine, tmp_path / "far")
+        else:
+            pull(mine, tmp_path / "far", purpose="resume")
+        assert sound(theirs) == ([15] if step == 15 else [15, 20])
+    assert digests(theirs / "checkpoint-20") == digests(mine / "checkpoint-20")
+    assert [p.name.partition(".")[0] for p in (theirs / "set-aside").iterdir()] == ["checkpoint-20"]
+
+
+def test_what_is_there_already_needs_no_room(tmp_path, monkeypatch):
+    there = make_run(tmp_path / "far")
+    pull(there, tmp_path / "here", purpose="resume")
+    monkeypatch.setattr(transfer, "_MARGIN_BYTES", 1 << 60)
+    assert pull(there, tmp_path / "here", purpose="resume").there_already
+
+
+def test_a_trainer_that_lost_its_supervisor_is_not_disturbed(tmp_path):
+    run, far = make_run(tmp_path / "here"), tmp_path / "far"
+    push(run, far)
+    add_checkpoint(run, 30, 1000, random.Random(3))
+    trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "axolotl"])
+    try:
+        mark = far / "work/training/r/.plugin.json"
+        mark.write_text(json.dumps({"started": 1.0, "pid": trainer.pid}))
+        with pytest.raises(Refused, match="is being trained there"):
+            push(run, far)
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert push(run, far).checkpoint == 30
 
 
 def test_another_checkpoint_of_the_name_stays(tmp_path):
@@ -288,7 +330,7 @@ def test_killed_at_any_moment_the_other_end_stays_sound(tmp_path):
     push(run, far)
     there = far / "work/training/r"
     add_checkpoint(run, 30, 250_000, random.Random(3))
-    change(run, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {})])
+    change(run, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {}, resumed_from=10)])
     old, new = digests(there), digests(run / "checkpoint-30")
     command = [LEVIATHAN, "cloud", "push", "r", str(far), "--no-sample", "--bwlimit", "2m"]
     begun = time.monotonic()
@@ -343,7 +385,7 @@ def test_power_lost_between_any_two_renames_leaves_a_sound_run(tmp_path, monkeyp
         if not fresh:
             push(run, far)
         add_checkpoint(run, 30, 1000, random.Random(3))
-        change(run, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {})])
+        change(run, sessions=[runs.Session(1, 0.0, {}), runs.Session(2, 5.0, {}, resumed_from=10)])
         count = tmp_path / f"count{fatal}"
         mv.write_text(
             DEADLY_MV.format(count=count, fatal=fatal, real=shutil.which("mv", path=path))

@@ -78,8 +78,8 @@ def pull(
     source: Annotated[str, typer.Argument(help="Run or model: USER@HOST:DIR, or a directory.")],
     project: Annotated[Path, typer.Argument(help="Project to bring it into.")] = Path(),
     purpose: Annotated[
-        str, typer.Option("--for", help="serve: the best adapter only. resume: a whole checkpoint.")
-    ] = "serve",
+        str, typer.Option("--for", help="resume: a whole checkpoint. serve: the best adapter only.")
+    ] = "resume",
     checkpoint: CheckpointOption = "",
     port: PortOption = None,
     key: KeyOption = "",
@@ -133,6 +133,7 @@ def promote(
     if not to and (port or key or ssh_options):
         raise BadInput("ssh's options are for --to", "example: --to root@1.2.3.4:project")
     place = remote.place(to, port=port, key=key, options=ssh_options or ()) if to else None
+    wishes = _wishes("resume", "", bwlimit, force=False, dry_run=dry_run)
     paths = runs.find(run)
     made = promotion.of(paths, profile, _micro_batch(micro_batch))
     render.check_keys(made.config, schema.load())
@@ -144,7 +145,6 @@ def promote(
     if place and not dry_run:
         more = luggage.of(export.of(made.wanted, draw=False), sample=sample, base=base)
         command = more.command
-        wishes = transfer.Wishes(bwlimit=bwlimit)
         with _told(as_json=as_json) as told:
             report = transfer.push_run(paths, place, wishes, more, told)
     if as_json:

@@ -138,8 +138,23 @@ def resolve(
     recipe = recipe_of(paths, record)
     chosen = checkpoints.choose(paths.directory, checkpoint)
     tree = yaml.safe_load(paths.config.read_text())
-    base = models.local_or_hub(record.tree["base_model"])
+    base = base_of(record, tree)
     return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths
+
+
+def base_of(record: runs.RunRecord, tree: dict[str, Any]) -> str:
+    """Where a run's base model is now: as the run was begun, else where its newest session had it.
+
+    Args:
+        record: the run's.
+        tree: its axolotl.yaml.
+
+    Raises:
+        BadInput: it is a directory, and at neither place.
+    """
+    begun = str(record.tree["base_model"])
+    moved = record.base is not None and not Path(begun).is_dir()
+    return models.local_or_hub(str(tree["base_model"]) if moved else begun)
 
 
 def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> config.Recipe:

@@ -150,8 +150,15 @@ def _config(wanted: Wanted, record: runs.RunRecord | None) -> Config:
         wanted.recipe or told.get("recipe", "leviathan"),
         wanted.profile or told.get("profile", "a4000"),
         wanted.sample or (record.sample if record else "10pct"),
-        [*(record.overrides if record else []), *wanted.sets, *nodes],
+        [*(overrides(record) if record else []), *wanted.sets, *nodes],
     )
+
+
+def overrides(record: runs.RunRecord) -> list[str]:
+    """Those of the newest session, whose command is kept."""
+    words = shlex.split(record.again)
+    told = [after for before, after in pairwise(words) if before == "--set"]
+    return told if words else list(record.overrides)
 
 
 def asked(record: runs.RunRecord) -> dict[str, str]:

@@ -23,6 +23,14 @@ locked() {
     command -v flock >/dev/null 2>&1 || { [ -e "$1/.lock.json" ]; return; }
     ! flock -n "$1/.lock" true
 }
+# A trainer that has lost its supervisor, and with it the lock, still ends its step and saves.
+orphan() {
+    for mark in "$1/.plugin.json" "$1/.launcher.json"; do
+        pid=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' "$mark" 2>/dev/null | head -n 1)
+        [ -z "$pid" ] || ! grep -aq axolotl "/proc/$pid/cmdline" 2>/dev/null || return 0
+    done
+    return 1
+}
 seen() { if [ -e "$1" ]; then cksum <"$1"; else echo none; fi; }
 """
 
@@ -37,7 +45,7 @@ main() {
     if [ -d "$1" ]; then echo there=1; elif [ -e "$1" ]; then echo other=1; fi
     echo "record=$(seen "$1/run.json")"
     [ ! -e "$1/metrics.jsonl" ] || echo "metrics=$(($(wc -c <"$1/metrics.jsonl")))"
-    if locked "$1"; then echo locked=1; fi
+    if locked "$1" || orphan "$1"; then echo locked=1; fi
     [ ! -d "$2" ] || echo "staged_kib=$(du -sk "$2" | sed 's/[^0-9].*//')"
     command -v rsync >/dev/null 2>&1 || echo norsync=1
 }
@@ -66,6 +74,14 @@ lock() {
         exit 75
     fi
 }
+# What a resume from before them left behind must not be resumed from.
+rejected() {
+    [ -n "$1" ] || return 0
+    for old in checkpoint-*; do
+        [ -d "$old" ] && [ "${old##*-}" -gt "$1" ] 2>/dev/null || continue
+        mkdir -p set-aside && mv -- "$old" "set-aside/$old.$(date +%Y%m%dT%H%M%S)" || return 1
+    done
+}
 checkpoints() {
     for arrived in "$1"/checkpoint-*; do
         [ -d "$arrived" ] || continue
@@ -93,10 +109,11 @@ main() {
     trap '' HUP INT TERM PIPE
     cd -- "$1" || exit 1
     lock
+    ! orphan . || exit 75
     [ "$(seen run.json)" = "$3" ] || exit 77
     sync
     if [ -e run.json ]; then
-        told "$2" && checkpoints "$2" "$4"
+        rejected "$5" && told "$2" && checkpoints "$2" "$4"
     else
         checkpoints "$2" "$4" && told "$2"
     fi || exit 1
@@ -192,7 +209,9 @@ def prepare(parent: Place, stage: str) -> Place:
     return parent / stage
 
 
-def publish_run(at: Place, stage: str, record: str, *, replace: bool = False) -> None:
+def publish_run(
+    at: Place, stage: str, record: str, *, replace: bool = False, rejected: int | None = None
+) -> None:
     """Give what lies in ``stage`` of the run's directory its names, under the run's lock.
 
     Args:
@@ -201,13 +220,15 @@ def publish_run(at: Place, stage: str, record: str, *, replace: bool = False) ->
         record: what ``look`` said of run.json.
         replace: a checkpoint of the same commit record, which is damaged there, goes into
             quarantine; one without a record always does.
+        rejected: checkpoints behind this step are set aside: what arrives trained them anew.
 
     Raises:
         Refused: it is being trained, was changed meanwhile, or has another checkpoint of the name.
     """
     word = "replace" if replace else "keep"
     try:
-        remote.script(at, _PUBLISH_RUN, at.directory, stage, record, word)
+        step = "" if rejected is None else str(rejected)
+        remote.script(at, _PUBLISH_RUN, at.directory, stage, record, word, step)
     except remote.ScriptFailed as error:
         if error.code == _LOCKED:
             raise _in_use(at) from error

@@ -70,44 +70,51 @@ def of(exported: Export, *, sample: bool, base: bool) -> Luggage:
     return Luggage(texts, data, left, exported.command)
 
 
-def pack(luggage: Luggage, project: Place, sizes: dict[str, int], notes: list[str]) -> None:
-    """Add to ``sizes`` what will travel, and to ``notes`` what differs there and stays."""
+def pack(luggage: Luggage, project: Place, sizes: dict[str, int], notes: list[str]) -> list[str]:
+    """Names of what will travel, also added to ``sizes``; what differs there and stays goes into
+    ``notes``."""
     if not luggage.texts and not luggage.data:
-        return
+        return []
     with _gathered(luggage) as directory:
         fresh, other = _compared(directory, project, luggage)
     every = luggage.sizes()
     sizes |= {name: every[name] for name in fresh}
     notes += [f"{name} is another there, and stays" for name in other]
+    return fresh
+
+
+def staged_bytes(luggage: Luggage, project: Place, fresh: list[str]) -> int:
+    """What of it an interrupted attempt has brought there already."""
+    return landing.look(project, project / _stage(luggage)).staged_bytes if fresh else 0
+
+
+def _stage(luggage: Luggage) -> str:
+    return STAGE + xxhash.xxh3_64_hexdigest(repr(sorted(luggage.sizes().items())).encode())
 
 
 def send(
-    luggage: Luggage, project: Place, bwlimit: str, tell: Callable[[str], None],
+    luggage: Luggage, fresh: list[str], project: Place, bwlimit: str, tell: Callable[[str], None],
     progress: remote.Progress,
 ) -> None:  # fmt: skip
-    """Send what the other place lacks; compared there before it gets its name.
+    """Send what the other place lacks (``pack``); compared there before it gets its name.
 
     Raises:
         LeviathanError: see ``transfer.push_run``.
     """
-    if not luggage.texts and not luggage.data:
+    if not fresh:
         return
     with _gathered(luggage) as directory:
-        fresh, _ = _compared(directory, project, luggage)
-        if not fresh:
-            return
         for name in luggage.sizes().keys() - set(fresh):
             (directory / name).unlink()
         source = remote.here(directory)
-        key = xxhash.xxh3_64_hexdigest(repr(sorted(luggage.sizes().items())).encode())
-        stage = landing.prepare(project, f"{STAGE}{key}")
+        stage = landing.prepare(project, _stage(luggage))
         tell(f"sending what training reads: {', '.join(fresh)}")
-        remote.copy(source, stage, bwlimit=bwlimit, progress=progress, more=["--checksum"])
+        remote.copy(source, stage, bwlimit=bwlimit, progress=progress)
         wrong = remote.differing(source, stage)
         if wrong:
             raise LeviathanError(f"{stage} does not hold what was sent: {', '.join(wrong)}",
                                  "run the same again")  # fmt: skip
-        landing.publish_files(project, f"{STAGE}{key}", fresh)
+        landing.publish_files(project, _stage(luggage), fresh)
 
 
 def _compared(directory: Path, project: Place, luggage: Luggage) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import xxhash
 
 from leviathan import checkpoints, files, runs
@@ -51,10 +52,6 @@ class Parcel:
     @property
     def name(self) -> str:
         return f"checkpoint-{self.step}"
-
-    @property
-    def bytes(self) -> int:
-        return sum(int(entry["bytes"]) for entry in self.entries.values())
 
     def problem(self, directory: Path) -> str | None:
         """What in ``directory`` is not as committed; reads every byte."""
@@ -206,7 +203,7 @@ def _remove_leftovers(run: Path) -> None:
     """Snapshots of pushes that were killed."""
     for left in run.glob(f"{_OUTGOING}*"):
         pid = left.name.removeprefix(_OUTGOING)
-        if pid.isdecimal() and not Path("/proc", pid).exists():
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -243,6 +240,12 @@ def demand_behind(
     if before != after[: len(before)] or (before == after and more_told):
         raise Refused(f"{where} was trained further than what would replace it",
                       "bring it over from there instead")  # fmt: skip
+
+
+def gone_back_to(old: runs.RunRecord, new: runs.RunRecord) -> int | None:
+    """The step behind which ``new`` trained anew what ``old`` has; None: nothing is rejected."""
+    later = new.sessions[len(old.sessions) :]
+    return min((session.resumed_from or 0 for session in later), default=None)
 
 
 def listed(directory: Path) -> list[Checkpoint]:

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from shlex import split
 from typing import Any
 
 from leviathan import (
@@ -158,7 +156,7 @@ def of(paths: runs.RunPaths, profile: str, micro_batch: int | str | None = None)
                       f"begin it there: leviathan train --profile {profile}")  # fmt: skip
     name, new, _ = configs.load_profile(profile)
     asked = export.asked(record)
-    overrides = _overrides(record)
+    overrides = export.overrides(record)
     mine = _mine(record, asked, overrides)
     tree, notes = _tree(mine, new)
     effective = compatibility.effective_batch({**record.tree, "processes": record.processes})
@@ -185,14 +183,6 @@ def of(paths: runs.RunPaths, profile: str, micro_batch: int | str | None = None)
 
 
 # --- what is taken -----------------------------------------------------------------------
-
-
-def _overrides(record: runs.RunRecord) -> list[str]:
-    """Those of the newest session, whose command is kept."""
-    words = split(record.again)
-    told = [after for before, after in pairwise(words) if before == "--set"]
-    told += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    return told if words else list(record.overrides)
 
 
 def _mine(record: runs.RunRecord, asked: dict[str, str], overrides: list[str]) -> dict[str, Any]:

@@ -66,14 +66,13 @@ def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
         Refused: the base model is not here, or not the one trained on.
     """
     record = runs.read(run)
-    name = models.local_or_hub(record.tree["base_model"])
+    tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
+    name = evaluate.base_of(record, tree)
     if record.base != models.fingerprint(name):
         raise Refused(
             f"the base model {record.tree['base_model']} has changed since training",
             "restore it: merged into another base the adapter means nothing",
         )
-    tree: dict[str, Any] = yaml.safe_load(run.config.read_text())
-    # The launch wrote an absolute path; the project may have moved since.
     tree["base_model"] = name
     base = basemodel.locate(tree, os.environ).directory
     if base is None:

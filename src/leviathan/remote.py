@@ -22,7 +22,7 @@ Progress = Callable[[float], None]
 """Called with the share that is there already."""
 
 _RSYNC_FLAGS = (
-    "--recursive", "--times", "--copy-links", "--secluded-args", "--no-whole-file",
+    "--recursive", "--times", "--copy-links", "-s", "--no-whole-file",
     "--partial-dir=.leviathan-partial",
 )  # fmt: skip
 _REMOTE = re.compile(
@@ -164,7 +164,7 @@ def fetch(source: Place, target: Place, patterns: Sequence[str]) -> None:
     _run(source, target, words)
 
 
-def differing(source: Place, target: Place, *, more: Sequence[str] = ()) -> list[str]:
+def differing(source: Place, target: Place) -> list[str]:
     """Names of files of ``source`` that are not byte for byte in ``target``; reads all of both.
 
     By rsync's whole-file checksum (128 bits; xxh128 where both ends have it, else MD5): what
@@ -174,7 +174,7 @@ def differing(source: Place, target: Place, *, more: Sequence[str] = ()) -> list
         LeviathanError: see ``copy``.
     """
     format_ = "--out-format=%i %n"
-    said = _run(source, target, ["--checksum", "--dry-run", "--no-times", format_, *more])
+    said = _run(source, target, ["--checksum", "--dry-run", "--no-times", format_])
     lines = (line.partition(" ") for line in said.splitlines())
     return [unescaped(name) for code, _, name in lines if code[:2] in {"<f", ">f", "cL", "hf"}]
 

@@ -65,9 +65,11 @@ def offer(target: str | None, *, adapter: bool, force: bool) -> tuple[Offer, str
     if (directory / "config.json").is_file():
         return Offer(name, directory), row_format
     base = str(found.told.get("base_model", ""))
+    if not base:
+        raise Refused(f"{directory} does not say what it was trained on", "pull the run instead")
     place = basemodel.locate({"base_model": models.local_or_hub(base)}, os.environ).directory
     if place is None:
-        raise Refused(f"the base model {base or 'of ' + name} is not here", "download it")
+        raise Refused(f"the base model {base} is not here", "download it")
     return Offer(name, place, directory), row_format
 
 

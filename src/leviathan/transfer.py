@@ -116,29 +116,31 @@ def push_run(
         report.target = str(target)
         stage = f"{STAGE}{chosen.key}"
         state = landing.look(target, target / stage)
+        rejected = None
         if state.is_run:
             with _copied(target, ["/run.json"]) as there:
                 theirs = runs.read(runs.RunPaths(there))
             ours = _size(snapshot / "run/metrics.jsonl")
             parcel.demand_behind(theirs, record, target, more_told=state.metrics_bytes > ours)
-        damaged_there = _drop_what_is_there(snapshot, chosen, target, state, report)
+            rejected = parcel.gone_back_to(theirs, record)
+        is_anew = rejected is not None and chosen.step > rejected
+        damaged_there = (
+            state.there and not is_anew
+            and _drop_what_is_there(snapshot, chosen, target, report)
+        )  # fmt: skip
         report.files = _sizes(snapshot)
-        luggage.pack(more, project, report.files, report.notes)
-        _demand_room(report, state, target)
+        fresh = luggage.pack(more, project, report.files, report.notes)
+        _demand_room(report, state, target, luggage.staged_bytes(more, project, fresh))
         if wishes.dry_run:
             return report
-        luggage.send(more, project, wishes.bwlimit, told.tell, told.progress)
+        luggage.send(more, fresh, project, wishes.bwlimit, told.tell, told.progress)
         _send(remote.here(snapshot), landing.prepare(target, stage), wishes, told)
-        landing.publish_run(target, stage, state.record, replace=damaged_there)
+        landing.publish_run(target, stage, state.record, replace=damaged_there, rejected=rejected)
         return report
 
 
-def _drop_what_is_there(
-    snapshot: Path, chosen: Parcel, target: Place, state: landing.State, report: Report
-) -> bool:
+def _drop_what_is_there(snapshot: Path, chosen: Parcel, target: Place, report: Report) -> bool:
     """Take the checkpoint out of the snapshot where the other end has it; whether it is damaged."""
-    if not state.there:
-        return False
     record = f"/{chosen.name}/{COMMIT}"
     with _copied(target, [f"/{chosen.name}/", record]) as there:
         copy = there / record[1:]
@@ -167,7 +169,7 @@ def push_model(directory: Path, project: Place, wishes: Wishes, told: Told) -> R
     report = Report("model", str(directory), "", dry_run=wishes.dry_run)
     if found.verdict != "equal":
         report.notes.append(f"not proven: {found.reason}")
-    inside = not directory.is_absolute() and ".." not in directory.parts
+    inside = bool(directory.name) and not directory.is_absolute() and ".." not in directory.parts
     name = directory.as_posix() if inside else f"models/{directory.resolve().name}"
     sizes = _sizes(directory)
     key = _key(directory, sizes)
@@ -209,9 +211,12 @@ def _send(source: Place, stage: Place, wishes: Wishes, told: Told) -> None:
                              "nothing was changed there; look at its disk and memory")  # fmt: skip
 
 
-def _demand_room(report: Report, state: landing.State, target: Place) -> None:
+def _demand_room(
+    report: Report, state: landing.State, target: Place, staged_bytes: int = 0
+) -> None:
+    """``staged_bytes`` of an earlier attempt lie elsewhere than the run's own."""
     report.free_bytes = state.free_bytes
-    needed = report.bytes - min(state.staged_bytes, report.bytes)
+    needed = report.bytes - min(state.staged_bytes + staged_bytes, report.bytes)
     if state.free_bytes is not None and needed + needed // 100 + _MARGIN_BYTES > state.free_bytes:
         raise Refused(
             f"{needed / 2**20:,.1f} MiB do not fit: {target} has "
@@ -302,13 +307,17 @@ def _bring_run(
     place, stage = remote.here(mine), f"{STAGE}{offer.parcel.key}"
     report.target = str(mine)
     state = landing.look(place, place / stage)
+    rejected = None
     if state.is_run:
         more_told = state.metrics_bytes > offer.metrics_bytes
         old = runs.read(runs.RunPaths(mine))
         parcel.demand_behind(old, offer.record, mine, more_told=more_told)
-    held = mine / chosen.name
-    report.there_already = _bytes(held / COMMIT) == offer.commit and chosen.problem(held) is None
-    _demand_room(report, state, place)
+        rejected = parcel.gone_back_to(old, offer.record)
+    held, is_anew = mine / chosen.name, rejected is not None and chosen.step > rejected
+    is_held = not is_anew and _bytes(held / COMMIT) == offer.commit
+    report.there_already = is_held and chosen.problem(held) is None
+    if not report.there_already:
+        _demand_room(report, state, place)
     if wishes.dry_run:
         return None
     landing.prepare(place, stage)
@@ -321,7 +330,9 @@ def _bring_run(
     (made / "run").mkdir(exist_ok=True)
     remote.fetch(source, remote.here(made / "run"), [f"/{name}" for name in parcel.RUN_FILES])
     runs.read(runs.RunPaths(made / "run"))  # whole, or it is not taken
-    landing.publish_run(place, stage, state.record, replace=not report.there_already)
+    landing.publish_run(
+        place, stage, state.record, replace=not report.there_already, rejected=rejected
+    )
     return None
 
 
