@@ -245,3 +245,36 @@ def test_the_mark_in_the_run_directory_is_the_heads(meet):
     meet.requests.stop = True
     with pytest.raises(InterruptedWait):
         head.ends()
+
+
+def test_a_head_that_fails_before_it_begins_is_no_stop(meet):
+    head = meet.head()
+    other = meet.other()
+    head.ends().end(outcome="failed", reason="no space left")
+    with pytest.raises(LeviathanError, match="failed: no space left"):
+        other.ends()
+
+
+def test_a_host_that_falls_silent_while_waiting_frees_its_number(tmp_path, monkeypatch):
+    meet = Meet(tmp_path, nodes=3)
+    head = meet.head()
+    wait_for(lambda: meet.told)
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "_BEAT_S", 60.0)
+        silent = meet.other(rank=1)
+        wait_for(lambda: any("waiting for 1 of 3" in text for text in meet.told))
+        wait_for(lambda: meet.told[-1].startswith("waiting for 2 of 3"), 10)
+    both = [meet.other(rank=1), meet.other(rank=2)]
+    head.ends().begin(1)
+    assert sorted(one.ends()[0].rank for one in both) == [1, 2]
+    head.value.end(outcome="done")
+    assert silent.thread
+
+
+def test_a_head_listens_where_its_address_is_a_services(tmp_path):
+    """10.255.255.1 is nobody's here: what is in front of the head would lead to it."""
+    meet = Meet(tmp_path)
+    meeting = Meeting("10.255.255.1", meet.port, 2, 0)
+    with hosts._listening(meeting) as door:
+        socket.create_connection(("127.0.0.1", meet.port), timeout=5).close()
+        assert door.getsockname()[1] == meet.port

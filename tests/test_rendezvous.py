@@ -60,3 +60,10 @@ def test_the_interface_is_the_one_with_the_address():
               for a in found if a.family.name == "AF_INET" and name != "lo"}  # fmt: skip
     for name, address in others.items():  # the head to itself: not lo, where nobody comes in
         assert rendezvous.interface_to(address) == name
+
+
+def test_a_name_that_is_only_loopback_here_is_no_place_to_meet():
+    """Debian's /etc/hosts maps a machine's own name so: the others would knock in vain."""
+    with pytest.raises(BadInput, match="localhost is this machine's loopback here"):
+        rendezvous.meeting(2, "localhost:29400")
+    assert rendezvous.meeting(2, "localhost:29400", 0).is_head  # who says so, means it

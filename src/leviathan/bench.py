@@ -84,6 +84,10 @@ def decide(config: Config, *, steps: int, warm_up: int, cap_gib: float | None = 
     keys, here = schema.load(), machine.probe()
     rendering.check_keys(config, keys)
     probe.refuse_unmeasurable(config.tree)
+    if config.profile.hardware.nodes > 1:
+        raise BadInput(
+            "bench measures one host, and this profile has several", "--set hardware.nodes=1"
+        )
     knobs.read(config.tree)
     cap = _cap(config.profile.hardware, here, cap_gib)
     path = Path(config.recipe.corpus)

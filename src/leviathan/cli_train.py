@@ -21,7 +21,8 @@ BudgetOption = Annotated[
     float | None, typer.Option(min=0.01, help="Stop, resumable, before this cost.")
 ]
 PriceOption = Annotated[
-    float | None, typer.Option(min=0, help="Price of an hour; default: the profile's.")
+    float | None,
+    typer.Option(min=0, help="Price of an hour, of all hosts; default: the profile's."),
 ]
 ShrinkOption = Annotated[
     bool,
@@ -114,7 +115,7 @@ def train(
     repeat += _switch(smoke) + [word for name in track or () for word in ("--track", name)]
     repeat += _meeting_again(rdzv, node_rank)
     if meeting and not meeting.is_head:
-        finish(_join(decide, meeting), budget.usd_hour, repeat, as_json=as_json)
+        finish(_join(decision, decide, meeting), budget.usd_hour, repeat, as_json=as_json)
         return
     if training.wait_for_orphan(decision, ui.notice):
         decision = decide()
@@ -134,13 +135,13 @@ def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -
         )  # fmt: skip
 
 
-def _join(decide: Any, meeting: Any) -> Any:
+def _join(decision: Any, decide: Any, meeting: Any) -> Any:
     """Train along with the head."""
     from leviathan import joining, ui, ui_live
 
-    name = decide().paths.directory.name
+    name = decision.paths.directory.name
     with ui_live.TrainView(name, foot="Ctrl+C has all hosts save and stop") as view:
-        return joining.run(decide, meeting, _announcing(view), ui.corpus_progress())
+        return joining.run(decision, decide, meeting, _announcing(view), ui.corpus_progress())
 
 
 def _meeting_again(rdzv: str | None, node_rank: int | None) -> list[str]:

@@ -5,6 +5,7 @@ afterwards each knows within seconds when another is gone. Does not launch anyth
 (``supervise``, ``joining``) nor decide what must agree (``agreement``).
 """
 
+import errno
 import json
 import queue
 import secrets
@@ -192,7 +193,11 @@ class _Lobby:
                 if problem:
                     return problem
         self.strangers = [g for g in self.strangers if not g.link.closed]
-        self.party.guests = [g for g in self.party.guests if not g.link.closed]
+        # One that has gone silent frees its number for whoever takes its place.
+        self.party.guests = [
+            g for g in self.party.guests
+            if not g.link.closed and g.link.silent_s <= self.party.silent_s
+        ]  # fmt: skip
         return ""
 
     def _hear(self, guest: Guest, message: dict[str, Any]) -> str:
@@ -213,7 +218,9 @@ class _Lobby:
         wanted = message.get("rank")
         guest.rank = wanted if wanted is not None else next(iter(free), -1)
         if guest.rank not in free:
-            guest.link.send("refuse", why=f"there is a host {wanted} already")
+            nodes = self.party.meeting.nodes
+            why = f"all {nodes} hosts are here" if wanted is None else f"there is a host {wanted}"
+            guest.link.send("refuse", why=f"{why} already")
             guest.link.close()
             return ""
         found = differences(self.facts, message.get("facts") or {})
@@ -293,18 +300,29 @@ def gather(
 
 def _listening(meeting: Meeting) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            meeting.host, meeting.port, type=socket.SOCK_STREAM
-        )[0]
-        door = socket.create_server(address[:2], family=family, backlog=meeting.nodes)
+        door = _own_door(meeting) or socket.create_server(("", meeting.port), backlog=meeting.nodes)
     except OSError as error:
         raise LeviathanError(
             f"cannot listen at {meeting.place}: {error.strerror}",
-            "the head is the host with that address (or --node-rank 0), and both this port and the "
-            "next must be free there",
+            "both this port and the next must be free on the head",
         ) from error
     door.settimeout(_POLL_S)
     return door
+
+
+def _own_door(meeting: Meeting) -> socket.socket | None:
+    """The door at the address itself; None where it is not ours, as a service's in front of us."""
+    try:
+        found = socket.getaddrinfo(meeting.host, meeting.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:  # a name that is not known yet
+        return None
+    family, _, _, _, address = found[0]
+    try:
+        return socket.create_server(address[:2], family=family, backlog=meeting.nodes)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return None
 
 
 def _dismiss(links: list[Link], why: str, kind: str = "refuse") -> None:
@@ -404,6 +422,8 @@ def answer(link: Link, kind: str, requests: Stopping) -> dict[str, Any]:
             return message
         if message and message["kind"] == "refuse":
             raise Refused(f"{message.get('why')}", "")
+        if message and message["kind"] == "end" and message.get("outcome") == "failed":
+            raise LeviathanError(f"the head ({link.name}) failed: {message.get('reason')}")
         if message and message["kind"] == "end":
             raise InterruptedWait(str(message.get("why")))
         if over:

@@ -20,7 +20,6 @@ from leviathan import (
     launch,
     launched,
     machine,
-    models,
     runs,
     train,
 )
@@ -38,6 +37,7 @@ _HEAD_ENDS_WITHIN_S = 600.0
 
 
 def run(
+    decision: Decision,
     decide: Callable[[], Decision],
     meeting: Meeting,
     listener: Listener,
@@ -46,7 +46,8 @@ def run(
     """Train along until the head says how it ended.
 
     Args:
-        decide: what this host's files and command line make of the run, anew for each session.
+        decision: what this host's files and command line make of the run.
+        decide: makes it anew, for each further session.
         meeting: where the head is.
         listener: told what happens here, and the metrics that the head writes.
         progress: told of reading the corpus.
@@ -58,7 +59,6 @@ def run(
     requests = Requests()
     with signals_to(requests):
         while True:
-            decision = decide()
             if decision.action == "nothing":
                 return Ending(decision, Outcome("done", 0, None))
             try:
@@ -69,6 +69,7 @@ def run(
             if not again:
                 return Ending(decision, outcome)
             listener("notice", {"text": f"the head goes on after: {outcome.reason or 'a failure'}"})
+            decision = decide()
 
 
 def _session(
@@ -76,8 +77,7 @@ def _session(
     progress: corpus.Progress | None,
 ) -> tuple[Outcome, bool]:  # fmt: skip
     """One session, and whether the head begins another."""
-    base = models.fingerprint(models.local_or_hub(decision.config.tree["base_model"]))
-    facts = agreement.facts(decision, base)
+    facts = agreement.facts(decision, train.base_digest(decision.config.tree["base_model"]))
 
     def tell(text: str) -> None:
         listener("notice", {"text": text})
@@ -90,6 +90,10 @@ def _session(
         meeting = replace(meeting, rank=seat.rank)
         tell(f"training along as host {seat.rank} of {meeting.nodes}; "
              f"{seat.link.name} is the head and keeps {decision.paths.directory.name}")  # fmt: skip
+        step = decision.resume_from.step if decision.resume_from else 0
+        listener("resume" if decision.resume_from else "start",
+                 {"step": step, "session": int(go["session"]),
+                  "run": str(decision.paths.directory)})  # fmt: skip
         joined = _Joined(decision, meeting, seat, int(go["session"]), requests, listener)
         return joined.watch()
     except (LeviathanError, OSError) as error:
@@ -194,20 +198,15 @@ class _Joined:
         lost = "" if end else self.seat.lost(self.silent_s)
         hung_up = self.seat.link.closed
         over = self.child.poll() is not None
-        if lost and (not hung_up or over or self._still_s() > self.silent_s):
+        if lost and (not hung_up or over or runs.still_s(self.paths) > self.silent_s):
             self._lost = lost
         elif not self._lost and self._has_no_plugin():
             self._lost = f"the plugin is not running here: {diagnosis.last_error(self.log)}"
 
     def _has_no_plugin(self) -> bool:
+        if self._step:  # every rank loads its plugins before the first step
+            return False
         return f"Failed to load plugin: {PLUGIN}" in diagnosis.tail(self.log)
-
-    def _still_s(self) -> float:
-        """Seconds since the training, rank 0 of it, gave its last sign of life."""
-        try:
-            return time.time() - self.paths.phase.stat().st_mtime
-        except OSError:
-            return float("inf")
 
     def _follow_metrics(self) -> None:
         for line in self._metrics.lines():

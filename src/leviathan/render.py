@@ -103,11 +103,12 @@ def _inexact_shards(config: Config) -> list[str]:
     Measured with Axolotl 0.19 on two processes: PEFT puts whole tensors where the pieces are.
     """
     fsdp = config.tree.get("fsdp_config")
-    if not fsdp or not config.tree.get("adapter"):
+    if not fsdp or not isinstance(fsdp, dict) or not config.tree.get("adapter"):
         return []
-    if fsdp.get("state_dict_type") == "SHARDED_STATE_DICT":
+    # Axolotl takes the older name with the prefix, too.
+    if "SHARDED_STATE_DICT" in (fsdp.get("state_dict_type"), fsdp.get("fsdp_state_dict_type")):
         return []
-    return [f"{config.origin(('fsdp_config', 'state_dict_type')).where}: with an adapter, "
+    return [f"{config.origin(('fsdp_config', next(iter(fsdp)))).where}: with an adapter, "
             "fsdp_config needs state_dict_type: SHARDED_STATE_DICT; from whole states a resume "
             "goes wrong without a word"]  # fmt: skip
 

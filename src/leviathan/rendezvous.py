@@ -6,6 +6,7 @@ kernel for addresses and routes, and sends nothing.
 
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import psutil
 
@@ -58,6 +59,9 @@ def meeting(nodes: int, place: str | None, rank: int | None = None) -> Meeting |
     host, port = _parsed(place)
     if rank is not None and not 0 <= rank < nodes:
         raise BadInput(f"--node-rank {rank} is not a number of {nodes} hosts", f"0 to {nodes - 1}")
+    if rank is None and _is_loopback_name(host):
+        raise BadInput(f"--rdzv: {host} is this machine's loopback here, where no other host can "
+                       "come in", "give the address by which the others reach it")  # fmt: skip
     if rank is None and is_here(host):
         rank = 0
     return Meeting(host, port, nodes, rank)
@@ -72,6 +76,12 @@ def _parsed(place: str) -> tuple[str, int]:
     if not 1 <= int(port) < 65535:
         raise BadInput(f"--rdzv {place!r}: the port is not between 1 and 65534", _HINT)
     return host, int(port)
+
+
+def _is_loopback_name(host: str) -> bool:
+    """A machine's own name often is, in /etc/hosts; an address is taken as it is meant."""
+    found = {address for _, address in _addresses(host)}
+    return host not in found and any(ip_address(a.partition("%")[0]).is_loopback for a in found)
 
 
 def is_here(host: str) -> bool:

@@ -4,6 +4,7 @@ Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
 """
 
 import json
+import math
 import os
 import time
 import types
@@ -346,6 +347,14 @@ def _holder(paths: RunPaths) -> str:
             return f"process {identity['pid']}"
         time.sleep(0.05)
     return "another process"
+
+
+def still_s(paths: RunPaths) -> float:
+    """Seconds since the training process, rank 0 of it, gave its last sign of life."""
+    try:
+        return time.time() - paths.phase.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def orphan(paths: RunPaths) -> int | None:

@@ -163,11 +163,13 @@ class _Attempts:
                 return self._ending(outcome, diagnosis, action.reason), None
             self._tell(outcome, diagnosis, action, change, newest)
             self._mark("running")  # for whoever looks: between two sessions it goes on
-            self._part(outcome, again=True)
             if not self._wait(action):
                 return self._stopped(outcome, self.requests.first), None
+            if self.party and (why := self.party.asked()[0]):
+                return self._stopped(outcome, why), None
             if self._unspent_s() == 0:
                 return self._stopped(outcome, USED_UP), None
+            self._part(outcome, again=True)  # not before it is sure: they come again at once
             self.decision = replace(
                 self.decision, action="resume" if newest else "start", resume_from=newest,
                 aside=tuple(aside), record=self.record, notes=(),

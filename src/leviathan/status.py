@@ -303,7 +303,7 @@ _ASKED = {
 
 def _why_crashed(paths: runs.RunPaths, supervisor: dict[str, Any]) -> str:
     if supervisor.get("boot") != machine.boot_id():
-        return "the machine was rebooted"
+        return "the machine was rebooted, or another host trains it: ask there"
     pid = runs.orphan(paths)
     saving = f"; its training process {pid} is still saving" if pid else ""
     return f"its process {supervisor.get('pid')} is gone: killed or power loss{saving}"

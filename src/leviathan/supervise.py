@@ -5,7 +5,6 @@ nor show anything (``ui``): it tells a listener.
 """
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -222,19 +221,12 @@ class _Watcher:
             self.requests.ask(why)
             self.requests.kill |= killed
         lost = party.silent()
-        if not lost and self._still_s() > party.silent_s:
+        if not lost and runs.still_s(self.paths) > party.silent_s:
             lost = party.gone()
             if not lost and (failed := party.failed()) and not self._guard:
                 self._guard, self._guard_text = "rank", f"training failed on {failed.called}"
         if lost and not self._guard:
             self._guard, self._guard_text = "host", lost
-
-    def _still_s(self) -> float:
-        """Seconds since the training process gave its last sign of life."""
-        try:
-            return time.time() - self.paths.phase.stat().st_mtime
-        except OSError:
-            return math.inf
 
     def _hear_last_words(self) -> None:
         """A rank that fails takes the others' connections with it: whose fault was it?"""
@@ -310,7 +302,7 @@ class _Watcher:
             line = diagnosis.short(diagnosis.last_error(Path(blamed.log)))
             reason = f"on {blamed.called}: {line}"
         evidence = Evidence(
-            exit_code=self.child.returncode,
+            exit_code=blamed.code if blamed else self.child.returncode,
             log=diagnosis.tail(Path(blamed.log) if blamed else self.log),
             phase=self._phase(),
             kernel_killed=machine.kernel_kills() > self._kernel_kills,
@@ -320,9 +312,13 @@ class _Watcher:
         return self._outcome("failed", reason, evidence)
 
     def _blamed(self) -> Guest | None:
-        """The host whose training failed first, where here it was only a broken connection."""
+        """The host whose training failed first, where here it was only a broken connection.
+
+        Or nothing at all: a rank that waited for the failed one, until we killed it.
+        """
         guest = self.party.failed() if self.party else None
-        if guest is None or not diagnosis.is_echo(diagnosis.last_error(self.log)):
+        ours = self._guard != "rank" and not diagnosis.is_echo(diagnosis.last_error(self.log))
+        if guest is None or ours:
             return None
         return None if diagnosis.is_echo(diagnosis.last_error(Path(guest.log))) else guest
 

@@ -235,13 +235,13 @@ def _settings(config: Config, record: runs.RunRecord | None) -> dict[str, Any]:
     """What ``compatibility`` judges. A base model is its files, wherever they lie."""
     tree = config.tree
     begun = record.tree.get("base_model") if record and record.base else tree["base_model"]
-    if record and begun != tree["base_model"] and _base(tree["base_model"]) == record.base:
+    if record and begun != tree["base_model"] and base_digest(tree["base_model"]) == record.base:
         tree = {**tree, "base_model": begun}
     return {"sample": config.sample, "processes": config.profile.hardware.processes, **tree}
 
 
 @cache
-def _base(base_model: str) -> str | None:
+def base_digest(base_model: str) -> str | None:
     return models.fingerprint(models.local_or_hub(base_model))
 
 
