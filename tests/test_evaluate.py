@@ -76,3 +76,27 @@ def test_a_servers_answers_and_why_they_ended(tmp_path, url):
     summary = evaluate.examine(evaluate.prepare(url, "best", str(suite), None))
     assert [case["passed"] for case in summary["cases"]] == [True, False]
     assert summary["base_pass_pct"] is None
+
+
+def test_a_web_page_and_a_proxy(url, monkeypatch):
+    from leviathan.endpoint import Endpoint
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # leads nowhere: not to this machine
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert Endpoint(url).models() == ["m"]
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self._reply("<html>"))
+    with pytest.raises(LeviathanError, match="is no OpenAI-compatible server"):
+        Endpoint(url).models()
+
+
+def test_a_rate_is_not_rounded_up_to_what_was_wanted(tmp_path, url, run_cli):
+    """One of little weight fails: 99.975 % is shown as 100.0 and is not 100."""
+    cases = [{"name": str(n), "prompt": "a", "checks": [{"exact": "a!"}]} for n in range(20)]
+    cases.append({"name": "x", "prompt": "a", "checks": [{"exact": "b!"}], "weight": 0.005})
+    (tmp_path / "s.yaml").write_text(json.dumps({"cases": cases}))
+    asked = ("test", url, "--suite", str(tmp_path / "s.yaml"))
+    done = run_cli(*asked, "--min-pass", "100%")
+    assert done.exit_code == 3
+    assert run_cli(*asked, "--min-pass", "99.9%").exit_code == 0
+    done = run_cli("test", str(tmp_path), "--tasks", "x", "--min-pass", "bogus")
+    assert done.exit_code == 2

@@ -15,7 +15,8 @@ def entry(step, passed, loss, total=4):
     path = Path(f"checkpoint-{step}")
     checkpoint = Checkpoint(step, path, None, None, loss, 1, 0.0, True, None)
     cases = [{"name": str(at), "passed": at < passed} for at in range(total)]
-    rate = {"passed": passed, "total": total, "pass_pct": 100 * passed / total}
+    rate = {"passed": passed, "total": total, "pass_pct": 100 * passed / total,
+            "pass_share": passed / total}  # fmt: skip
     more = {"interval_pct": [0.0, 100.0], "versus_base": None, "base_pass_pct": None}
     return checkpoint, {**rate, **more, "cases": cases}
 

@@ -15,8 +15,8 @@ import pytest
 import xxhash
 
 from fakes.processes import LEVIATHAN, wait_for
-from leviathan import serve
-from leviathan.errors import BadInput
+from leviathan import models, serve
+from leviathan.errors import BadInput, Refused
 
 FAKE = Path(__file__).parent / "fakes/vllm"
 
@@ -212,7 +212,9 @@ def test_what_is_not_proven_is_not_served(model, port):
         (["--context", "9999"], 2, "the model knows 512 positions"),
         (["--engine", "ollama"], 2, "--engine 'ollama' is unknown"),
         (["-p", "nonsense"], 2, "nonsense"),
-        (["--engine", "transformers", "--context", "64"], 2, "--context is vLLM's"),
+        (["--engine", "transformers", "--context", "64"], 2, "--context and --profile are vLLM's"),
+        (["--engine", "transformers", "-p", "a4000"], 2, "--context and --profile are vLLM's"),
+        (["--host", "192.0.2.1"], 2, "--host 192.0.2.1 is no address of this machine"),
     ],
 )
 def test_bad_input(model, port, more, code, said):
@@ -247,6 +249,13 @@ def test_an_adapter_is_offered_with_its_base(model, tmp_path):
     (directory / "merge-proof.json").write_text(json.dumps({**told, "base_model": str(model)}))
     offered, _ = serve.offer(str(directory), adapter=False, force=False)
     assert (offered.name, offered.model, offered.adapter) == ("r-adapter", model, directory)
+    told = {**told, "base_model": str(model), "base_digest": models.fingerprint(str(model))}
+    (directory / "merge-proof.json").write_text(json.dumps(told))
+    assert serve.offer(str(directory), adapter=False, force=False)[0].model == model
+    (model / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(Refused, match="is not the base model that was proven"):
+        serve.offer(str(directory), adapter=False, force=False)
+    assert serve.offer(str(directory), adapter=False, force=True)
     model.rename(model.with_name("gone"))
     with pytest.raises(BadInput, match="does not exist"):
         serve.offer(str(directory), adapter=False, force=False)
@@ -256,7 +265,7 @@ def test_examples_survive_the_shell(model):
     name = 'it\'s $(touch x) `y` "z"'
     server = serve.Server("http://h:1", serve.Command([], name), 1, Path("l"), lambda: None)
     curl, _ = serve.examples(server, chat=True)
-    assert name in serve.test_command(server)
+    assert shlex.split(serve.test_line(server))[4] == name
     body = shlex.split(curl)[-1]
     assert json.loads(body)["model"] == name
 

@@ -102,8 +102,8 @@ def _command(
             f"leave --host out and use the SSH tunnel, or set {engines.KEY_VARIABLE} for vLLM",
         )
     if name == engines.TRANSFORMERS or executable is None:
-        if context:
-            raise BadInput("--context is vLLM's", "leave it out")
+        if context or profile:
+            raise BadInput("--context and --profile are vLLM's", "leave them out, or --engine vllm")
         return engines.transformers_command(offered, host, port, has_gpu=bool(gpus))
     card = None
     if profile:
@@ -142,8 +142,6 @@ def _live(
 def _show(
     server: "Server", replies: "list[Reply]", host: str, port: int, *, chat: bool, as_json: bool
 ) -> None:
-    import shlex
-
     from leviathan import loopback, ui
     from leviathan import serve as serving
 
@@ -164,7 +162,8 @@ def _show(
         ui.say("it has no chat template: send rendered prompts to /v1/completions")
     ui.say()
     ui.raw(f"{curl}\n\n{python}\n\n")
-    ui.say(f"try it: {shlex.join(serving.test_command(server))}")
+    if chat:
+        ui.say(f"try it: {serving.test_line(server)}")
     if host in ("127.0.0.1", "localhost"):
         ui.say(f"from elsewhere: {loopback.tunnel(port)}")
     ui.say(f"log {server.log}; Ctrl+C stops it")

@@ -9,15 +9,12 @@ from leviathan.cli_checkpoints import CheckpointOption
 from leviathan.cli_config import JsonOption
 
 if TYPE_CHECKING:
-    from leviathan.harness import Score
-
-if TYPE_CHECKING:
     from leviathan.evaluate import Examination
     from leviathan.harness import Score
 
 TargetArgument = Annotated[
     str | None,
-    typer.Argument(help="A run's name or directory, a merged model's directory, or a URL (test)."),
+    typer.Argument(help="A run's name or directory, a merged model's directory, or a URL."),
 ]
 
 _ANSWER = 44
@@ -67,14 +64,16 @@ def examine(
     if all_checkpoints:
         checkpoint = "latest"  # only to find the run's configuration by
     examination = None
-    if not tasks or evaluate.suite_of(target, checkpoint, suite) is not None:
+    # What is asked of a suite needs one, tasks or not.
+    of_suite = bool(min_pass or tag) or not tasks
+    if of_suite or evaluate.suite_of(target, checkpoint, suite) is not None:
         examination = evaluate.prepare(
             target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
         )
     scored = _put_tasks(target, checkpoint, tasks, task_path, batch_size) if tasks else []
     summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
     _show(summary, scored, as_json=as_json)
-    if examination and summary["pass_pct"] < examination.min_pass_pct:
+    if examination and 100 * summary["pass_share"] < examination.min_pass_pct - 1e-9:
         raise Refused(
             f"{summary['pass_pct']} % passed, {examination.min_pass_pct:g} % wanted",
             "read the failed answers above; train longer or choose another checkpoint",

@@ -5,7 +5,6 @@ Does not write what it shows (``trackers``, ``reporters``) nor print (``cli_dash
 
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from leviathan import runs, trackers
+from leviathan import leash, runs, trackers
 from leviathan.errors import BadInput, LeviathanError
 from leviathan.loopback import HOST
 
 PORT = 6006
 _START_S = 60.0
-_END_S = 5.0
 
 
 def folder(run: runs.RunPaths | None) -> Path:
@@ -61,11 +59,7 @@ def serving(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory),
                "--host", HOST, "--port", str(port)]  # fmt: skip
     with tempfile.TemporaryFile() as told:
-        # A session of its own: Ctrl+C is ours, and its data server ends with it.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=told,
-            start_new_session=True,
-        )  # fmt: skip
+        process = leash.start(command, told.fileno(), dict(os.environ))
         try:
             if not _answers(process, port):
                 told.seek(0)
@@ -74,7 +68,7 @@ def serving(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
                 raise LeviathanError(f"TensorBoard did not start: {last.strip()}")
             yield process
         finally:
-            _end(process)
+            leash.end(process)
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -85,15 +79,3 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
                 return True
         time.sleep(0.1)
     return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            continue

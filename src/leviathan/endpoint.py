@@ -34,13 +34,19 @@ class Endpoint:
     def client(self) -> Any:
         """The official client for this server."""
         import os
+        from urllib.parse import urlsplit
 
         import openai
 
         base = self.url.rstrip("/")
         base = base if base.endswith("/v1") else f"{base}/v1"
         key = self.api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        return openai.OpenAI(base_url=base, api_key=key, timeout=_TIMEOUT_S, max_retries=0)
+        # A proxy of the environment does not lead to this machine.
+        own = urlsplit(base).hostname in ("127.0.0.1", "localhost", "::1")
+        http = openai.DefaultHttpxClient(trust_env=False) if own else None
+        return openai.OpenAI(
+            base_url=base, api_key=key, timeout=_TIMEOUT_S, max_retries=0, http_client=http
+        )
 
     def models(self) -> list[str]:
         """Names of the models that the server lists.
@@ -48,7 +54,10 @@ class Endpoint:
         Raises:
             LeviathanError: it does not answer, or with an error.
         """
-        return [str(entry.id) for entry in self._ask(lambda: self.client.models.list().data)]
+        try:
+            return [str(entry.id) for entry in self._ask(lambda: self.client.models.list().data)]
+        except AttributeError as error:  # what a web page makes of the client
+            raise LeviathanError(f"{self.url} is no OpenAI-compatible server") from error
 
     @cached_property
     def name(self) -> str:
@@ -125,3 +134,5 @@ class Endpoint:
             raise LeviathanError(f"{self.url} does not answer", "is the server up?") from error
         except openai.APIStatusError as error:
             raise LeviathanError(f"{self.url}: {error.status_code} {error.message}") from error
+        except openai.APIError as error:
+            raise LeviathanError(f"{self.url}: {error.message}") from error

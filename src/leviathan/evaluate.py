@@ -106,8 +106,9 @@ def examine(examination: Examination, lm_eval: Sequence[dict[str, Any]] = ()) ->
         with model.without_adapter():
             base = generation.answers(model, cases, size)
     summary = scores.summary(scores.judged(cases, tuned, base))
-    if examination.run and source.adapter and examination.whole:
-        grades.note(examination.run, examination.suite_name, source.adapter.name, summary, lm_eval)
+    if examination.run and examination.whole:
+        asked = Path(source.adapter or source.model).name
+        grades.note(examination.run, examination.suite_name, asked, summary, lm_eval)
     return summary
 
 
@@ -131,7 +132,7 @@ def resolve(
     Raises:
         BadInput: no such run, model or checkpoint.
     """
-    if target and (Path(target) / "config.json").is_file() and not _is_run(Path(target)):
+    if target and (Path(target) / "config.json").is_file() and not is_run(Path(target)):
         return models.from_directory(Path(target)), None, None
     paths = runs.find(target)
     record = runs.read(paths)
@@ -162,5 +163,6 @@ def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> config.Recipe:
     return config.validated(config.Recipe, record.settings, lambda _: str(paths.record))
 
 
-def _is_run(directory: Path) -> bool:
+def is_run(directory: Path) -> bool:
+    """Whether this is a run's directory."""
     return (directory / "run.json").is_file()

@@ -40,7 +40,7 @@ def note(
     summary: dict[str, Any],
     lm_eval: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Keep the summary of an examination (``prompts.summary``) without its answers."""
+    """Keep the summary of an examination (``scores.summary``) without its answers."""
     low, high = summary["interval_pct"]
     grade = Grade(
         time.time(), suite, checkpoint, summary["passed"], summary["total"],

@@ -3,6 +3,7 @@
 Starts no server (``dashboard``, ``serve``).
 """
 
+import errno
 import getpass
 import socket
 
@@ -25,7 +26,7 @@ def free_port(wanted: int | None, usual: int, host: str = HOST) -> int:
     for port in range(usual, usual + _PORTS_TRIED):
         if is_free(port, host):
             return port
-    with socket.socket() as any_port:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as any_port:
         any_port.bind((host, 0))
         return int(any_port.getsockname()[1])
 
@@ -44,7 +45,11 @@ def is_free(port: int, host: str = HOST) -> bool:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             attempt.bind(address)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise BadInput(
+                    f"--host {host} is no address of this machine", "use 127.0.0.1"
+                ) from error
             return False
     return True
 

@@ -34,7 +34,7 @@ class Ranking:
         The loss is made of thousands of tokens and tells equals apart better than chance; a
         model that is trained less has had less time to learn its corpus by heart.
         """
-        return min(self.entries, key=lambda e: (-e[1]["pass_pct"], _loss(e[0]), e[0].step))
+        return min(self.entries, key=lambda e: (-e[1]["pass_share"], _loss(e[0]), e[0].step))
 
     @property
     def by_loss(self) -> tuple[Checkpoint, dict[str, Any]]:

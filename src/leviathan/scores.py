@@ -110,6 +110,7 @@ def _rate(marks: Sequence[tuple[bool, float]]) -> dict[str, Any]:
         "passed": sum(passed for passed, _ in marks),
         "total": len(marks),
         "pass_pct": round(100 * share, 1),
+        "pass_share": share,  # what decides: 99.96 % is not 100
         "interval_pct": [round(value, 1) for value in interval_pct(share * size, size)],
         "effective_total": round(size, 1),
     }

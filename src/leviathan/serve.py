@@ -5,6 +5,7 @@ Does not know the servers' flags (``engines``) nor speak their API (``endpoint``
 
 import json
 import os
+import shlex
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import basemodel, evaluate, evidence, leash, models, prompts, runs
+from leviathan import basemodel, evaluate, evidence, leash, models, prompts, runs, tokenizer
 from leviathan.diagnosis import last_error
 from leviathan.endpoint import Endpoint
 from leviathan.engines import KEY_VARIABLE, Command, Offer
@@ -57,7 +58,7 @@ def offer(target: str | None, *, adapter: bool, force: bool) -> tuple[Offer, str
         Refused: it is not proven, has changed since, or its base is not here; unless ``force``.
     """
     directory = Path(target) if target and Path(target).is_dir() else None
-    if directory is None or (directory / "run.json").is_file():
+    if directory is None or evaluate.is_run(directory):
         directory = _of_run(runs.find(target), adapter=adapter)
     found = evidence.demand(directory, force=force)
     name = directory.resolve().name
@@ -70,6 +71,9 @@ def offer(target: str | None, *, adapter: bool, force: bool) -> tuple[Offer, str
     place = basemodel.locate({"base_model": models.local_or_hub(base)}, os.environ).directory
     if place is None:
         raise Refused(f"the base model {base} is not here", "download it")
+    proven = found.told.get("base_digest")  # None: a hub's snapshot, which never changes
+    if not force and proven and proven != models.fingerprint(str(place)):
+        raise Refused(f"{place} is not the base model that was proven", "restore it, or --force")
     return Offer(name, place, directory), row_format
 
 
@@ -93,7 +97,7 @@ def questions(suite: str | None, count: int) -> list[prompts.Case]:
 
 def suite_of(target: str | None) -> str | None:
     """The suite of the run that is served; None of a bare directory."""
-    if target and Path(target).is_dir() and not (Path(target) / "run.json").is_file():
+    if target and Path(target).is_dir() and not evaluate.is_run(Path(target)):
         return None
     run = runs.find(target)
     return evaluate.recipe_of(run, runs.read(run)).suite
@@ -120,8 +124,8 @@ def serving(command: Command, host: str, port: int, timeout_s: float) -> Iterato
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
-    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
-    url = f"http://{reached}:{port}"
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     with log.open("wb") as stream:
         environment = {**os.environ, **command.environment}
         process = leash.start(command.arguments, stream.fileno(), environment)
@@ -165,6 +169,8 @@ def try_out(server: Server, cases: list[prompts.Case], *, row_format: str | None
     endpoint = Endpoint(server.url, server.command.model, os.environ.get(KEY_VARIABLE, ""))
     replies = []
     for case in cases:
+        if row_format is not None and len(case.conversation) > 1:
+            continue  # without a template there is a single question and no more
         began = time.monotonic()
         if row_format is None:
             answer, reason = endpoint.chat(case.conversation, case.max_new_tokens)
@@ -181,13 +187,7 @@ def try_out(server: Server, cases: list[prompts.Case], *, row_format: str | None
 def has_chat_template(offered: Offer) -> bool:
     """Whether a server can take conversations: the tokenizer brings a template."""
     directory = offered.adapter or offered.model
-    if (directory / "chat_template.jinja").is_file():
-        return True
-    try:
-        told = json.loads((directory / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(told, dict) and bool(told.get("chat_template"))
+    return bool(tokenizer.chat_template(directory / "tokenizer.json"))
 
 
 def examples(server: Server, *, chat: bool) -> tuple[str, str]:
@@ -220,9 +220,11 @@ def examples(server: Server, *, chat: bool) -> tuple[str, str]:
     return curl, python
 
 
-def test_command(server: Server) -> list[str]:
-    """How the prompt suite is put to this server; it names the model, as not every server does."""
-    return ["leviathan", "test", server.url, "--model", server.command.model, "--suite", "NAME"]
+def test_line(server: Server) -> str:
+    """How a prompt suite is put to this server; it names the model, as not every server does."""
+    key = f"OPENAI_API_KEY=${KEY_VARIABLE} " if os.environ.get(KEY_VARIABLE) else ""
+    words = ["leviathan", "test", server.url, "--model", server.command.model, "--suite", "NAME"]
+    return key + shlex.join(words)
 
 
 def summary(server: Server, replies: list[Reply]) -> dict[str, Any]:

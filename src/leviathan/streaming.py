@@ -115,4 +115,6 @@ class _Told:
             self.pieces.put(text[self._shown :])
         self._shown = len(text)
         if text.endswith("\n"):  # a new line begins anew, else long answers get slow
-            self._tokens, self._shown = [], 0
+            # Its last token stays: some decoders drop a space at the very beginning.
+            self._tokens = self._tokens[-1:]
+            self._shown = len(self._tokenizer.decode(self._tokens, skip_special_tokens=True))

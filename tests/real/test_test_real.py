@@ -8,7 +8,7 @@ import pytest
 from project import RUN, Project
 
 import tiny
-from leviathan import checkpoints, evaluate, grades, harness, models, ranking, runs
+from leviathan import checkpoints, evaluate, grades, models, ranking, runs
 from leviathan.errors import BadInput
 
 pytestmark = pytest.mark.real
@@ -127,8 +127,8 @@ def test_lm_eval_puts_local_tasks_to_tuned_and_base(project, monkeypatch):
 
 
 def test_a_task_that_is_not_there(project):
-    """What the child says; nothing is loaded for it."""
-    told = harness._work(
-        {"tasks": [["ecko", None]], "directory": str(project.directory / "tasks")}, print
-    )
-    assert told == {"unknown": {"ecko": "echo"}}
+    """In a child: lm_eval changes the environment of whoever imports it."""
+    done = project.run("test", "--tasks", "ecko", "--task-path", "tasks", "--suite", "s.yaml")
+    assert done.code == 2
+    assert "ecko" in done.err
+    assert "echo" in done.err
