@@ -130,7 +130,7 @@ def drain(terminal: int) -> None:
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_merging_leaves_nothing_half(reference, tmp_path, number):
     shutil.copytree(reference.directory, tmp_path / "project")
     project = Project(tmp_path / "project")
