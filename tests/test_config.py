@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from leviathan import config, corpus, layers, render, samples
-from leviathan.config import Recipe
 from leviathan.errors import BadInput
 from leviathan.layers import build
+from leviathan.recipe import Recipe
 
 
 def edit(path: str, old: str, new: str) -> None:

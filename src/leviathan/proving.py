@@ -14,7 +14,6 @@ import yaml
 from leviathan import (
     basemodel,
     child,
-    config,
     corpus,
     evaluate,
     evidence,
@@ -26,6 +25,7 @@ from leviathan import (
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
+from leviathan.recipe import Recipe
 
 UNVERIFIED = "UNVERIFIED"
 _PROBES = 8
@@ -48,7 +48,7 @@ class Job:
     """What is merged: all that is read of the run before anything is written."""
 
     record: runs.RunRecord
-    recipe: config.Recipe
+    recipe: Recipe
     tree: dict[str, Any]
     """The configuration trained with; its base_model is where the base is now."""
     checkpoint: Checkpoint
@@ -141,7 +141,7 @@ def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[st
     return {name: known.get(name) or corpus.file_digest(path) for name, path in named.items()}
 
 
-def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[str]]:
+def _probes(record: runs.RunRecord, recipe: Recipe) -> tuple[str, list[str]]:
     """Where probes come from, and their texts: rows spread over the sample trained on.
 
     Where the sample is gone (a rented machine), the recipe's prompt suite stands in.

@@ -9,7 +9,8 @@ from typing import Any
 
 from leviathan import probe as probing
 from leviathan.config import bad_inputs
-from leviathan.layers import OWNED_KEYS, Config, Origin
+from leviathan.layers import OWNED_KEYS, Config
+from leviathan.origins import Origin
 from leviathan.schema import AxolotlSchema
 from leviathan.trackers import Tracking
 from leviathan.yamlfile import KeyPath, dotted, dump

@@ -30,12 +30,13 @@ from leviathan import (
     verdicts,
 )
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Guards, Success
+from leviathan.config import Guards
 from leviathan.criteria import Criterion
 from leviathan.expected import Expected
 from leviathan.incidents import Incident
 from leviathan.judgement import Verdict
 from leviathan.provenance import Setting
+from leviathan.recipe import Success
 from leviathan.series import Curve, Series
 from leviathan.spelled import count, counted, duration, figure
 

@@ -91,6 +91,11 @@ class RunPaths:
         return self.directory / "axolotl.yaml"
 
     @property
+    def base(self) -> Path:
+        """The base model where Leviathan makes it: the stage before, or a model from nothing."""
+        return self.directory / "base"
+
+    @property
     def accelerate(self) -> Path:
         return self.directory / "accelerate.yaml"
 

@@ -31,7 +31,7 @@ from leviathan.checkpoints import Checkpoint
 from leviathan.checkup import Check
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
-from leviathan.layers import Config, run_name
+from leviathan.layers import Config, run_name, whole_name
 from leviathan.probe import Probe
 from leviathan.rendezvous import Meeting
 from leviathan.samples import Sample
@@ -390,11 +390,14 @@ def resume_command(decision: Decision, extra: Sequence[str] = ()) -> str:
     config = decision.config
     parts = ["leviathan", "train", "--profile", config.profile_asked]
     parts += ["--recipe", config.recipe_asked, "--sample", config.sample]
-    default = run_name(config, None)
-    if decision.paths.directory.name != default:
-        parts += ["--name", decision.paths.directory.name]
+    name = decision.paths.directory.name
+    if name != run_name(config, None):
+        parts += ["--name", whole_name(config, name)]
+    if config.mode:
+        parts += ["--mode", config.mode]
     for override in config.overrides:
-        parts += ["--set", override]
+        if not override.startswith(("mode=", "stage=")):
+            parts += ["--set", override]
     if decision.failed_checks:  # it runs although a check fails, so --force was given
         parts.append("--force")
     return shlex.join([*parts, *extra])
