@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leviathan import compatibility, schema, yamlfile
+from leviathan.blueprint import NewModel
 from leviathan.errors import BadInput
 from leviathan.hooks import Hook
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
@@ -263,8 +264,11 @@ class Recipe(_Strict):
 
     description: str = ""
     """One line for ``recipes list``."""
-    base_model: str
-    """Hub name or local directory of the model the adapter is trained on."""
+    base_model: str | None = None
+    """Hub name or local directory of the model that is trained on; else ``model``."""
+    model: NewModel | None = None
+    """Instead of ``base_model``: a model made from nothing before training (docs/scratch-models.md).
+    """
     corpus: str
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
@@ -287,6 +291,13 @@ class Recipe(_Strict):
     """Limits of the merge proof."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Recipe":
+        if (self.base_model is None) == (self.model is None):
+            given = "both are given" if self.model else "neither is given"
+            raise ValueError(f"a recipe has either base_model or model; {given}")
+        return self
 
 
 def shipped_directory() -> Path:
@@ -420,6 +431,8 @@ def validated(model: type[Model], data: Any, where: Callable[[KeyPath], str]) ->
 def _describe(model: type[BaseModel], place: Callable[[KeyPath], str], error: Any) -> str:
     key: KeyPath = tuple(error["loc"])
     where = f"{place(key)}: {dotted(key)}"
+    if not key:  # about the whole: what stands there is the file
+        return f"{place(key)}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         return f"{where} is not a known key; {_nearest_field(model, key)}"
     if error["type"] == "missing":

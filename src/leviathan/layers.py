@@ -153,7 +153,9 @@ def build(
     recipe = _overridden(recipe, RECIPE_KEYS, sets)
     profile = _overridden(profile, PROFILE_KEYS, sets)
     merged, problems = _Merged(), list[str]()
-    merged.add(_own_keys(recipe, sample), lambda key: _own_origin(recipe_file, key, sample))
+    merged.add(
+        _own_keys(recipe_name, recipe, sample), lambda key: _own_origin(recipe_file, key, sample)
+    )
     for layer, source, model in (
         ("recipe", recipe_file, recipe.axolotl),
         ("profile", profile_file, profile.axolotl),
@@ -290,10 +292,15 @@ def _load(
     return loaded, load_profile(profile)
 
 
-def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
+def made_base(recipe_name: str) -> str:
+    """Where the model lies, or will, that a recipe has made from nothing."""
+    return f"work/models/{recipe_name}-base"
+
+
+def _own_keys(recipe_name: str, recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
-        "base_model": recipe.base_model,
+        "base_model": recipe.base_model or made_base(recipe_name),
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,
         "seed": recipe.seed,
@@ -307,6 +314,8 @@ def _own_origin(source: YamlFile, key: KeyPath, sample: str) -> Origin:
         if ("samples", sample, "epochs") in source.lines else ("epochs",),
     }  # fmt: skip
     place = own[str(key[0])]
+    if key[0] == "base_model" and ("model",) in source.lines:
+        place = ("model",)
     if place not in source.lines:
         return Origin("default", f"{place[0]} (not set in {source.path.name})")
     return Origin("recipe", source.where(place))

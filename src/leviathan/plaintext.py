@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def blocks(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Lines of text as blocks of JSON lines, about a MiB each.
+    """Text, line by line or in pieces of lines, as blocks of JSON lines, about a MiB each.
 
     Raises:
         BadInput: it is not UTF-8; ``name`` stands before that.
@@ -35,7 +35,8 @@ def blocks(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
             line = msgspec.json.encode({"text": text.decode()}) + b"\n"
         except UnicodeDecodeError as error:
             raise BadInput(
-                f"{name}: row {number} is not UTF-8 ({error.reason})", "convert it, with iconv -t UTF-8"
+                f"{name}: row {number} is not UTF-8 ({error.reason})",
+                "convert it, as with iconv -t UTF-8",
             ) from error
         found.append(line)
         size += len(line)
@@ -68,13 +69,19 @@ def _text(row: list[bytes]) -> Iterator[bytes]:
         yield text
 
 
-def _cut(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines, those that are too long in pieces that end with a character."""
-    for line in lines:
+def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines again, those that are too long in pieces that end with a character."""
+    left = b""
+    for piece in pieces:
+        line = left + piece
         while len(line) > _MOST_BYTES:
             end = _MOST_BYTES
             while end > 1 and line[end] & 0xC0 == 0x80:  # in the middle of a UTF-8 sequence
                 end -= 1
             yield line[:end]
-            line = line[end:]  # noqa: PLW2901 - what is left of it
-        yield line
+            line = line[end:]
+        left = b"" if line.endswith(b"\n") else line
+        if not left:
+            yield line
+    if left:
+        yield left

@@ -37,7 +37,7 @@ CHARS = 500_000_000
 """Characters that a tokenizer is learned from at most, unless told otherwise."""
 _BYTES = 256
 _HELD_OUT_EVERY = 100
-_HELD_OUT_CHARS = 1_000_000
+_MEASURED_CHARS = 1_000_000
 _ENDLESS = 1 << 30
 """model_max_length of a tokenizer that sets no limit: the model's positions do."""
 
@@ -173,12 +173,49 @@ def learn(wish: Wish, progress: Progress | None = None) -> Learned:
     if not texts.chars:
         raise BadInput(f"corpus {wish.corpus} has no text to learn from", "look at its fields")
     used = words.get_vocab_size()
-    measured = texts.held_out or texts.first
+    held_out = bool(texts.held_out.texts)
+    measured = texts.held_out if held_out else texts.first
     return Learned(
         padded(words, wish.size), wish.kind, special, wish.size, used, texts.rows, texts.chars,
-        bytes_per_token(words, measured), bool(texts.held_out), unknown,
-        f"xxh3_128:{texts.digest.hexdigest()}",
+        bytes_per_token(words, measured.texts), held_out, unknown,
+        texts.digest_text,
     )  # fmt: skip
+
+
+def digest(wish: Wish) -> str:
+    """``Learned.digest`` of what would be learned from, without learning.
+
+    Raises:
+        BadInput: no corpus, or rows that are no JSON.
+    """
+    texts = _Texts(wish, None)
+    for _ in texts.learned():
+        pass
+    return texts.digest_text
+
+
+def describe(learned: Learned) -> str:
+    """What was learned, in a line."""
+    where = "held-out rows" if learned.held_out else "the rows it was learned from"
+    text = f"{learned.used:,} tokens, {learned.bytes_per_token:.2f} bytes a token on {where}"
+    if learned.used < learned.size:
+        text += f"; the corpus fills no more, {learned.size - learned.used:,} are reserved"
+    if learned.unknown_share:
+        text += f"; {learned.unknown_share:.2g} of the characters have none"
+    return text
+
+
+class _Some:
+    """The first of some texts, to measure on."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._chars = 0
+
+    def keep(self, text: str) -> None:
+        if self._chars < _MEASURED_CHARS:
+            self.texts.append(text[:_MEASURED_CHARS])
+            self._chars += len(text)
 
 
 class _Texts:
@@ -188,22 +225,21 @@ class _Texts:
         self.wish, self.progress = wish, progress
         self.rows = self.chars = 0
         self.digest = xxhash.xxh3_128()
-        self.held_out: list[str] = []
+        self.held_out = _Some()
         """Of BPE one row in a hundred; a character must not be missed."""
-        self.first: list[str] = []
+        self.first = _Some()
+
+    @property
+    def digest_text(self) -> str:
+        return f"xxh3_128:{self.digest.hexdigest()}"
 
     def learned(self) -> Iterator[str]:
         for text in self._all():
             if self.wish.kind == "bpe" and self.rows % _HELD_OUT_EVERY == 0:
-                self._keep(self.held_out, text)
+                self.held_out.keep(text)
                 continue
-            if not self.held_out:
-                self._keep(self.first, text)
+            self.first.keep(text)
             yield text
-
-    def _keep(self, kept: list[str], text: str) -> None:
-        if sum(map(len, kept)) < _HELD_OUT_CHARS:
-            kept.append(text[:_HELD_OUT_CHARS])
 
     def _all(self) -> Iterator[str]:
         """Every so many rows, so that what stands last is heard, too."""
