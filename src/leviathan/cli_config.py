@@ -146,7 +146,10 @@ def recipes_list(as_json: JsonOption = False) -> None:
         return
     ui.table(
         ["recipe", "base model", "samples", "description"],
-        [[n, r.base_model, ", ".join(r.samples) or "-", r.description] for n, r, _ in found],
+        [
+            [n, r.base_model or "made from nothing", ", ".join(r.samples) or "-", r.description]
+            for n, r, _ in found
+        ],
     )
 
 

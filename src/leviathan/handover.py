@@ -1,13 +1,14 @@
-"""Owns the base model of a stage: the chosen checkpoint of the stage before, made a model.
+"""Owns the base model of a run that makes its own: from nothing, or of the stage before.
 
-Does not merge (``merge``: an adapter is merged and proven, whole weights are linked).
+Does not make one from nothing (``scratch``) nor merge (``merge``: an adapter is merged and
+proven, whole weights are linked).
 """
 
 import json
 from collections.abc import Callable
 from typing import Any
 
-from leviathan import checkpoints, files, layers, merge, runs, stages, writer
+from leviathan import checkpoints, files, merge, runs, scratch, stages, writer
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
 from leviathan.runs import RunPaths
@@ -32,6 +33,9 @@ def prepare(leg: Leg, tell: Callable[[str], None]) -> None:
         Refused: its model is not proven, or another process is at this run.
     """
     if not leg.config.makes_base or _has_trained(leg.paths):
+        return
+    if leg.before is None:
+        scratch.make(leg.paths.base, scratch.request(leg.config), tell, replace=True)
         return
     source, chosen = _source(leg)
     wanted = {"run": source.directory.name, "checkpoint": chosen.step, "digest": _digest(chosen)}
@@ -80,8 +84,3 @@ def _told(paths: RunPaths) -> Any:
         return json.loads((paths.base / RECORD).read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def layered(leg: Leg) -> layers.Config:
-    """The stage's configuration with its base where it is made."""
-    return layers.based(leg.config, leg.paths.directory.name)
