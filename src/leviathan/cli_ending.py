@@ -19,7 +19,8 @@ def finish(
     saved = training.latest_saved(decision.paths)
     where = f"saved {saved}" if saved else "there is no checkpoint yet"
     advice = ladder.advice(ending.adjustments) if ending.adjustments else ""
-    if as_json:
+    goes_on = outcome.kind == "done" and follows and not ending.asked
+    if as_json and not goes_on:  # one document: the last stage's
         ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
                      "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,
                      "log": outcome.log, "resume": again, "advice": advice,
@@ -36,7 +37,7 @@ def finish(
     if not as_json:
         ui.say(lines[outcome.kind])
     if outcome.kind == "done":
-        if follows and ending.asked:  # asked to stop in the last step: the next one is not begun
+        if follows and not goes_on:  # asked to stop in the last step: the next is not begun
             ui.notice(f"stopped ({ending.asked}) before stage {follows}; go on with: {again}")
             raise typer.Exit(4)
         ui.notice(f"next: stage {follows}" if follows else f"next: leviathan merge {run.name}")

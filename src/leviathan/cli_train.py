@@ -112,13 +112,11 @@ def train(
         shrink=shrink, dry_run=dry_run, detach=detach, force=force, as_json=as_json,
     )  # fmt: skip
     all_legs = stages.legs(merged, name)
-    legs = stages.select(all_legs, stage, until)
-    if not legs:
-        _train(wish)
-        return
+    # A stage among the overrides: a bundle for another machine is of one stage.
+    stage = stage or (merged.stage if any(s.startswith("stage=") for s in sets) else None)
     for option, asked in (("--stage", stage), ("--until", until)):
         repeat += [option, asked] if asked else []
-    _walk(wish, all_legs, legs)
+    _walk(wish, all_legs, stages.select(all_legs, stage, until))
 
 
 def _budget(
@@ -169,40 +167,37 @@ def _walk(wish: _Wish, all_legs: Any, legs: Any) -> None:
 
     if wish.resume != "auto" and len(legs) > 1:
         raise BadInput(f"--resume {wish.resume} is about one stage", "say which: --stage")
-    stages.check(legs)
-    for number, leg in enumerate(legs, 1):
-        follows = legs[number].stage if number < len(legs) else ""
-        one = replace(
-            wish, config=leg.config, follows=follows,
-            budget=stages.budget_for(leg, all_legs, wish.budget),
-        )  # fmt: skip
-        if wish.dry_run and not handover.is_ready(leg):
-            _show_pending(leg, as_json=wish.as_json)
-            continue
-        if not wish.as_json:
+    wishes = [
+        replace(
+            wish, config=leg.config, follows=legs[number].stage if number < len(legs) else "",
+        )
+        for number, leg in enumerate(legs, 1)
+    ]  # fmt: skip
+    if len(legs) > 1:
+        stages.check(legs)
+        if wish.dry_run and wish.as_json:
+            _show_plans(wishes)
+            return
+    head = wish.meeting is None or wish.meeting.is_head
+    for number, (leg, one) in enumerate(zip(legs, wishes, strict=True), 1):
+        if len(all_legs) > 1 and not wish.as_json:
             ui.heading(f"stage {number} of {len(legs)}: {leg.stage}")
         if not wish.dry_run:
-            handover.prepare(leg, ui.notice)
-        _train(one)
-        if wish.detach:
+            (handover.prepare if head else handover.wait)(leg, ui.notice)
+        # What the stages before took is known only now.
+        if not _train(replace(one, budget=stages.budget_for(leg, all_legs, wish.budget))):
             return
 
 
-def _show_pending(leg: Any, *, as_json: bool) -> None:
-    """A stage whose base model is not made yet, in a dry run."""
+def _show_plans(wishes: list[_Wish]) -> None:
+    from leviathan import train as training
     from leviathan import ui
 
-    source = (
-        f"the model of stage {leg.config.before}" if leg.before else "a model made from nothing"
-    )
-    if as_json:
-        ui.document({"run": str(leg.paths.directory), "action": "pending", "base": source})
-        return
-    ui.say(f"{leg.paths.directory}: begins with {source}, which is not there yet")
+    ui.document({"stages": [training.plan_of_action(wish.decide()) for wish in wishes]})
 
 
-def _train(wish: _Wish) -> None:
-    """One run, begun or gone on with."""
+def _train(wish: _Wish) -> bool:
+    """One run, begun or gone on with; False where that is left to the background."""
     from leviathan import train as training
     from leviathan import ui
 
@@ -211,18 +206,19 @@ def _train(wish: _Wish) -> None:
         show_checks(decision, force=wish.force or wish.dry_run, detach=wish.detach)
     if wish.dry_run or decision.action == "nothing":
         _show_instead(decision, wish)
-        return
+        return True
     if wish.detach:
         _detach(decision, wish.command, as_json=wish.as_json)
-        return
+        return False
     if wish.meeting and not wish.meeting.is_head:
         _finish(wish, _join(decision, wish.decide, wish.meeting))
-        return
+        return True
     if training.wait_for_orphan(decision, ui.notice):
         decision = wish.decide()
     if decision.action == "start" and _smoke_is_wanted(wish.config, wish.smoke):
         decision = _smoked(decision, wish.shrink, wish.repeat, as_json=wish.as_json)
     _finish(wish, _carry_out(decision, wish.budget, wish.repeat, shrink=wish.shrink))
+    return True
 
 
 def _finish(wish: _Wish, ending: Any) -> None:
@@ -387,6 +383,8 @@ def _show_instead(decision: Any, wish: _Wish) -> None:
     """What is shown where nothing is launched."""
     from leviathan import ui
 
+    if wish.as_json and wish.follows and not wish.dry_run:
+        return  # one document: the last stage's
     if wish.dry_run or wish.as_json:
         _show_plan(decision, wish.as_json)
         return

@@ -5,6 +5,7 @@ proven, whole weights are linked).
 """
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,19 @@ from leviathan.errors import BadInput, Refused
 from leviathan.runs import RunPaths
 from leviathan.stages import Leg
 
-RECORD = "leviathan-base.json"
+RECORD = scratch.RECORD
+"""In the base: which checkpoint it is of, or what it was made from."""
+_POLL_S = 1.0
 
 
-def is_ready(leg: Leg) -> bool:
-    """Whether the base model that the stage trains is there, or not Leviathan's to make."""
-    return not leg.config.makes_base or (leg.paths.base / RECORD).is_file()
+def wait(leg: Leg, tell: Callable[[str], None]) -> None:
+    """On a host that is not the head: until the head has made the base model."""
+    told = False
+    while leg.config.makes_base and not (leg.paths.base / RECORD).is_file():
+        if not told:
+            tell(f"waiting for the head, which makes {leg.paths.base}")
+        told = True
+        time.sleep(_POLL_S)
 
 
 def prepare(leg: Leg, tell: Callable[[str], None]) -> None:

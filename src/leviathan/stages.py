@@ -1,4 +1,4 @@
-"""Owns a training of several stages: the runs it is made of, and what of it is asked for.
+"""Owns a training as its stages: the runs it is made of, and what of it is asked for.
 
 Does not make the model that a stage begins with (``handover``), nor train (``sessions``).
 """
@@ -29,12 +29,15 @@ class Leg:
 
 
 def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
-    """Every stage of ``config``'s recipe in order, each with its run.
+    """Every stage of ``config``'s recipe in order, each with its run; one, where there are none.
 
     Raises:
         BadInput: a stage's settings cannot be; see ``layers.build``.
     """
     found: list[Leg] = []
+    if not config.stages:
+        run = layers.run_name(config, name)
+        return (Leg(layers.based(config, run), RunPaths(runs.TRAINING / run), None),)
     for stage in config.stages:
         asked = [*_without_stage(config), f"stage={stage}"]
         one = layers.build(config.recipe_asked, config.profile_asked, config.sample, asked)
@@ -54,7 +57,7 @@ def select(all_legs: tuple[Leg, ...], stage: str | None, until: str | None) -> t
     Raises:
         BadInput: there is none of that name, or both were given.
     """
-    names = [leg.stage for leg in all_legs]
+    names = [leg.stage for leg in all_legs if leg.stage]
     if stage and until:
         raise BadInput("--stage is one stage and --until all up to one", "leave one of them out")
     for option, asked in (("--stage", stage), ("--until", until)):
