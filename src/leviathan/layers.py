@@ -307,7 +307,7 @@ class _Stack:
         ):
             tokens = getattr(self.recipe, source)
             layer, where = self._own_place(source)
-            if tokens is None or self._is_said_above(key, layer):
+            if tokens is None or self._is_said_above(key, source, layer, where):
                 continue
             step = convert(self.tree.tree, processes, tokens, where)
             origin = Origin(layer, f"{where}: {source} {step.why}")
@@ -315,7 +315,7 @@ class _Stack:
             if key == "warmup_steps":
                 self.tree.drop("warmup_ratio")
 
-    def _is_said_above(self, key: str, layer: str) -> bool:
+    def _is_said_above(self, key: str, source: str, layer: str, where: str) -> bool:
         """Whether a layer that counts more than ``layer`` sets ``key`` itself.
 
         A profile does not: its accumulation suits another training's batch.
@@ -324,7 +324,10 @@ class _Stack:
         if origin is None or origin.layer == "profile":
             return False
         order = ["default", "recipe", *(one.name for one in self.composed.layers), "--set"]
-        return order.index(origin.layer) >= order.index(layer)
+        if origin.layer == layer:
+            raise BadInput(f"{where}: {source} and {key} ({origin.where}) say the same twice",
+                           "leave one of them out")  # fmt: skip
+        return order.index(origin.layer) > order.index(layer)
 
     def _own_place(self, key: str) -> tuple[str, str]:
         """The layer that set one of the recipe's own keys, and where."""
