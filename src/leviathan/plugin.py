@@ -59,6 +59,10 @@ class LeviathanKeys(BaseModel):
     """Which launch of the run this is, from 1."""
     keep: int
     """Newest checkpoints to keep, besides the best and the pinned."""
+    whole: int | None = None
+    """Newest of those that keep their optimizer; None: all."""
+    every_hours: float | None = None
+    """Save at least so often."""
     fingerprint: str = ""
     """Of the settings that a resume must not change; goes into the commit records."""
     guards: Guards = Guards()
@@ -168,9 +172,9 @@ class LeviathanPlugin(BasePlugin):
             FiniteCallback(journal),
             LossCallback(journal, keys.guards),
             *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
-            CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
+            CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch, keys.whole),
             stop,
-            SaveCallback(journal),
+            SaveCallback(journal, keys.every_hours),
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),
             *([EpochCallback()] if _shuffles_packed(cfg) else []),
