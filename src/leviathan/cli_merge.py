@@ -28,8 +28,9 @@ def merge(
         str | None, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: as the base has it.")
     ] = None,
     shard_gb: Annotated[
-        float, typer.Option("--shard-gb", help="Largest file of weights, in GB.")
-    ] = 5.0,
+        float | None,
+        typer.Option("--shard-gb", help="Largest file of weights, in GB. Default 5."),
+    ] = None,
     adapter_only: Annotated[
         bool,
         typer.Option("--adapter-only", help="No merge: the adapter, ready to serve on its base."),
