@@ -144,7 +144,8 @@ def apply(going: Sequence[Checkpoint]) -> Slimming:
     done, problems = [], []
     for checkpoint in going:
         try:
-            done.append((checkpoint.step, slim(checkpoint)))
+            if size := slim(checkpoint):
+                done.append((checkpoint.step, size))
         except OSError as error:
             problems.append(f"{checkpoint.path.name} could not be slimmed: {error}")
     return Slimming(tuple(done), "; ".join(problems))
