@@ -18,6 +18,7 @@ from leviathan import (
     disk,
     knobs,
     layers,
+    parcel,
     runs,
     shapes,
     slimming,
@@ -236,6 +237,17 @@ def test_an_older_leviathan_takes_a_slim_one_for_no_checkpoint(tmp_path):
     slimming.slim(checkpoints.scan(tmp_path)[0])
     record = json.loads((tmp_path / "checkpoint-10" / checkpoints.COMMIT).read_text())
     assert (record["schema"], record["step"]) == (2, 10)
+
+
+def test_what_travels_to_be_resumed_is_whole(tmp_path):
+    for step in (10, 20):
+        make(tmp_path, step, eval_loss=step)
+    slimming.slim(checkpoints.scan(tmp_path)[0])
+    found = checkpoints.scan(tmp_path)
+    assert [c.step for c in parcel.wanted(found, "best", "there", served=False)] == [20]
+    assert [c.step for c in parcel.wanted(found, "best", "there")] == [10, 20]
+    with pytest.raises(BadInput, match="checkpoint-10 of there cannot be resumed from"):
+        parcel.wanted(found, "10", "there", served=False)
 
 
 def test_retention_keeps_the_last_that_can_be_resumed_from(tmp_path):

@@ -18,7 +18,7 @@ COMMAND = ("train", "--profile", "long", "--recipe", "tiny", "--sample", "full",
 STEADY = (*COMMAND, "--set", "learning_rate=1e-3")
 # So high that the model only gets worse: it has learned to stop.
 EARLY = (*COMMAND, "--set", "learning_rate=0.3", "--set", "lr_scheduler=constant",
-         "--set", "early_stopping_patience=2", "--set", "checkpoints.every_hours=1e-9",
+         "--set", "early_stopping_patience=3", "--set", "checkpoints.every_hours=1e-9",
          "--set", "checkpoints.whole=2")  # fmt: skip
 
 # kill -9 when half of step 8's optimizer is written, once.
@@ -102,15 +102,15 @@ def test_early_stopping_ends_a_resumed_run_where_it_ends_an_undisturbed_one(
     done = early.run(*EARLY)
     assert done.code == 0, done.err
     end = early.events(RUN, "early_stop")[-1]["step"]
-    assert end == 8  # better before the first step than after 4 and 8
+    evals = {e["step"]: e["eval_loss"] for e in early.events(RUN, "eval")}
+    print("EVALS", evals)
+    assert end == 12  # better before the first step than after 4, 8 and 12
     stopped = forked_project.signal_at(RUN, 5, signal.SIGINT, arguments=EARLY)
     assert stopped.code == 4, stopped.err
     resumed = forked_project.run(*EARLY)
     assert resumed.code == 0, resumed.err
     assert forked_project.exact(RUN) == early.exact(RUN)
-    assert weights(forked_project, "checkpoint-8") == weights(early, "checkpoint-8")
-    again = forked_project.run(*EARLY)
-    assert (again.code, forked_project.saved(RUN)[-1]) == (0, end)
+    assert weights(forked_project, "checkpoint-12") == weights(early, "checkpoint-12")
     # Hours that pass at once: each step was saved; the policy left two with an optimizer.
     found = listed(early)
     assert list(found) == list(range(1, end + 1))
