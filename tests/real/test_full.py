@@ -16,9 +16,8 @@ COMMAND = ("train", "--profile", "long", "--recipe", "tiny", "--sample", "full",
            "--set", "eval_steps=4", "--set", "use_tensorboard=false",
            "--set", "dataset_num_proc=1")  # fmt: skip
 STEADY = (*COMMAND, "--set", "learning_rate=1e-3")
-# So high that the model only gets worse: it has learned to stop.
-EARLY = (*COMMAND, "--set", "learning_rate=0.3", "--set", "lr_scheduler=constant",
-         "--set", "early_stopping_patience=3", "--set", "checkpoints.every_hours=1e-9",
+# A rate that is too high, and rises: the model only gets worse.
+EARLY = (*COMMAND, "--set", "learning_rate=4", "--set", "warmup_steps=40", "--set", "early_stopping_patience=3", "--set", "checkpoints.every_hours=1e-9",
          "--set", "checkpoints.whole=2")  # fmt: skip
 
 # kill -9 when half of step 8's optimizer is written, once.
