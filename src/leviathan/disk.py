@@ -123,7 +123,8 @@ def forecast(
     newest = next((c for c in reversed(existing) if c.obstacle is None), None)
     if newest is None:
         return found
-    return Forecast(newest.bytes, found.merged, newest.bytes - slimming.freed(newest))
+    slim = newest.bytes - slimming.freed(newest) if newest.committed else found.slim
+    return Forecast(newest.bytes, found.merged, slim)
 
 
 def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecast:
