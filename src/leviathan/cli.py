@@ -138,6 +138,7 @@ def _register() -> None:
         cli_report,
         cli_runs,
         cli_serve,
+        cli_slim,
         cli_status,
         cli_test,
         cli_train,
@@ -159,6 +160,7 @@ def _register() -> None:
     cli_notify.register(app)
     cli_dash.register(app)
     cli_checkpoints.register(app)
+    cli_slim.register(app)
     cli_merge.register(app)
     cli_test.register(app)
     cli_infer.register(app)

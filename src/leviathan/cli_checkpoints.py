@@ -32,7 +32,7 @@ def list_(
     """Every checkpoint of a run: step, losses, size, date, and whether it is sound."""
     from leviathan import checkpoints, ui
 
-    paths = _find(run)
+    paths = find_run(run)
     aside = checkpoints.aside(paths.directory)
     found = checkpoints.scan(paths.directory)
     if as_json:
@@ -49,7 +49,7 @@ def list_(
     ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
 
 
-def _find(run: str | None) -> Any:
+def find_run(run: str | None) -> Any:
     """The run; one whose record cannot be read is not guessed at."""
     from leviathan import runs
 
@@ -84,7 +84,7 @@ def show(
     """One checkpoint in full: losses, files and sizes."""
     from leviathan import checkpoints
 
-    _detail(checkpoints.choose(_find(run).directory, checkpoint), as_json)
+    _detail(checkpoints.choose(find_run(run).directory, checkpoint), as_json)
 
 
 @checkpoints_app.command("latest")
@@ -98,7 +98,7 @@ def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """The checkpoint with the lowest evaluation loss, and why; without evaluations, the latest."""
     from leviathan import checkpoints
 
-    paths = _find(run)
+    paths = find_run(run)
     chosen = checkpoints.choose(paths.directory, "best")
     _detail(chosen, as_json, _explained(paths, chosen))
 
@@ -126,7 +126,7 @@ def verify(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from leviathan import checkpoints, ui
     from leviathan.errors import Refused
 
-    found = [checkpoints.verify(c) for c in checkpoints.scan(_find(run).directory)]
+    found = [checkpoints.verify(c) for c in checkpoints.scan(find_run(run).directory)]
     print_checkpoints(found, as_json)
     damaged = [f"{c.path.name}: {c.problem}" for c in found if not c.sound]
     if damaged:
@@ -142,7 +142,7 @@ def pin(
     """Keep a checkpoint for good: neither retention nor cleanup deletes it."""
     from leviathan import checkpoints
 
-    chosen = checkpoints.choose(_find(run).directory, checkpoint)
+    chosen = checkpoints.choose(find_run(run).directory, checkpoint)
     _say_pinned(chosen, "pinned", checkpoints.pin(chosen), as_json)
 
 
@@ -153,7 +153,7 @@ def unpin(
     """Let retention and cleanup have a pinned checkpoint again."""
     from leviathan import checkpoints
 
-    chosen = checkpoints.named(_find(run).directory, checkpoint)
+    chosen = checkpoints.named(find_run(run).directory, checkpoint)
     _say_pinned(chosen, "unpinned", checkpoints.unpin(chosen), as_json)
 
 
@@ -187,7 +187,7 @@ def cleanup(
     from leviathan import checkpoints, runs, ui, writer
     from leviathan.errors import BadInput
 
-    paths = _find(run)
+    paths = find_run(run)
 
     def choose() -> list[Any]:
         return checkpoints.aside(paths.directory) if aside else _going(paths, keep, drop_best)
@@ -263,4 +263,5 @@ def _date(seconds: float) -> str:
 
 
 def _marks(c: Any) -> str:
-    return " ".join(mark for mark, on in (("best", c.best), ("pinned", c.pinned)) if on)
+    marks = (("best", c.best), ("pinned", c.pinned), ("slim", c.slim))
+    return " ".join(mark for mark, on in marks if on)

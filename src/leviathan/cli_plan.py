@@ -196,10 +196,13 @@ def _money_rows(made: "Plan") -> Iterator[tuple[str, str]]:
 def _disk_text(made: "Plan") -> str:
     from leviathan import ui
 
-    one, keep = made.disk.checkpoint, made.profile.checkpoints.keep
+    one, policy = made.disk.checkpoint, made.profile.checkpoints
     if one is None:
         return "unknown"
-    text = f"{ui.size(one)} a checkpoint, {keep + 1} kept"
+    text = f"{ui.size(one)} a checkpoint, {policy.keep + 1} kept"
+    if policy.whole is not None and policy.whole <= policy.keep and made.disk.slim:
+        text += f", {policy.whole} of them whole, the others slimmed to {ui.size(made.disk.slim)}"
+        text += f": {ui.size(made.disk.kept(policy) or 0)}"
     return f"{text}; merged model {ui.size(made.disk.merged)}" if made.disk.merged else text
 
 

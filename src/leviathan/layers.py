@@ -105,7 +105,9 @@ OWNED_KEYS = {
 }
 
 
-RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description", "stages", "modes"}
+# A recipe's checkpoints end in the profile's.
+RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description", "stages", "modes",
+                                          "checkpoints"}  # fmt: skip
 PROFILE_KEYS = set(Profile.model_fields) - {"axolotl", "aliases", "description"}
 # These recipe keys are Axolotl keys, too: an override goes into the rendered tree.
 _AXOLOTL_TOO = {"epochs", "seed", "base_model"}
@@ -203,7 +205,7 @@ def build(
     if any(o.key == ("base_model",) for o in sets):
         recipe = recipe.model_copy(update={"model": None})
     recipe = overrides.overridden(recipe, RECIPE_KEYS, sets)
-    profile = _with_checkpoints(profile, composed, recipe_file)
+    profile = _with_checkpoints(profile, recipe.checkpoints, composed, recipe_file)
     profile = overrides.overridden(profile, PROFILE_KEYS, sets)
     said = [o.value for o in sets if o.key == ("sample",)]
     sample = sample or (recipe.sample if said else (mode and mode.sample) or recipe.sample)
@@ -226,16 +228,19 @@ def _composed(composed: Composition, source: YamlFile) -> Recipe:
     return validated(Recipe, composed.data, where)
 
 
-def _with_checkpoints(profile: Profile, composed: Composition, source: YamlFile) -> Profile:
-    """The profile with the retention that mode and stage ask for."""
+def _with_checkpoints(
+    profile: Profile, recipes: dict[str, Any], composed: Composition, source: YamlFile
+) -> Profile:
+    """The profile with the retention that the recipe, mode and stage ask for."""
     asked = [(layer, layer.data["checkpoints"]) for layer in composed.layers
              if layer.data.get("checkpoints")]  # fmt: skip
-    if not asked:
+    if not asked and not recipes:
         return profile
     tree = profile.model_dump(exclude_unset=True)
+    tree["checkpoints"] = {**recipes, **tree.get("checkpoints", {})}
     for _, checkpoints in asked:
-        tree["checkpoints"] = {**tree.get("checkpoints", {}), **checkpoints}
-    place = (*asked[-1][0].place,)
+        tree["checkpoints"] = {**tree["checkpoints"], **checkpoints}
+    place = (*asked[-1][0].place,) if asked else ()
     return validated(Profile, tree, lambda key: source.where((*place, *key)))
 
 

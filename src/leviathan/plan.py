@@ -338,7 +338,12 @@ def as_document(made: Plan) -> dict[str, Any]:
         "usd": {name: cost.mid for name, cost in made.usd.items()},
         "kwh": _document(made.kwh),
         "energy_usd": _document(made.energy_usd),
-        "disk_bytes": {"checkpoint": made.disk.checkpoint, "merged": made.disk.merged},
+        "disk_bytes": {
+            "checkpoint": made.disk.checkpoint,
+            "merged": made.disk.merged,
+            "slim_checkpoint": made.disk.slim,
+            "kept": made.disk.kept(made.profile.checkpoints),
+        },
         "evidence": made.evidence,
     }
 

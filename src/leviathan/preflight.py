@@ -80,8 +80,9 @@ def of_training(
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
     forecast = _forecast(config, existing)
-    kept = sum(c.sound for c in existing)
-    needs = _needs(config, paths, data, forecast, kept, environment)
+    sound = [c.bytes for c in existing if c.sound]
+    kept = len(sound)
+    needs = _needs(config, paths, data, forecast, (kept, sum(sound)), environment)
     wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
     base = None if config.lacks_base else basemodel.locate(config.tree, environment)
     base = None if config.lacks_base else basemodel.locate(config.tree, environment)
@@ -123,13 +124,20 @@ def _one_checkpoint(paths: RunPaths, forecast: disk.Forecast) -> Need:
 
 
 def _needs(
-    config: Config, paths: RunPaths, data: Path, forecast: disk.Forecast, kept: int,
-    environment: Mapping[str, str],
+    config: Config, paths: RunPaths, data: Path, forecast: disk.Forecast,
+    existing: tuple[int, int], environment: Mapping[str, str],
 ) -> list[Need]:  # fmt: skip
-    """What this run has yet to write."""
+    """What this run has yet to write; ``existing`` are its sound checkpoints: count and bytes."""
+    kept, held = existing
     one, merged = forecast.checkpoint or 0, forecast.merged or 0
     # The newest few and the best are kept; another is written before one is let go.
-    more = max(config.profile.checkpoints.keep + 1 - kept, 0)
+    policy = config.profile.checkpoints
+    more = max(policy.keep + 1 - kept, 0)
+    if policy.whole is None:
+        later, told = more * one, f"{more} more checkpoints"
+    else:  # as they are, existing ones become slim before others are added
+        later = max((forecast.kept(policy) or 0) - held, 0)
+        told = f"{more} more checkpoints, {policy.whole} of all whole"
     source = Path(config.recipe.corpus)
     wish = samples.Wish(source, config.sample, config.recipe.seed, data)
     size = samples.expected_bytes(source, config.sample) if source.exists() else 0
@@ -143,7 +151,7 @@ def _needs(
         Need("prepared data", paths.prepared, disk.prepared_bytes(tokenised, packed=packed),
              soon=True),
         _one_checkpoint(paths, forecast),
-        Need(f"{more} more checkpoints", paths.directory, more * one, soon=False),
+        Need(told, paths.directory, later, soon=False),
         Need("merged model", Path("models"), merged, soon=False),
     ]  # fmt: skip
 

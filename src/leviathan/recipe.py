@@ -163,6 +163,8 @@ class Recipe(_Strict):
     """Criteria shown by reports and used by ``test``."""
     merge: MergeLimits = MergeLimits()
     """Limits of the merge proof."""
+    checkpoints: dict[str, Any] = {}
+    """Keys of a profile's ``checkpoints``, where the profile does not say them."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys."""
     stages: list[Stage] = []

@@ -167,13 +167,20 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
             return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
         if damaged and chosen is None:
-            told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
+            told = "; ".join(f"{c.path.name}: {c.obstacle}" for c in damaged)
             raise Refused(
-                f"no checkpoint of {paths.directory.name} is sound ({told})",
+                f"no checkpoint of {paths.directory.name} can be resumed from ({told})"
+                if any(c.slim for c in damaged)
+                else f"no checkpoint of {paths.directory.name} is sound ({told})",
                 "start over with --resume never, which keeps them aside",
             )
         return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
+    if chosen.slim:
+        raise Refused(
+            f"{chosen.path.name} cannot be resumed from: {checkpoints.SLIMMED}",
+            "leave out --resume to go on from the newest that is whole; merge and test take it",
+        )
     return chosen, [c for c in existing if c.step > chosen.step]
 
 
