@@ -269,10 +269,11 @@ class Recipe(_Strict):
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
     """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
-    format: Literal["alpaca", "chat", "sharegpt", "completion"] = "alpaca"
+    format: Literal["alpaca", "chat", "sharegpt", "completion", "choices"] = "alpaca"
     """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
-    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}. Finer control:
-    ``axolotl.datasets``."""
+    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}, choices
+    {question, choices: [text], answer: an index from 0 or a letter}, trained by rewards
+    (docs/rewards.md). Finer control: ``axolotl.datasets``."""
     epochs: float = Field(1, gt=0)
     """Passes over the sample."""
     samples: dict[str, SampleSettings] = {}
