@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leviathan import redaction, samples, yamlfile
+from leviathan import lessons, redaction, reinforcement, samples, yamlfile
 from leviathan.config import (
     Model,
     Profile,
@@ -77,6 +77,7 @@ DATASET_FORMATS: dict[str, dict[str, Any]] = {
         "message_property_mappings": {"role": "from", "content": "value"},
     },
     "completion": {"type": "completion", "field": "text"},
+    "choices": {"type": lessons.TYPE},
 }
 
 OWNED_KEYS = {
@@ -169,11 +170,26 @@ def build(
             problems += _owned(tree, lambda _, t=text: f"--set {t}")
             merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
     _refuse_bad_datasets(merged)
+    problems += _reinforced(merged, recipe.format, profile.hardware.processes)
     return Config(
         recipe_name, recipe, profile_name, profile, sample,
         tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
         tuple(_rung_keys(profile, profile_file, sets)),
     )  # fmt: skip
+
+
+def _reinforced(merged: "_Merged", row_format: str, processes: int) -> list[str]:
+    """Make the merged keys fit for rewards, where they ask for them; what is wrong with them."""
+    tree = merged.tree
+    if reinforcement.rewarded(tree):
+        for name in reinforcement.SUPERVISED:
+            place = merged.origins.get((name,))
+            if place and place.layer == "profile":  # made for supervised fine-tuning
+                del tree[name], merged.origins[(name,)]
+    found = list(reinforcement.problems(tree, processes, row_format))
+    for key, value, why in [] if found else list(reinforcement.derived(tree, processes)):
+        merged.add(_as_tree(key, value), lambda _, w=why: Origin("leviathan", w))
+    return [f"{merged.where(key)}: {text}" for key, text in found]
 
 
 def _refuse_secrets(
@@ -293,6 +309,7 @@ def _load(
 def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
+        **(reinforcement.DEFAULTS if recipe.format == "choices" else {}),
         "base_model": recipe.base_model,
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,
@@ -305,6 +322,7 @@ def _own_origin(source: YamlFile, key: KeyPath, sample: str) -> Origin:
         "base_model": ("base_model",), "datasets": ("format",), "seed": ("seed",),
         "num_epochs": ("samples", sample, "epochs")
         if ("samples", sample, "epochs") in source.lines else ("epochs",),
+        "rl": ("format",), "trl": ("format",),
     }  # fmt: skip
     place = own[str(key[0])]
     if place not in source.lines:
@@ -336,6 +354,14 @@ class _Merged:
 
     def add(self, layer: dict[str, Any], origin: Any) -> None:
         self._merge(self.tree, layer, (), origin)
+
+    def where(self, key: KeyPath) -> str:
+        """The place that set ``key``, or something in it, or the block around it."""
+        exact = self.origins.get(key)
+        inside = (o for k, o in self.origins.items() if k[: len(key)] == key)
+        around = (self.origins.get(key[:n]) for n in range(len(key) - 1, 0, -1))
+        found = exact or next(inside, None) or next(filter(None, around), None)
+        return found.where if found else dotted(key)
 
     def _merge(self, into: Any, layer: dict[Any, Any], prefix: KeyPath, origin: Any) -> None:
         for name, value in layer.items():
