@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ class EpochCallback(TrainerCallback):
             )
         # Whole at an epoch's end: the Trainer sets it to epoch + steps done / steps.
         batches.set_epoch(int(state.epoch or 0))
+
+
+class GroupsCallback(TrainerCallback):
+    """Tells the questions that are answered for a reward which epoch begins.
+
+    accelerate tells only samplers that it finds, not below what skips batches at a resume.
+    """
+
+    def __init__(self, order: Callable[[int], None]) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.order(int(state.epoch or 0))
 
 
 class TokensCallback(TrainerCallback):

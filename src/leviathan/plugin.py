@@ -18,10 +18,11 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import files, gauge, launch, machine, models, reporters, runs, sampler
+from leviathan import files, gauge, launch, machine, models, reinforcement, reporters, runs, sampler
 from leviathan.callbacks import (
     CommitCallback,
     EpochCallback,
+    GroupsCallback,
     LearningRateCallback,
     MetricsCallback,
     SaveCallback,
@@ -166,7 +167,7 @@ class LeviathanPlugin(BasePlugin):
         return [
             MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
-            LossCallback(journal, keys.guards),
+            *([] if reinforcement.rewarded(cfg) else [LossCallback(journal, keys.guards)]),
             *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
             stop,
@@ -194,6 +195,8 @@ class LeviathanPlugin(BasePlugin):
         if _on_cpus():
             # The property would name a GPU for rank N, and optimizer state be loaded there.
             trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
+        if reinforcement.rewarded(cfg):
+            trainer.add_callback(GroupsCallback(sampler.GroupOrder(trainer).set_epoch))
 
 
 class Unbreakable(io.TextIOBase):

@@ -39,7 +39,7 @@ _LOST = {
 
 def rewarded(tree: dict[str, Any]) -> bool:
     """Whether answers are written and rewarded: ``rl: grpo``, or gdpo, its variant."""
-    return str(tree.get("rl")) in _KINDS
+    return tree.get("rl") in _KINDS  # a text, or Axolotl's enumeration, which equals it
 
 
 @dataclass(frozen=True)
@@ -150,51 +150,46 @@ def _numbers(trl: dict[str, Any]) -> Iterator[tuple[Key, str]]:
         if value is not None and not _is_count(value):
             yield ("trl", name), f"trl.{name} is {value!r}; it needs a whole number, 1 or more"
     if trl.get("num_generations") == 1:
-        yield ("trl", "num_generations"), (
-            "trl.num_generations is 1; it needs 2 or more, since an answer is held against the "
-            "others to its question"
+        yield (
+            ("trl", "num_generations"),
+            (
+                "trl.num_generations is 1; it needs 2 or more, since an answer is held against the "
+                "others to its question"
+            ),
         )
 
 
 def _batches(tree: dict[str, Any], processes: int) -> Iterator[tuple[Key, str]]:
-    found = groups(tree, processes)
+    found, explicit = groups(tree, processes), (tree.get("trl") or {}).get("generation_batch_size")
     micro = _count(tree, "micro_batch_size", 1)
     accumulation = _count(tree, "gradient_accumulation_steps", 1)
-    each, asked = micro * processes, f"trl.num_generations is {found.generations}"
-    explicit = (tree.get("trl") or {}).get("generation_batch_size")
-    how = (
-        f"trl.generation_batch_size {explicit}"
-        if explicit
-        else f"micro_batch_size {micro} x gradient_accumulation_steps {accumulation} x "
-        f"{processes} process{'es' * (processes != 1)} = {found.answers}"
+    each, trained_in = micro * processes, found.per_generation * found.iterations
+    asked = f"trl.num_generations is {found.generations}"
+    made = (
+        f"micro_batch_size {micro} x gradient_accumulation_steps {accumulation} x {processes} "
+        f"process{'es' * (processes != 1)} = {found.answers}"
     )
+    how = f"trl.generation_batch_size {explicit}" if explicit else made
     if explicit and found.answers % each:
-        yield ("trl", "generation_batch_size"), (
-            f"{how} is no multiple of micro_batch_size {micro} x processes {processes}; set {each}"
-        )
+        text = f"{how} is no multiple of micro_batch_size x processes = {each}"
+        yield ("trl", "generation_batch_size"), text
     elif found.answers % found.generations:
-        yield ("trl", "num_generations"), (
-            f"{asked}, which does not divide {how} answers a step; "
-            f"{_mend(found.generations, each)}"
-        )
+        text = f"{asked}, which does not divide {how}; {_mend(found.generations, each)}"
+        yield ("trl", "num_generations"), text
     elif processes > 1 and found.answers < found.generations * processes:
-        yield ("trl", "num_generations"), (
-            f"{asked}, and Axolotl wants as many answers for each of {processes} processes: "
-            f"{how} is less than {found.generations * processes}; "
-            f"{_mend(found.generations * processes, each)}"
-        )
-    elif accumulation % (found.per_generation * found.iterations):
-        yield ("trl", "num_iterations" if found.iterations > 1 else "generation_batch_size"), (
-            f"answers are trained on in {found.per_generation * found.iterations} micro batches, a "
-            f"step has {accumulation}: a stop between two of their steps could not be resumed "
-            "exactly; raise gradient_accumulation_steps to a multiple, or lower trl.num_iterations"
-        )
+        # Axolotl's rule, not TRL's (check_grpo_batch_size_divisibility).
+        text = f"{asked}, and Axolotl wants as many answers for each process: {how} is less than "
+        text += f"{found.generations * processes}; {_mend(found.generations * processes, each)}"
+        yield ("trl", "num_generations"), text
+    elif accumulation % trained_in:
+        text = f"answers are trained on in {trained_in} micro batches, a step has {accumulation}: "
+        text += "a stop in between could not be resumed exactly; raise gradient_accumulation_steps "
+        text += "to a multiple"
+        yield ("trl", "num_iterations" if found.iterations > 1 else "generation_batch_size"), text
     evaluated = _count(tree, "eval_batch_size", micro) * processes
     if _evaluates(tree) and tree.get("eval_batch_size") and evaluated % found.generations:
-        yield ("eval_batch_size",), (
-            f"{asked}, which does not divide eval_batch_size x {processes} processes = "
-            f"{evaluated}; set a multiple"
-        )
+        text = f"{asked}, which does not divide eval_batch_size x processes = {evaluated}"
+        yield ("eval_batch_size",), f"{text}; set a multiple"
 
 
 def _mend(answers: int, each: int) -> str:

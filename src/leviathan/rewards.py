@@ -17,7 +17,7 @@ CORRECT = 1.0
 AT_ONCE = 0.1
 Completion = str | list[dict[str, Any]]
 
-_MARKUP = re.compile(r"[*_`\"“”‘’]|\\boxed|[{}$]")
+_MARKUP = re.compile(r"[*_`\"\u201c\u201d\u2018\u2019]|\\boxed|[{}$]")
 _LETTER = r"[\[(]?(?P<letter>[A-Za-z])[\])]?"
 _END = r"(?=[\s.,:;!?)\]]|$)"
 _PHRASE = r"(?:the\s+)?(?:(?:right|correct|final)\s+)?(?:answer|option|choice)(?:\s+is)?\s*[:=]?\s*"
@@ -64,7 +64,9 @@ def answers_at_once(
         choices: the texts of the choices.
     """
     rows = zip(completions, choices, strict=True)
-    return [AT_ONCE if _whole(_plain(said(written)), len(texts)) else 0.0 for written, texts in rows]
+    return [
+        AT_ONCE if _whole(_plain(said(written)), len(texts)) else 0.0 for written, texts in rows
+    ]
 
 
 def said(completion: Completion) -> str:
