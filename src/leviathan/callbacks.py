@@ -24,6 +24,7 @@ from leviathan.journal import Journal
 _SUPERVISOR_CHECK_S = 5.0
 _SEEN_WITHIN_S = 60.0
 _POLL_S = 0.2
+_OF_EVALUATION = ("eval_loss", "eval_reward", "eval_s")
 
 
 class LearningRateCallback(TrainerCallback):
@@ -155,7 +156,7 @@ class MetricsCallback(TrainerCallback):
         if any(name.startswith("eval_") for name in logs):
             line["eval_s"] = self.stopwatch.lap_s()
             # Evaluations are rare and wanted often: events.jsonl is read whole, this is not.
-            told = {name: line[name] for name in ("eval_loss", "eval_s") if name in line}
+            told = {name: line[name] for name in _OF_EVALUATION if name in line}
             self.journal.event("eval", step=state.global_step, **told)
         if "loss" in logs:
             line["data_s"] = self.stopwatch.data_s()

@@ -108,8 +108,7 @@ def _evaluated(found: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _loss(checkpoint: Checkpoint) -> float:
-    loss = checkpoint.eval_loss
-    return loss if loss is not None and math.isfinite(loss) else math.inf
+    return math.inf if checkpoint.score is None else checkpoint.score
 
 
 def better(one: Checkpoint, other: Checkpoint) -> bool:

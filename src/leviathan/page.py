@@ -18,6 +18,7 @@ from leviathan.charts import Chart, Line, Mark
 from leviathan.report import Comparison, Report, Sitting
 from leviathan.series import Curve
 from leviathan.spelled import count, counted, duration, figure, moment, size, usd
+from leviathan.status import RunSummary
 
 _WIDE, _NARROW, _SMALL = (960, 360), (400, 300), (470, 190)
 _MOST_ROWS = 200
@@ -90,6 +91,12 @@ def _charts(report: Report) -> list[Chart]:
     card = plan.card_gib if plan else None
     used = machine.get("used_gib", curves["used_gib"])
     found = [
+        _chart("Reward", "", [*_raw_and_smooth("reward", curves["reward"]),
+               Line("in evaluation", curves["eval_reward"], "s2", "dots")]),
+        _chart("Spread of a question's rewards", "",
+               _raw_and_smooth("standard deviation", curves["reward_std"]), zero=True),
+        _chart("Length of answers", "tokens",
+               _raw_and_smooth("mean", curves["answer_tokens"]), zero=True),
         _chart("Learning rate", "", [Line("learning rate", curves["learning_rate"], "s1")],
                zero=True),
         _chart("Gradient norm", "", _raw_and_smooth("gradient norm", curves["grad_norm"]),
@@ -205,12 +212,8 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
     """The figures at the top: name, figure, remark."""
     s = report.summary
     best = next((c for c in report.saved if c.best), None)
-    trend = f"{s.loss_trend.direction}" if s.loss_trend else ""
     found = [
-        ("training loss", _or_none(s.loss, figure), trend),
-        ("evaluation loss", _or_none(s.eval_loss, figure),
-         f"lowest {figure(s.lowest_eval_loss)} at step {count(s.lowest_eval_step or 0)}"
-         if s.lowest_eval_loss is not None else ""),
+        *(_rewards(s) if s.reward is not None else _losses(s)),
         ("best checkpoint", best.path.name.removeprefix("checkpoint-") if best else "-",
          f"eval loss {figure(best.eval_loss)}" if best and best.eval_loss is not None else ""),
         ("trained for", duration(s.hours * 3600), counted(s.sessions, "session")),
@@ -221,6 +224,28 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
          f"at {usd(report.usd_hour)} an hour" if report.usd_hour else ""),
     ]  # fmt: skip
     return [fact for fact in found if fact[1] != "-"]
+
+
+def _losses(s: RunSummary) -> list[tuple[str, str, str]]:
+    lowest = (
+        f"lowest {figure(s.lowest_eval_loss)} at step {count(s.lowest_eval_step or 0)}"
+        if s.lowest_eval_loss is not None
+        else ""
+    )
+    trend = s.loss_trend.direction if s.loss_trend else ""
+    return [
+        ("training loss", _or_none(s.loss, figure), trend),
+        ("evaluation loss", _or_none(s.eval_loss, figure), lowest),
+    ]
+
+
+def _rewards(s: RunSummary) -> list[tuple[str, str, str]]:
+    trend = s.reward_trend.direction if s.reward_trend else ""
+    return [
+        ("reward", _or_none(s.reward, figure), trend),
+        ("reward in evaluation", _or_none(s.eval_reward, figure), ""),
+        ("tokens of an answer", _or_none(s.answer_tokens, figure), "the newest, on average"),
+    ]
 
 
 def _or_none(value: float | None, spell: Callable[[float], str]) -> str:

@@ -7,7 +7,7 @@ those of TRL 1.9 (trl/trainer/grpo_config.py) and of Axolotl 0.19 (utils/schemas
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 SHIPPED = "leviathan.rewards."
 DEFAULTS: dict[str, Any] = {
@@ -83,7 +83,7 @@ def _count(tree: dict[str, Any], name: str, absent: int) -> int:
     return value if _is_count(value) else absent
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -132,6 +132,11 @@ def problems(tree: dict[str, Any], processes: int, row_format: str) -> Iterator[
         return
     if tree.get("sample_packing"):
         yield ("sample_packing",), "sample_packing does not go with rl: grpo; take it out"
+    held_out = tree.get("val_set_size")
+    if isinstance(held_out, int | float) and held_out >= 1:
+        # Axolotl hands it on as a float, which train_test_split takes for a share.
+        text = f"val_set_size is {held_out}; rl: grpo takes a share below 1 only"
+        yield ("val_set_size",), text
     yield from _unresumable(trl)
     wrong = list(_numbers(trl))
     yield from wrong or _batches(tree, processes)
