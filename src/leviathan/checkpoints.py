@@ -66,7 +66,8 @@ class Checkpoint:
         """The document of ``checkpoints list --json``."""
         return {
             "step": self.step, "epoch": self.epoch, "loss": self.loss,
-            "eval_loss": self.eval_loss, "eval_reward": self.eval_reward, "bytes": self.bytes, "sound": self.sound,
+            "eval_loss": self.eval_loss, "eval_reward": self.eval_reward,
+            "bytes": self.bytes, "sound": self.sound,
             "best": self.best, "pinned": self.pinned, "committed": self.committed,
             "problem": self.problem, "modified": self.modified, "path": str(self.path),
             "where": self.where,

@@ -5,7 +5,6 @@ takes no room, and what is removed meanwhile stays in it.
 """
 
 import json
-import math
 import os
 import re
 import shutil
