@@ -30,6 +30,7 @@ _ALONE = re.compile(
     rf"(?<![\w'])(?P<letter>[A-Z])(?![\w']){_NO_ARTICLE}|[\[(](?P<inside>[A-Z])[\])]"
 )
 _DENIED = re.compile(r"\b(?:not|isn't|neither|nor|except)\s+(?:option\s+|choice\s+)?[\[(]?$", re.I)
+_AROUND = " ,.:;-()[]"
 _INTRODUCTION = re.compile(rf"^(?:{_PHRASE}|it\s+is\s+|it's\s+)", re.IGNORECASE)
 
 
@@ -110,7 +111,7 @@ def _valid(letter: str, count: int) -> str | None:
 
 
 def _claims(plain: str, count: int, choices: Sequence[str]) -> set[str]:
-    """Every letter that is named, and that of a choice whose text follows another's letter."""
+    """Every letter that is named, and that of a choice whose text stands beside another's letter."""
     found = [*_STATED.finditer(plain), *_ALONE.finditer(plain)]
     claimed = set[str]()
     for match in found:
@@ -121,8 +122,10 @@ def _claims(plain: str, count: int, choices: Sequence[str]) -> set[str]:
         if small or _DENIED.search(plain[: match.start()]):
             continue
         claimed |= {_valid(letter, count) or letter.upper()}
-        beside = _by_text(re.split(r"\n", plain[match.end() :])[0].strip(" .:)]-"), choices)
-        claimed |= {beside} if beside else set()
+        before = plain[: match.start()].rpartition("\n")[2]
+        after = plain[match.end() :].partition("\n")[0]
+        beside = (_by_text(text.strip(_AROUND), choices) for text in (before, after))
+        claimed |= {named for named in beside if named}
     return claimed if claimed <= set(LETTERS[:count]) else set()
 
 
