@@ -111,7 +111,7 @@ def _valid(letter: str, count: int) -> str | None:
 
 
 def _claims(plain: str, count: int, choices: Sequence[str]) -> set[str]:
-    """Every letter that is named, and that of a choice whose text stands beside another's letter."""
+    """Every letter named, and that of a choice whose text stands beside another's letter."""
     found = [*_STATED.finditer(plain), *_ALONE.finditer(plain)]
     claimed = set[str]()
     for match in found:
