@@ -88,7 +88,7 @@ def test_it_takes_the_batches_that_trl_and_axolotl_take():
         ({"trl": {"num_generations": 3}}, 1, "trl.num_generations is 3, which does not divide "
          "micro_batch_size 4 x gradient_accumulation_steps 2 x 1 process = 8; set "
          "gradient_accumulation_steps to 3 or a multiple of it"),
-        ({"trl": {"num_generations": 8}}, 3, "num_generations is 8, and Axolotl wants as many"),
+        ({"trl": {"num_generations": 16}}, 4, "is 16, and Axolotl wants as many"),
         ({"micro_batch_size": 1, "gradient_accumulation_steps": 1}, 8, "Axolotl wants as many"),
         ({"trl": {"num_generations": 1}}, 1, "trl.num_generations is 1; it needs 2 or more"),
         ({"trl": {"num_generations": "4"}}, 1, "trl.num_generations is '4'; it needs a whole number"),
