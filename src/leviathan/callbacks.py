@@ -24,6 +24,7 @@ from leviathan.journal import Journal
 _SUPERVISOR_CHECK_S = 5.0
 _SEEN_WITHIN_S = 60.0
 _POLL_S = 0.2
+_OF_EVALUATION = ("eval_loss", "eval_reward", "eval_s")
 
 
 class LearningRateCallback(TrainerCallback):
@@ -72,6 +73,21 @@ class EpochCallback(TrainerCallback):
             )
         # Whole at an epoch's end: the Trainer sets it to epoch + steps done / steps.
         batches.set_epoch(int(state.epoch or 0))
+
+
+class GroupsCallback(TrainerCallback):
+    """Tells the questions that are answered for a reward which epoch begins.
+
+    accelerate tells only samplers that it finds, not below what skips batches at a resume.
+    """
+
+    def __init__(self, order: Callable[[int], None]) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.order(int(state.epoch or 0))
 
 
 class TokensCallback(TrainerCallback):
@@ -140,7 +156,7 @@ class MetricsCallback(TrainerCallback):
         if any(name.startswith("eval_") for name in logs):
             line["eval_s"] = self.stopwatch.lap_s()
             # Evaluations are rare and wanted often: events.jsonl is read whole, this is not.
-            told = {name: line[name] for name in ("eval_loss", "eval_s") if name in line}
+            told = {name: line[name] for name in _OF_EVALUATION if name in line}
             self.journal.event("eval", step=state.global_step, **told)
         if "loss" in logs:
             line["data_s"] = self.stopwatch.data_s()

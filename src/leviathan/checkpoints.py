@@ -54,6 +54,14 @@ class Checkpoint:
     """Of the settings it was trained with (``compatibility``); empty where unknown."""
     slim: bool = False
     """Whether its optimizer was slimmed away (``slimming``): good for all but resuming."""
+    eval_reward: float | None = None
+    """Of a training by rewards, whose evaluation loss says nothing."""
+
+    @property
+    def score(self) -> float | None:
+        """The lower, the better: the evaluation loss, or minus the reward; None without one."""
+        loss = self.eval_loss if self.eval_reward is None else -self.eval_reward
+        return loss if loss is not None and math.isfinite(loss) else None
 
     @property
     def sound(self) -> bool:
@@ -69,7 +77,8 @@ class Checkpoint:
         """The document of ``checkpoints list --json``."""
         return {
             "step": self.step, "epoch": self.epoch, "loss": self.loss,
-            "eval_loss": self.eval_loss, "bytes": self.bytes, "sound": self.sound,
+            "eval_loss": self.eval_loss, "eval_reward": self.eval_reward,
+            "bytes": self.bytes, "sound": self.sound,
             "best": self.best, "pinned": self.pinned, "committed": self.committed,
             "problem": self.problem, "modified": self.modified, "path": str(self.path),
             "where": self.where, "slim": self.slim,
@@ -123,8 +132,8 @@ def scan(run_dir: Path) -> list[Checkpoint]:
                 found.append(_look(path, step))
     found = _doubted(sorted(found, key=lambda c: c.step))
     best = min(
-        (c for c in found if c.sound and _score(c) is not None),
-        key=lambda c: (c.eval_loss or 0.0, c.step),
+        (c for c in found if c.sound and c.score is not None),
+        key=lambda c: (c.score or 0.0, c.step),
         default=None,
     )
     return [replace(c, best=best is not None and c.step == best.step) for c in found]
@@ -212,8 +221,8 @@ def named(run_dir: Path, which: str) -> Checkpoint:
 def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoint:
     candidates = found[::-1]
     if which == "best":
-        scored = [c for c in found if _score(c) is not None]
-        candidates = sorted(scored, key=lambda c: (c.eval_loss or 0.0, c.step)) or candidates
+        scored = [c for c in found if c.score is not None]
+        candidates = sorted(scored, key=lambda c: (c.score or 0.0, c.step)) or candidates
     for candidate in candidates:
         checked = verify(candidate)
         if checked.sound:
@@ -222,12 +231,6 @@ def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoi
         f"no checkpoint of {run_dir} is sound; the newest: {verify(found[-1]).problem}",
         "leviathan checkpoints verify tells about each",
     )
-
-
-def _score(checkpoint: Checkpoint) -> float | None:
-    """The evaluation loss, if there is a finite one."""
-    loss = checkpoint.eval_loss
-    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _numbered(found: list[Checkpoint], which: str) -> Checkpoint | None:
@@ -369,15 +372,16 @@ def _look(path: Path, step: int) -> Checkpoint:
         problem, size = _size_problem(path, record)
     else:
         problem, size = structure.quick_problem(path), files.directory_bytes(path)
-    epoch, loss, eval_loss, saved = (
-        files.number(facts.get(name)) for name in ("epoch", "loss", "eval_loss", "time")
+    epoch, loss, eval_loss, eval_reward, saved = (
+        files.number(facts.get(name))
+        for name in ("epoch", "loss", "eval_loss", "eval_reward", "time")
     )
     if saved is None or not 0 < saved < _YEAR_5138_S:  # what no calendar has is damage
         saved = path.stat().st_mtime
     return Checkpoint(
         step, path, epoch, loss, eval_loss, size, saved,
         record is not None, problem, pinned=(path / PIN).exists(),
-        fingerprint=str(facts.get("fingerprint") or ""),
+        fingerprint=str(facts.get("fingerprint") or ""), eval_reward=eval_reward,
         slim=record is not None and record["schema"] == SLIM_SCHEMA,
     )  # fmt: skip
 
@@ -398,19 +402,21 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def facts_from_history(state: dict[str, Any]) -> dict[str, Any]:
-    """Step, epoch, last loss and the evaluation loss at this step, from trainer_state.
+    """Step, epoch, last loss and the evaluation at this step, from trainer_state.
 
     Raises:
         TypeError, AttributeError: ``state`` is JSON of another shape.
     """
     step, history = state.get("global_step"), state.get("log_history") or []
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    evals = [e["eval_loss"] for e in history if "eval_loss" in e and e.get("step") == step]
+    evals = [e for e in history if "eval_loss" in e and e.get("step") == step]
+    rewards = [e["eval_reward"] for e in evals if "eval_reward" in e]
     return {
         "step": step,
         "epoch": state.get("epoch"),
         "loss": losses[-1] if losses else None,
-        "eval_loss": evals[-1] if evals else None,
+        "eval_loss": evals[-1]["eval_loss"] if evals else None,
+        **({"eval_reward": rewards[-1]} if rewards else {}),
     }
 
 

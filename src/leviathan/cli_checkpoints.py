@@ -230,10 +230,13 @@ def print_checkpoints(found: list[Any], as_json: bool) -> None:
     if as_json:
         ui.document([c.to_json() for c in found])
         return
+    rewarded = any(c.eval_reward is not None for c in found)
+    judged = "eval reward" if rewarded else "eval loss"
     ui.table(
-        ["step", "epoch", "loss", "eval loss", "size", "saved", "sound", ""],
+        ["step", "epoch", "loss", judged, "size", "saved", "sound", ""],
         [
-            [c.step, c.epoch, c.loss, c.eval_loss, ui.size(c.bytes), _date(c.modified),
+            [c.step, c.epoch, c.loss, c.eval_reward if rewarded else c.eval_loss,
+             ui.size(c.bytes), _date(c.modified),
              "yes" if c.sound else f"no: {c.problem}", _marks(c)]
             for c in found
         ],
@@ -252,6 +255,7 @@ def _detail(c: Any, as_json: bool, choice: Any = None) -> None:
     if choice:
         ui.facts([("why", choice.why), *(("", reason) for reason in choice.reasons)])
     facts = {"step": c.step, "epoch": c.epoch, "loss": c.loss, "eval loss": c.eval_loss,
+             **({} if c.eval_reward is None else {"eval reward": c.eval_reward}),
              "saved": _date(c.modified), "size": ui.size(c.bytes),
              "committed": "yes" if c.committed else "no (written without Leviathan)"}  # fmt: skip
     ui.table(["", ""], [*facts.items()])

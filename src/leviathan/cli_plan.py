@@ -169,7 +169,10 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
     about = "" if knobs.max_steps else about
     yield "steps", f"{about}{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"
     if made.hours is None or made.speed is None:
-        yield "time", "unknown: run leviathan bench, which measures this machine"
+        answers = "answers" in made.evidence
+        yield "time", "not planned: answers are written" if answers else (
+            "unknown: run leviathan bench, which measures this machine"
+        )  # fmt: skip
     else:
         yield "time", f"{time_text(made.hours)} at {_speed_text(made)}"
         yield from _money_rows(made)

@@ -26,6 +26,7 @@ REQUIRED_FIELDS = {
     "chat": ("messages",),
     "sharegpt": ("conversations",),
     "completion": ("text",),
+    "choices": ("question", "choices", "answer"),
 }
 BOM = b"\xef\xbb\xbf"
 Kind = Literal["plain", "gzip", "zstd", "parquet", "text"]
@@ -396,7 +397,7 @@ def parse_row(row: Row, required: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing:
         raise BadInput(
             f"{where}: no {missing[0]!r} in this row (it has: {', '.join(parsed) or 'nothing'})",
-            "set format: in the recipe to alpaca, chat, sharegpt or completion",
+            "set format: in the recipe to alpaca, chat, sharegpt, completion or choices",
         )
     return parsed
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leviathan import composing, overrides, pace, redaction, runs, samples
+from leviathan import (
+    composing,
+    lessons,
+    overrides,
+    pace,
+    redaction,
+    reinforcement,
+    runs,
+    samples,
+)
 from leviathan.composing import Composition
 from leviathan.config import Profile, bad_inputs, load_profile, load_recipe, validated
 from leviathan.corpus import REQUIRED_FIELDS
@@ -92,6 +101,7 @@ DATASET_FORMATS: dict[str, dict[str, Any]] = {
         "message_property_mappings": {"role": "from", "content": "value"},
     },
     "completion": {"type": "completion", "field": "text"},
+    "choices": {"type": lessons.TYPE},
 }
 
 OWNED_KEYS = {
@@ -270,7 +280,9 @@ class _Stack:
         _refuse_bad_datasets(self.tree)
         if self.recipe.train == "full":
             self._refuse_adapter()
+        self._suit_rewards()
         self._convert_tokens()
+        self._derive_rewards()
         return self.tree, self.problems
 
     def _add(self, name: str, source: YamlFile, prefix: KeyPath, values: dict[str, Any]) -> None:
@@ -300,6 +312,26 @@ class _Stack:
                     f"{where.where if where else key}: {key} belongs to an adapter, and "
                     "train: full trains every weight", "take it out, or set train: adapter",
                 )  # fmt: skip
+
+    # --- rewards ----------------------------------------------------------------------
+
+    def _suit_rewards(self) -> None:
+        """Take out what a profile has for supervised fine-tuning."""
+        if not reinforcement.rewarded(self.tree.tree):
+            return
+        for name in reinforcement.SUPERVISED:
+            place = self.tree.origins.get((name,))
+            if place and place.layer == "profile":
+                self.tree.drop(name)
+
+    def _derive_rewards(self) -> None:
+        """What follows for a training by rewards, or what is wrong with its keys."""
+        tree, processes = self.tree.tree, self.profile.hardware.processes
+        found = list(reinforcement.problems(tree, processes, self.recipe.format))
+        for key, value, why in [] if found else list(reinforcement.derived(tree, processes)):
+            origin = Origin("leviathan", why)
+            self.tree.add(overrides.as_tree(key, value), lambda _, o=origin: o)  # type: ignore[misc]
+        self.problems += [f"{self.tree.where(key)}: {text}" for key, text in found]
 
     # --- tokens into steps ------------------------------------------------------------
 
@@ -343,7 +375,7 @@ class _Stack:
         return layer, self.recipe_file.where(place)
 
     def _own_origin(self, key: KeyPath) -> Origin:
-        name = {"datasets": "format", "num_epochs": "epochs"}.get(str(key[0]), str(key[0]))
+        name = _FOLLOWS_FROM.get(str(key[0]), str(key[0]))
         if name == "base_model" and self.recipe.model:
             name = "model"
         if name == "epochs" and self.recipe.samples.get(self.sample, SampleSettings()).epochs:
@@ -355,6 +387,7 @@ class _Stack:
         return Origin(layer, self.recipe_file.where(place))
 
 
+_FOLLOWS_FROM = {"datasets": "format", "num_epochs": "epochs", "rl": "format", "trl": "format"}
 _ADAPTER_KEYS = {"adapter", "load_in_4bit", "load_in_8bit", "embeddings_skip_upcast",
                  "bnb_config_kwargs", "lora", "qlora_sharded_model_loading"}  # fmt: skip
 
@@ -451,6 +484,7 @@ def _load(
 def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
+        **(reinforcement.DEFAULTS if recipe.format == "choices" else {}),
         "base_model": recipe.base_model or "",  # Leviathan makes it (``based``)
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,

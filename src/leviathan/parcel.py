@@ -5,7 +5,6 @@ takes no room, and what is removed meanwhile stays in it.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -116,8 +115,8 @@ def wanted(
         raise BadInput(f"{where} has no committed checkpoint yet", "a run saves every save_steps")
     if which == "latest":
         return committed
-    scored = [c for c in committed if c.eval_loss is not None and math.isfinite(c.eval_loss)]
-    return sorted(scored, key=lambda c: (c.eval_loss or 0.0, c.step)) or committed
+    scored = [c for c in committed if c.score is not None]
+    return sorted(scored, key=lambda c: (c.score or 0.0, c.step)) or committed
 
 
 # --- the snapshot ------------------------------------------------------------------------

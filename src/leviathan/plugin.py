@@ -18,10 +18,22 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import endings, files, gauge, launch, machine, models, reporters, runs, sampler
+from leviathan import (
+    endings,
+    files,
+    gauge,
+    launch,
+    machine,
+    models,
+    reinforcement,
+    reporters,
+    runs,
+    sampler,
+)
 from leviathan.callbacks import (
     CommitCallback,
     EpochCallback,
+    GroupsCallback,
     LearningRateCallback,
     MetricsCallback,
     SaveCallback,
@@ -173,8 +185,8 @@ class LeviathanPlugin(BasePlugin):
         return [
             MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
-            LossCallback(journal, keys.guards),
             *([self._early] if self._early else []),
+            *([] if reinforcement.rewarded(cfg) else [LossCallback(journal, keys.guards)]),
             *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch, keys.whole),
             stop,
@@ -203,6 +215,8 @@ class LeviathanPlugin(BasePlugin):
         if _on_cpus():
             # The property would name a GPU for rank N, and optimizer state be loaded there.
             trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
+        if reinforcement.rewarded(cfg):
+            trainer.add_callback(GroupsCallback(sampler.GroupOrder(trainer).set_epoch))
 
 
 class Unbreakable(io.TextIOBase):

@@ -53,7 +53,7 @@ class MergeLimits(_Strict):
     norms over all probe logits."""
 
 
-Format = Literal["alpaca", "chat", "sharegpt", "completion"]
+Format = Literal["alpaca", "chat", "sharegpt", "completion", "choices"]
 
 
 class Overlay(_Strict):
@@ -132,8 +132,9 @@ class Recipe(_Strict):
     """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
     format: Format = "alpaca"
     """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
-    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}. Finer control:
-    ``axolotl.datasets``."""
+    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}, choices
+    {question, choices: [text], answer: an index from 0 or a letter}, trained by rewards
+    (docs/rewards.md). Finer control: ``axolotl.datasets``."""
     sample: str = "10pct"
     """Part of the corpus where ``--sample`` does not say it."""
     train: Literal["adapter", "full"] = "adapter"
