@@ -69,7 +69,7 @@ class NewModel(BaseModel):
     """Byte-level BPE learned from the corpus, or its characters, the rarest left out where
     ``vocab_size`` has no room."""
     tokenizer_chars: int = Field(500_000_000, ge=1000)
-    """Characters of the corpus that the tokenizer is learned from at most, spread over all of it."""
+    """Characters of the corpus that the tokenizer is learned from at most, evenly spread."""
     context: int = Field(2048, ge=8)
     """Positions the model knows (max_position_embeddings); ``sequence_len`` must not be more."""
     tie_embeddings: bool = False

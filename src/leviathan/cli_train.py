@@ -119,10 +119,22 @@ def train(
         return
     if training.wait_for_orphan(decision, ui.notice):
         decision = decide()
+    _make_base(decision)
     if decision.action == "start" and _smoke_is_wanted(merged, smoke):
         decision = _smoked(decision, shrink, repeat, as_json=as_json)
     ending = _carry_out(decision, budget, repeat, shrink=shrink)
     finish(ending, budget.usd_hour, repeat, as_json=as_json)
+
+
+def _make_base(decision: Any) -> None:
+    """The base model that a recipe wants made from nothing; at once where it is there."""
+    from pathlib import Path
+
+    from leviathan import scratch, ui
+
+    config = decision.config
+    if config.recipe.model:
+        scratch.make(Path(config.tree["base_model"]), scratch.request(config), ui.notice)
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:

@@ -5,6 +5,7 @@ Does not ask the hardware itself (``machine``), nor judge (``check_*``).
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from leviathan import (
@@ -19,7 +20,7 @@ from leviathan import (
     machine,
     memory,
     samples,
-    shapes,
+    scratch,
 )
 from leviathan.checkup import Check, Inputs, Subject
 from leviathan.config import Profile
@@ -79,13 +80,20 @@ def of_training(
     """
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
+    base = basemodel.locate(config.tree, environment)
+    made = scratch.planned(config)
+    new = scratch.shape(made, base.name) if made else None
+    if made:
+        base = replace(base, weight_bytes=scratch.weight_bytes(made), to_be_made=True)
+    forecast = disk.forecast(config.tree, base.name, existing, new)
     kept = sum(c.sound for c in existing)
     needs = _needs(config, paths, data, forecast, kept, environment)
+    if made:
+        needs.append(Need("the new model", Path(base.name), base.weight_bytes, soon=True))
     wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
     inputs = Inputs(
-        samples.readable(wish), row_fields(config), basemodel.locate(config.tree, environment),
-        _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
+        samples.readable(wish), row_fields(config), base, _volumes(needs), forecast,
+        "this run's newest" if kept else "arithmetic", paths.directory,
     )  # fmt: skip
     needed = _needed_gib(config)
     return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed)
@@ -94,7 +102,7 @@ def of_training(
 def _needed_gib(config: Config) -> float | None:
     """What one GPU will hold, by formula; None for a model of unknown shape, which may train."""
     try:
-        shape = shapes.load(str(config.tree["base_model"]))
+        shape = scratch.shape_of(config)
         chosen = knobs.read(config.tree, config.profile.hardware.processes)
         return memory.estimate(shape, chosen, device=config.profile.hardware.device).total_gib
     except BadInput:
@@ -103,7 +111,8 @@ def _needed_gib(config: Config) -> float | None:
 
 def of_bench(config: Config, here: Machine, paths: RunPaths, *, keys_read: bool) -> Subject:
     """A short trial of this configuration: rows and base model are made up where they lack."""
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), [])
+    made, base = scratch.planned(config), str(config.tree["base_model"])
+    forecast = disk.forecast(config.tree, base, [], scratch.shape(made, base) if made else None)
     volumes = _volumes([_one_checkpoint(paths, forecast)])
     inputs = Inputs(None, (), None, volumes, forecast, "arithmetic", paths.directory)
     return Subject(here, dict(os.environ), config.profile, config.tree, inputs, keys_read)

@@ -61,8 +61,17 @@ _TELL_S = 10.0
 
 def planned(config: Config) -> NewModel | None:
     """The model that is still to be made for this training; None where the base is there."""
-    model = config.recipe.model
-    return None if model is None or Path(config.tree["base_model"]).is_dir() else model
+    model, directory = config.recipe.model, Path(config.tree["base_model"])
+    if model is None or (directory.is_dir() and _config_made(directory) == model.config_json()):
+        return None
+    return model
+
+
+def _config_made(directory: Path) -> Any:
+    try:
+        return json.loads((directory / RECORD).read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def shape(model: NewModel, name: str) -> Shape:
@@ -84,10 +93,15 @@ def path_or_hub(config: Config) -> str:
     """``models.local_or_hub`` of a training's base model, which may still have to be made.
 
     Raises:
-        BadInput: it can only be meant as a directory, and there is none.
+        BadInput: it can only be meant as a directory, and there is none; or it is to be made
+            where another model lies.
     """
-    base = str(config.tree["base_model"])
-    return str(Path(base).resolve()) if planned(config) else models.local_or_hub(base)
+    directory = Path(config.tree["base_model"])
+    if planned(config) is None:
+        return models.local_or_hub(str(directory))
+    difference = _record_difference(directory, request(config).record)
+    _demand_name(directory, difference, replace=False)
+    return str(directory.resolve())
 
 
 def weight_bytes(model: NewModel) -> int:
@@ -123,8 +137,13 @@ class Request:
     def record(self) -> dict[str, Any]:
         """What must be the same for a model to be the one that is asked for."""
         rows = asdict(self.rows)
-        model = self.model.model_dump()
-        return {"model": model, "seed": self.seed, "special": list(self.special), "rows": rows}
+        return {
+            "model": self.model.model_dump(exclude_defaults=True),
+            "config": self.model.config_json(),
+            "seed": self.seed,
+            "special": list(self.special),
+            "rows": rows,
+        }
 
 
 def request(config: Config) -> Request:
@@ -185,19 +204,11 @@ def make(
 
 def _difference(directory: Path, wanted: Request) -> str:
     """Why the model in ``directory`` is not the wanted one; empty where it is."""
-    try:
-        known = json.loads((directory / RECORD).read_bytes())
-        learned, size = known["learned"], known["corpus_bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it was not made from nothing" if directory.exists() else "nothing is there"
-    record = json.loads(json.dumps(wanted.record))
-    for key, value in record.items():
-        if known.get(key) != value:
-            return f"it was made with {_told(known.get(key), value)}" if key == "model" else (
-                f"it was made with another {key}: {known.get(key)}, not {value}"
-            )  # fmt: skip
-    if not wanted.corpus.exists():
-        return ""
+    difference = _record_difference(directory, wanted.record)
+    if difference or not wanted.corpus.exists():
+        return difference
+    known = json.loads((directory / RECORD).read_bytes())
+    learned, size = known["learned"], known["corpus_bytes"]
     now, changed_ns = corpus.state(wanted.corpus)
     if now == size and changed_ns <= (directory / RECORD).stat().st_mtime_ns:
         return ""
@@ -205,12 +216,27 @@ def _difference(directory: Path, wanted: Request) -> str:
     return "" if same else f"{wanted.corpus} is not what its tokenizer was learned from"
 
 
+def _record_difference(directory: Path, wanted: dict[str, Any]) -> str:
+    """The same without looking at the corpus."""
+    try:
+        known = json.loads((directory / RECORD).read_bytes())
+        known["learned"]["digest"], known["corpus_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was not made from nothing" if directory.exists() else "nothing is there"
+    for key, value in json.loads(json.dumps(wanted)).items():
+        if known.get(key) != value:
+            if isinstance(value, dict):
+                return f"it was made with {_told(known.get(key), value)}"
+            return f"it was made with {key} {known.get(key)} instead of {value}"
+    return ""
+
+
 def _told(known: Any, wanted: dict[str, Any]) -> str:
     had = known if isinstance(known, dict) else {}
     return ", ".join(
-        f"{key} {had.get(key)} instead of {value}"
-        for key, value in wanted.items()
-        if had.get(key) != value
+        f"{key} {had.get(key, 'unset')} instead of {wanted.get(key, 'unset')}"
+        for key in dict.fromkeys([*wanted, *had])
+        if had.get(key) != wanted.get(key)
     )
 
 
@@ -257,10 +283,8 @@ def _write(directory: Path, wanted: Request, tell: Callable[[str], None]) -> dic
     tell(vocabulary.describe(learned))
     vocabulary.write(learned, directory)
     files.write_json(directory / "config.json", model.config_json())
-    ends = [
-        vocabulary.SPECIAL_TOKENS.index(t) for t in (vocabulary.END_OF_TEXT, vocabulary.TURN_END)
-    ]
-    pad = vocabulary.SPECIAL_TOKENS.index(vocabulary.PAD)
+    ids = vocabulary.SPECIAL_TOKENS.index
+    ends, pad = [ids(vocabulary.END_OF_TEXT), ids(vocabulary.TURN_END)], ids(vocabulary.PAD)
     files.write_json(
         directory / "generation_config.json",
         {"do_sample": False, "eos_token_id": ends, "pad_token_id": pad},

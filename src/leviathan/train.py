@@ -24,6 +24,7 @@ from leviathan import (
     runs,
     samples,
     schema,
+    scratch,
     trackers,
 )
 from leviathan import render as rendering
@@ -88,7 +89,7 @@ def decide(
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
     trackers.refuse_unusable(track, config.tree, trackers.look())
-    models.local_or_hub(config.tree["base_model"])
+    scratch.path_or_hub(config)
     corpus.check_head(samples.readable(_wish(config)), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
@@ -281,7 +282,7 @@ def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> renderi
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=random_base or models.local_or_hub(config.tree["base_model"]),
+        base_model=random_base or scratch.path_or_hub(config),
         session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config, record)),
@@ -345,12 +346,13 @@ def preview(
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])
+    is_directory = base.is_dir() or scratch.planned(config)
     run_dir = (runs.TRAINING / run_name(config, name)).resolve()
     tracking = trackers.Tracking() if track is None else _tracking(config, run_dir, track)
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=str(base.resolve()) if base.is_dir() else str(base),
+        base_model=str(base.resolve()) if is_directory else str(base),
         tracking=tracking,
     )
     return rendering.render(
