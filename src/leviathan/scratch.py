@@ -27,6 +27,7 @@ from leviathan import (
     corpus,
     files,
     formats,
+    layers,
     machine,
     models,
     samples,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
 
 RECORD = "leviathan-base.json"
 """Beside the weights: what they were made from. Nothing in it depends on time or place."""
+TOKENIZER_RECORD = "leviathan-tokenizer.json"
 SHARD_BYTES = 4 << 30
+_FORMATS = "--format alpaca, chat, sharegpt or completion"
 _DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 _CHUNK = 1 << 22  # numbers drawn from one generator: another size makes other weights
 _THREADS = min(8, os.cpu_count() or 1)
@@ -96,9 +99,10 @@ def path_or_hub(config: Config) -> str:
         BadInput: it can only be meant as a directory, and there is none; or it is to be made
             where another model lies.
     """
-    directory = Path(config.tree["base_model"])
+    base = str(config.tree["base_model"])
     if planned(config) is None:
-        return models.local_or_hub(str(directory))
+        return models.local_or_hub(base)
+    directory = Path(base)
     difference = _record_difference(directory, request(config).record)
     _demand_name(directory, difference, replace=False)
     return str(directory.resolve())
@@ -257,6 +261,49 @@ def _demand_room(directory: Path, model: NewModel) -> None:
             f"the model's first weights take {needed / 2**30:.3g} GiB and {directory.parent} has "
             f"{free / 2**30:.3g} free", "free some space, or ask for a smaller model",
         )  # fmt: skip
+
+
+# --- a tokenizer alone -------------------------------------------------------------------
+
+
+def rows_of(path: Path, row_format: str | None) -> formats.Shape:
+    """How the rows of a corpus are read: as ``row_format`` says, else as the first ones look.
+
+    Raises:
+        BadInput: the corpus cannot be read, or its rows are of no known shape.
+    """
+    first = corpus.first_rows(path)
+    if row_format:
+        corpus.check_head(path, corpus.REQUIRED_FIELDS[row_format])
+        return formats.of({"datasets": layers.dataset_entries(row_format)})
+    found = formats.detect(first)
+    if found.kind == "unknown":
+        corpus.check_head(path, ())
+        raise BadInput(f"the rows of {path} are of no known format", f"say which: {_FORMATS}")
+    return found
+
+
+def make_tokenizer(
+    directory: Path, wish: vocabulary.Wish, tell: Callable[[str], None],
+    progress: corpus.Progress | None = None,
+) -> vocabulary.Learned:  # fmt: skip
+    """Learn a tokenizer into a directory of its own, which appears whole or not at all.
+
+    Raises:
+        BadInput: see ``vocabulary.learn``; or the directory holds something else.
+    """
+    taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if taken and not (directory / TOKENIZER_RECORD).is_file():
+        raise BadInput(
+            f"{directory} is there already, and not written by this command",
+            "give another name, or remove it",
+        )
+    with staging.aside(directory, tell, "making") as partial:
+        learned = vocabulary.learn(wish, progress)
+        vocabulary.write(learned, partial)
+        files.write_json(partial / TOKENIZER_RECORD, learned.facts)
+        staging.put_in_place(partial, directory, "equal")
+    return learned
 
 
 # --- making it, in the child -------------------------------------------------------------
