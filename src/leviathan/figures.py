@@ -235,7 +235,15 @@ def _kept(path: Path) -> Statistics | None:
 # --- where the corpus is not -------------------------------------------------------------
 
 
-def assumed(name: str, rows: int, size: int, sample: str, how: Assumption = ASSUMED) -> Statistics:
+def assumed(
+    name: str,
+    rows: int,
+    size: int,
+    sample: str,
+    how: Assumption = ASSUMED,
+    *,
+    splits: bool = False,
+) -> Statistics:
     """The statistics of a sample of a corpus that is not here, from its rows and bytes.
 
     Bytes a token (``how``), and lengths spread log-normally as those of instruction corpora are
@@ -247,6 +255,7 @@ def assumed(name: str, rows: int, size: int, sample: str, how: Assumption = ASSU
         size: of the whole corpus in bytes.
         sample: as ``samples.parse`` takes it.
         how: what is assumed of its tokens.
+        splits: rows that are too long become several (completion).
     """
     wanted = samples.parse(sample)
     chosen = samples.rows_wanted(wanted, rows, Path(name))
@@ -265,7 +274,7 @@ def assumed(name: str, rows: int, size: int, sample: str, how: Assumption = ASSU
         total_error=how.error,
         trainable_share=1.0,
         bytes_per_token=each,
-        splits=False,
+        splits=splits,
         size=round(chosen * size / rows),
         source=f"{name} is not here: {rows:,} rows and {size / 1e9:.3g} GB as the recipe says, "
         f"{how.told}",

@@ -13,6 +13,7 @@ from leviathan import (
     calibrations,
     figures,
     files,
+    formats,
     knobs,
     layers,
     lengths,
@@ -108,8 +109,9 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
         statistics = figures.assumed(
-            recipe.corpus, size.rows, size.bytes, config.sample, source.assumed
-        )
+            recipe.corpus, size.rows, size.bytes, config.sample, source.assumed,
+            splits=formats.of(config.tree).kind == "completion",
+        )  # fmt: skip
         measured_at = None
     else:
         statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
