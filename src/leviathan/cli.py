@@ -142,6 +142,7 @@ def _register() -> None:
         cli_status,
         cli_test,
         cli_train,
+        cli_vocabulary,
         cli_watch,
     )
 
@@ -150,6 +151,7 @@ def _register() -> None:
     cli_data.register(app)
     cli_check.register(app)
     cli_mix.register(app)
+    cli_vocabulary.register(app)
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)

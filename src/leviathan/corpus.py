@@ -1,7 +1,8 @@
 """Owns the corpus: which files it is, and their rows as raw bytes.
 
 A corpus is one file or a directory of them: JSONL, plain or compressed (gzip, zstd), Parquet,
-or plain text (``plaintext`` says where its rows end). Does not choose rows (``samples``), read in parallel (``blocks``) or tokenise.
+or plain text (``plaintext`` says where its rows end). Does not choose rows (``samples``), read
+in parallel (``blocks``) or tokenise.
 """
 
 import itertools
@@ -200,8 +201,8 @@ def stream(part: Part) -> Iterator[bytes]:
     """A compressed, Parquet or text file as blocks of whole lines of JSON, about a MiB each.
 
     Raises:
-        BadInput: damaged or cut short, or text that is not UTF-8; for Parquet also: pyarrow is not installed, or a
-            value that JSON has no form for.
+        BadInput: damaged or cut short, or text that is not UTF-8; for Parquet also: pyarrow is
+            not installed, or a value that JSON has no form for.
     """
     if part.kind == "parquet":
         yield from _parquet(part.path)

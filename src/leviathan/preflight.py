@@ -5,6 +5,7 @@ Does not ask the hardware itself (``machine``), nor judge (``check_*``).
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from leviathan import (
@@ -81,13 +82,14 @@ def of_training(
     """
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
+    base = _base(config, environment)
     forecast = _forecast(config, existing)
     sound = [c.bytes for c in existing if c.sound]
     kept = len(sound)
     needs = _needs(config, paths, data, forecast, (kept, sum(sound)), environment)
+    if base and base.to_be_made:
+        needs.append(Need("the new model", Path(base.name), base.weight_bytes, soon=True))
     wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
-    base = None if config.lacks_base else basemodel.locate(config.tree, environment)
-    base = None if config.lacks_base else basemodel.locate(config.tree, environment)
     inputs = Inputs(
         samples.readable(wish), row_fields(config), base,
         _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
@@ -96,9 +98,18 @@ def of_training(
     return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed)
 
 
+def _base(config: Config, environment: Mapping[str, str]) -> basemodel.Located | None:
+    """Where the base model lies; None for that of a stage that is not begun."""
+    made, found = scratch.planned(config), basemodel.locate(config.tree, environment)
+    if made:
+        return replace(found, weight_bytes=scratch.weight_bytes(made), to_be_made=True)
+    return None if config.lacks_base else found
+
+
 def _forecast(config: Config, existing: list[checkpoints.Checkpoint]) -> disk.Forecast:
     """What will be written; of a base model that is yet to be made, its plan is known."""
-    shape = scratch.shape_of(config) if config.lacks_base else None
+    to_be_made = config.lacks_base or scratch.planned(config)
+    shape = scratch.shape_of(config) if to_be_made else None
     return disk.forecast(config.tree, str(config.tree["base_model"]), existing, shape)
 
 

@@ -125,7 +125,8 @@ class Recipe(_Strict):
     base_model: str | None = None
     """Hub name or local directory of the model that is trained on; else ``model``."""
     model: NewModel | None = None
-    """Instead of ``base_model``: a model made from nothing (docs/scratch-models.md)."""
+    """Instead of ``base_model``: a model made from nothing before the training
+    (docs/scratch-models.md)."""
     corpus: str
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
@@ -177,8 +178,9 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
         if (self.base_model is None) == (self.model is None):
-            given = "both are given" if self.model else "neither is given"
-            raise ValueError(f"a recipe has either base_model or model; {given}")
+            if self.model:
+                raise ValueError("base_model and model are both given; a recipe has one of them")
+            raise ValueError("base_model, or model for one made from nothing, is required")
         return self
 
     @model_validator(mode="after")

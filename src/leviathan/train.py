@@ -289,7 +289,7 @@ def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> renderi
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=random_base or models.local_or_hub(config.tree["base_model"]),
+        base_model=random_base or scratch.path_or_hub(config),
         session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config, record)),
@@ -353,12 +353,13 @@ def preview(
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])
+    is_directory = base.is_dir() or scratch.planned(config)
     run_dir = (runs.TRAINING / run_name(config, name)).resolve()
     tracking = trackers.Tracking() if track is None else _tracking(config, run_dir, track)
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=str(base.resolve()) if base.is_dir() else str(base),
+        base_model=str(base.resolve()) if is_directory else str(base),
         tracking=tracking,
     )
     return rendering.render(
