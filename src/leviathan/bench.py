@@ -24,6 +24,7 @@ from leviathan import (
     schema,
     sessions,
     stand_in,
+    writer,
 )
 from leviathan import render as rendering
 from leviathan.calibrations import Calibration
@@ -194,7 +195,7 @@ def replace_directory(paths: runs.RunPaths) -> None:
     if paths.directory.exists():
         if runs.orphan(paths):
             raise Refused(f"a training of {paths.directory} still runs", "wait for its end")
-        with runs.locked(paths):
+        with writer.locked(paths):
             pass
         shutil.rmtree(paths.directory)
     paths.directory.mkdir(parents=True)

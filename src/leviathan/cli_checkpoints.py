@@ -184,7 +184,7 @@ def cleanup(
     as_json: JsonOption = False,
 ) -> None:
     """Delete older checkpoints; never the last sound one, never damaged ones."""
-    from leviathan import checkpoints, runs, ui
+    from leviathan import checkpoints, runs, ui, writer
     from leviathan.errors import BadInput
 
     paths = _find(run)
@@ -195,7 +195,7 @@ def cleanup(
     if not yes and not ui.is_terminal():
         names = ", ".join(c.path.name for c in choose()) or "none"
         raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
-    with runs.locked(paths):
+    with writer.locked(paths):
         going = choose()
         total = ui.size(sum(c.bytes for c in going))
         if not as_json:

@@ -75,7 +75,7 @@ def _train() -> Any:
     with ui_live.TrainView(decision.paths.directory.name) as view:
         ending = sessions.run(decision, view, ui.corpus_progress())
     if ending.outcome.kind != "done":
-        from leviathan.cli_train import finish
+        from leviathan.cli_ending import finish
 
         finish(ending, None, [])
     return decision.paths

@@ -68,7 +68,8 @@ def compose(source: YamlFile, recipe: Recipe, mode: str, stage: str) -> Composit
     places: dict[str, tuple[str, KeyPath]] = {key: ("recipe", (key,)) for key in data}
     for layer in layers:
         for key, value in layer.own.items():
-            data[key] = merged(data.get(key), value)
+            # A model's keys belong together: depth and width of two models make no third one.
+            data[key] = value if key == "model" else merged(data.get(key), value)
             places[key] = (layer.name, (*layer.place, key))
         _drop_replaced(data, layer.own)
     return Composition(data, layers, places, mode, stage, stages)

@@ -353,6 +353,8 @@ def validated(model: type[Model], data: Any, where: Callable[[KeyPath], str]) ->
 def _describe(model: type[BaseModel], place: Callable[[KeyPath], str], error: Any) -> str:
     key: KeyPath = tuple(error["loc"])
     where = f"{place(key)}: {dotted(key)}"
+    if not key:  # about the whole: what stands there is the file
+        return f"{place(key)}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         return f"{where} is not a known key; {_nearest_field(model, key)}"
     if error["type"] == "missing":

@@ -88,13 +88,19 @@ def cached_bytes(sample_bytes: int) -> int:
     return int(sample_bytes * _CACHED_SHARE)
 
 
-def forecast(tree: dict[str, Any], base_model: str, existing: list[Checkpoint]) -> Forecast:
+def forecast(
+    tree: dict[str, Any],
+    base_model: str,
+    existing: list[Checkpoint],
+    shape: Shape | None = None,
+) -> Forecast:
     """What the next checkpoint and the merge take.
 
-    A checkpoint of this run answers best; before the first, arithmetic does.
+    A checkpoint of this run answers best; before the first, arithmetic does. ``shape`` is the
+    base model's where that is not on disk.
     """
     try:
-        shape = shapes.load(base_model)
+        shape = shape or shapes.load(base_model)
         found = planned(shape, knobs.read(tree), _tokenizer_bytes(base_model))
     except BadInput:  # told by who needs to know; a run of another architecture may train
         weights = basemodel.locate({**tree, "base_model": base_model}, os.environ).weight_bytes

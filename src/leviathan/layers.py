@@ -7,6 +7,7 @@ YAML that is launched (``render``).
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from leviathan import composing, overrides, pace, redaction, runs, samples
@@ -58,7 +59,13 @@ class Config:
     @property
     def makes_base(self) -> bool:
         """Whether Leviathan makes the base model itself, in the run directory (``handover``)."""
-        return self._follows
+        given = any(text.startswith("base_model=") for text in self.overrides)
+        return not given and (self._follows or self.recipe.model is not None)
+
+    @property
+    def lacks_base(self) -> bool:
+        """Whether that is yet to be done."""
+        return self.makes_base and not Path(self.tree["base_model"]).is_dir()
 
     @property
     def set_by_run(self) -> dict[str, Any]:
@@ -142,7 +149,8 @@ def based(config: Config, name: str) -> Config:
     if not config.makes_base:
         return config
     key: KeyPath = ("base_model",)
-    origin = Origin("stage", f"the model of stage {config.before}")
+    made = f"the model of stage {config.before}" if config.before else "made from nothing"
+    origin = Origin("leviathan", made)
     return replace(config, tree={**config.tree, "base_model": _base_in(name)},
                    origins={**config.origins, key: origin})  # fmt: skip
 
@@ -192,6 +200,8 @@ def build(
     stage = next((s for s in recipe.stages if s.name == composed.stage), None)
     mode = recipe.modes.get(composed.mode)
     recipe = _composed(composed, recipe_file)
+    if any(o.key == ("base_model",) for o in sets):
+        recipe = recipe.model_copy(update={"model": None})
     recipe = overrides.overridden(recipe, RECIPE_KEYS, sets)
     profile = _with_checkpoints(profile, composed, recipe_file)
     profile = overrides.overridden(profile, PROFILE_KEYS, sets)
@@ -326,6 +336,8 @@ class _Stack:
 
     def _own_origin(self, key: KeyPath) -> Origin:
         name = {"datasets": "format", "num_epochs": "epochs"}.get(str(key[0]), str(key[0]))
+        if name == "base_model" and self.recipe.model:
+            name = "model"
         if name == "epochs" and self.recipe.samples.get(self.sample, SampleSettings()).epochs:
             layer, place = self.composed.places.get("samples", ("recipe", ("samples",)))
             return Origin(layer, self.recipe_file.where((*place, self.sample, "epochs")))
@@ -431,7 +443,7 @@ def _load(
 def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
-        "base_model": recipe.base_model,
+        "base_model": recipe.base_model or "",  # Leviathan makes it (``based``)
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,
         "seed": recipe.seed,

@@ -19,7 +19,7 @@ from leviathan import (
     machine,
     memory,
     samples,
-    shapes,
+    scratch,
 )
 from leviathan.checkup import Check, Inputs, Subject
 from leviathan.config import Profile
@@ -79,22 +79,30 @@ def of_training(
     """
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
+    forecast = _forecast(config, existing)
     kept = sum(c.sound for c in existing)
     needs = _needs(config, paths, data, forecast, kept, environment)
     wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
+    base = None if config.lacks_base else basemodel.locate(config.tree, environment)
+    base = None if config.lacks_base else basemodel.locate(config.tree, environment)
     inputs = Inputs(
-        samples.readable(wish), row_fields(config), basemodel.locate(config.tree, environment),
+        samples.readable(wish), row_fields(config), base,
         _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
     )  # fmt: skip
     needed = _needed_gib(config)
     return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed)
 
 
+def _forecast(config: Config, existing: list[checkpoints.Checkpoint]) -> disk.Forecast:
+    """What will be written; of a base model that is yet to be made, its plan is known."""
+    shape = scratch.shape_of(config) if config.lacks_base else None
+    return disk.forecast(config.tree, str(config.tree["base_model"]), existing, shape)
+
+
 def _needed_gib(config: Config) -> float | None:
     """What one GPU will hold, by formula; None for a model of unknown shape, which may train."""
     try:
-        shape = shapes.load(str(config.tree["base_model"]))
+        shape = scratch.shape_of(config)
         chosen = knobs.read(config.tree, config.profile.hardware.processes)
         return memory.estimate(shape, chosen, device=config.profile.hardware.device).total_gib
     except BadInput:
@@ -103,7 +111,7 @@ def _needed_gib(config: Config) -> float | None:
 
 def of_bench(config: Config, here: Machine, paths: RunPaths, *, keys_read: bool) -> Subject:
     """A short trial of this configuration: rows and base model are made up where they lack."""
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), [])
+    forecast = _forecast(config, [])
     volumes = _volumes([_one_checkpoint(paths, forecast)])
     inputs = Inputs(None, (), None, volumes, forecast, "arithmetic", paths.directory)
     return Subject(here, dict(os.environ), config.profile, config.tree, inputs, keys_read)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from leviathan.blueprint import NewModel
+
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -109,6 +111,8 @@ class Mode(Overlay):
     """One line: for whom, how long."""
     sample: str | None = None
     """Part of the corpus where ``--sample`` does not say it."""
+    model: NewModel | None = None
+    """Another model made from nothing: a smaller one."""
     stages: dict[str, Overlay] = {}
     """What a stage has otherwise in this mode, by its name."""
 
@@ -118,8 +122,10 @@ class Recipe(_Strict):
 
     description: str = ""
     """One line for ``recipes list``."""
-    base_model: str
-    """Hub name or local directory of the model the adapter is trained on."""
+    base_model: str | None = None
+    """Hub name or local directory of the model that is trained on; else ``model``."""
+    model: NewModel | None = None
+    """Instead of ``base_model``: a model made from nothing (docs/scratch-models.md)."""
     corpus: str
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
@@ -164,6 +170,13 @@ class Recipe(_Strict):
     (docs/stages.md)."""
     modes: dict[str, Mode] = {}
     """Time-boxed forms, chosen by ``--mode``."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Recipe":
+        if (self.base_model is None) == (self.model is None):
+            given = "both are given" if self.model else "neither is given"
+            raise ValueError(f"a recipe has either base_model or model; {given}")
+        return self
 
     @model_validator(mode="after")
     def _names_that_exist(self) -> "Recipe":

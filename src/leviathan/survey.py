@@ -21,6 +21,7 @@ from leviathan import (
     plan,
     runs,
     samples,
+    scratch,
     shapes,
     status,
     steps,
@@ -101,7 +102,7 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     recipe = config.recipe
     path = Path(recipe.corpus)
     source = figures.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
-    shape = shapes.load(str(config.tree["base_model"]))
+    shape = scratch.shape_of(config)
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
         statistics = figures.assumed(recipe.corpus, size.rows, size.bytes, config.sample)

@@ -24,6 +24,7 @@ from leviathan import (
     runs,
     samples,
     schema,
+    scratch,
     trackers,
 )
 from leviathan import render as rendering
@@ -88,7 +89,7 @@ def decide(
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
     trackers.refuse_unusable(track, config.tree, trackers.look())
-    models.local_or_hub(config.tree["base_model"])
+    scratch.path_or_hub(config)
     corpus.check_head(samples.readable(_wish(config)), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
@@ -362,7 +363,9 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
     """What one ``train`` will do, for ``--dry-run``."""
     resume = decision.resume_from
     actions = {
-        "start": "start from the base model",
+        "start": "start from the base model, which is made first"
+        if decision.config.lacks_base
+        else "start from the base model",
         "resume": f"resume from {resume.path.name}" if resume else "",
         "nothing": "nothing: the run is finished",
     }
