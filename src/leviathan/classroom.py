@@ -22,12 +22,8 @@ DIRECTORY = Path("work/demo")
 """Where the shipped recipes look for them."""
 NAMES = ("text.jsonl", "chat.jsonl", "lessons.jsonl", "choices.jsonl")
 _SEED = 42
-_MOST_CHOICES = 4
-_ORDERS = 4
-"""In so many orders of its choices a question is in ``lessons.jsonl``: with one a small model
-learns which letter goes with a name."""
+_MOST_CHOICES = 5
 _HELD_OUT_EVERY = 40
-_HELD_OUT_ROOM = 16
 
 
 @dataclass(frozen=True)
@@ -49,19 +45,22 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question and the word that answers it."""
+    """A question with choices, in an order that is the same for all of its family.
+
+    A model as small as the demo's learns which letter goes with which answer. To find a letter
+    in a shuffled list it would have to read the list, and it has not the size for it.
+    """
 
     question: str
     word: str
-    words: tuple[str, ...]
-    """All answers of its family."""
+    """The right choice."""
+    choices: tuple[str, ...]
 
-    def row(self, rng: random.Random) -> Row:
-        """As a row of ``format: choices``, its choices drawn and ordered by ``rng``."""
-        wrong = [word for word in self.words if word != self.word]
-        chosen = [self.word, *rng.sample(wrong, min(len(wrong), _MOST_CHOICES - 1))]
-        rng.shuffle(chosen)
-        return {"question": self.question, "choices": chosen, "answer": chosen.index(self.word)}
+    @property
+    def row(self) -> Row:
+        """As a row of ``format: choices``."""
+        answer = self.choices.index(self.word)
+        return {"question": self.question, "choices": list(self.choices), "answer": answer}
 
 
 def missing(directory: Path = DIRECTORY) -> bool:
@@ -78,7 +77,7 @@ def prepare(shipped: Path, directory: Path = DIRECTORY) -> tuple[Path, ...]:
         "text.jsonl": [{"text": row["text"]} for row in rows if "text" in row],
         "chat.jsonl": list(_conversations(rows)),
         "lessons.jsonl": _shuffled(_spoken(asked)),
-        "choices.jsonl": [lesson.row(_rng(lesson, 0)) for lesson in asked],
+        "choices.jsonl": _shuffled([lesson.row for lesson in asked]),
     }
     for name, found in made.items():
         path, text = directory / name, "".join(json.dumps(row) + "\n" for row in found)
@@ -92,7 +91,7 @@ def suite(shipped: Path) -> list[Row]:
     _, held_out = lessons_of(_rows(shipped))
     cases = []
     for number, lesson in enumerate(held_out, 1):
-        row = lesson.row(_rng(lesson, 0))
+        row = lesson.row
         letter = lessons.LETTERS[row["answer"]]
         cases.append({"name": f"choice-{number:02}", "prompt": lessons.question(row),
                       "checks": [{"exact": letter}]})  # fmt: skip
@@ -109,8 +108,8 @@ def lessons_of(rows: Iterable[Row]) -> tuple[list[Lesson], list[Lesson]]:
                 pairs.append((question, said[1]))
     asked, held_out = [], []
     for pairs in found:
-        words = tuple(sorted({word for _, word in pairs}))
-        made = [Lesson(question, word, words) for question, word in pairs]
+        choices = _choices({word for _, word in pairs})
+        made = [Lesson(question, word, choices[word]) for question, word in pairs]
         held_out += made[::_HELD_OUT_EVERY]
         asked += [lesson for place, lesson in enumerate(made) if place % _HELD_OUT_EVERY]
     return asked, held_out
@@ -125,25 +124,27 @@ def _conversations(rows: Sequence[Row]) -> Iterator[Row]:
             yield {"messages": row["messages"]}
 
 
+def _choices(words: set[str]) -> dict[str, tuple[str, ...]]:
+    """For each word the choices it stands among: neighbours in the alphabet, as many in each."""
+    ranked = sorted(words)
+    groups = -(-len(ranked) // _MOST_CHOICES)
+    size = -(-len(ranked) // groups)
+    return {word: tuple(ranked[i // size * size :][:size]) for i, word in enumerate(ranked)}
+
+
 def _spoken(asked: Sequence[Lesson]) -> list[Row]:
-    """Each question in several orders, as conversations that end with the letter."""
+    """The questions as conversations that end with the letter."""
     found = []
-    for order in range(1, _ORDERS + 1):
-        for lesson in asked:
-            row = lesson.row(_rng(lesson, order))
-            answer = {"role": "assistant", "content": lessons.LETTERS[row["answer"]]}
-            found.append({"messages": [*lessons.messages(row), answer]})
+    for lesson in asked:
+        letter = lessons.LETTERS[lesson.row["answer"]]
+        answer = {"role": "assistant", "content": letter}
+        found.append({"messages": [*lessons.messages(lesson.row), answer]})
     return found
 
 
 def _shuffled(rows: list[Row]) -> list[Row]:
     random.Random(_SEED).shuffle(rows)  # noqa: S311 - a reproducible order, no secret
     return rows
-
-
-def _rng(lesson: Lesson, order: int) -> random.Random:
-    """Numbers that depend on this question alone: another row added changes no other."""
-    return random.Random(f"{_SEED} {order} {lesson.question}")  # noqa: S311
 
 
 def _rows(shipped: Path) -> Iterator[Row]:
