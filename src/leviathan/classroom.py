@@ -1,7 +1,7 @@
 """Owns the corpora of the small recipes made from nothing: text, conversations, choices.
 
-All are taken from the demo's shipped corpus (``configs/demo/stdlib.jsonl``), deterministically.
-Does not train (``train``), nor make the demo's base model (``demo``).
+All are taken from the demo's shipped corpus (``configs/demo/stdlib.jsonl``), the same bytes
+each time. Does not train (``train``), nor make the demo's base model (``demo``).
 
 Three families of its questions have few different answers, and so become questions with
 choices: what kind of object a name is, whether it is public, which package it belongs to.
@@ -10,12 +10,12 @@ choices: what kind of object a name is, whether it is public, which package it b
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import files, lessons
+from leviathan import config, files, lessons
 
 Row = dict[str, Any]
 DIRECTORY = Path("work/demo")
@@ -24,6 +24,7 @@ NAMES = ("text.jsonl", "chat.jsonl", "lessons.jsonl", "choices.jsonl")
 _SEED = 42
 _MOST_CHOICES = 5
 _HELD_OUT_EVERY = 40
+_NAME = re.compile(r"`([\w.]+)`")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ FAMILIES = (
     Family(re.compile(r"Is `.*` public, private or special"), re.compile(r"It is (\w+):")),
     Family(re.compile(r"Which package does `"), re.compile(r"It belongs to `(\w+)`\.")),
 )
-"""Names of their choices differ, so that the words of one family are those of no other."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Lesson:
     """A question with choices, in an order that is the same for all of its family.
 
     A model as small as the demo's learns which letter goes with which answer. To find a letter
-    in a shuffled list it would have to read the list, and it has not the size for it.
+    in a shuffled list it would have to read the list; 600 steps were not enough for that.
     """
 
     question: str
@@ -57,27 +57,37 @@ class Lesson:
     choices: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """The object that is asked about."""
+        return _name(self.question)
+
+    @property
+    def letter(self) -> str:
+        """The answer."""
+        return lessons.LETTERS[self.choices.index(self.word)]
+
+    @property
     def row(self) -> Row:
         """As a row of ``format: choices``."""
-        answer = self.choices.index(self.word)
-        return {"question": self.question, "choices": list(self.choices), "answer": answer}
+        return {"question": self.question, "choices": list(self.choices), "answer": self.letter}
 
 
-def missing(directory: Path = DIRECTORY) -> bool:
-    """Whether one of the corpora is not in ``directory``."""
-    return not all((directory / name).is_file() for name in NAMES)
+def shipped() -> Path:
+    """The corpus that comes with Leviathan."""
+    return config.directories("demo")[-1] / "stdlib.jsonl"
 
 
-def prepare(shipped: Path, directory: Path = DIRECTORY) -> tuple[Path, ...]:
+def prepare(source: Path, directory: Path = DIRECTORY) -> tuple[Path, ...]:
     """Write the corpora to ``directory``, each whole or not at all, where they are not there."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows = list(_rows(shipped))
-    asked, _ = lessons_of(rows)
-    made = {
-        "text.jsonl": [{"text": row["text"]} for row in rows if "text" in row],
-        "chat.jsonl": list(_conversations(rows)),
-        "lessons.jsonl": _shuffled(_spoken(asked)),
-        "choices.jsonl": _shuffled([lesson.row for lesson in asked]),
+    rows = files.read_json_lines(source)
+    asked, held_out = split(rows)
+    kept_out = {lesson.name for lesson in held_out}
+    made: dict[str, list[Row]] = {
+        "text.jsonl": list(_texts(rows, kept_out)),
+        "chat.jsonl": list(_conversations(rows, kept_out)),
+        "lessons.jsonl": [_spoken(lesson) for lesson in asked],
+        "choices.jsonl": [lesson.row for lesson in asked],
     }
     for name, found in made.items():
         path, text = directory / name, "".join(json.dumps(row) + "\n" for row in found)
@@ -86,42 +96,28 @@ def prepare(shipped: Path, directory: Path = DIRECTORY) -> tuple[Path, ...]:
     return tuple(directory / name for name in made)
 
 
-def suite(shipped: Path) -> list[Row]:
-    """The questions that are in none of the corpora, as cases of a prompt suite."""
-    _, held_out = lessons_of(_rows(shipped))
-    cases = []
-    for number, lesson in enumerate(held_out, 1):
-        row = lesson.row
-        letter = lessons.LETTERS[row["answer"]]
-        cases.append({"name": f"choice-{number:02}", "prompt": lessons.question(row),
-                      "checks": [{"exact": letter}]})  # fmt: skip
-    return cases
+def split(rows: Sequence[Row]) -> tuple[list[Lesson], list[Lesson]]:
+    """The lessons to train on, in a shuffled order, and those of the suite.
 
-
-def lessons_of(rows: Iterable[Row]) -> tuple[list[Lesson], list[Lesson]]:
-    """All questions with choices: those to train on, and those that are held out."""
-    found: list[list[tuple[str, str]]] = [[] for _ in FAMILIES]
-    for row in rows:
-        question, answer = (message["content"] for message in row["messages"])
-        for family, pairs in zip(FAMILIES, found, strict=True):
-            if family.question.match(question) and (said := family.answer.match(answer)):
-                pairs.append((question, said[1]))
-    asked, held_out = [], []
-    for pairs in found:
-        choices = _choices({word for _, word in pairs})
-        made = [Lesson(question, word, choices[word]) for question, word in pairs]
-        held_out += made[::_HELD_OUT_EVERY]
-        asked += [lesson for place, lesson in enumerate(made) if place % _HELD_OUT_EVERY]
+    What the suite asks about is in no lesson of another family, either.
+    """
+    found = [_family(rows, family) for family in FAMILIES]
+    held_out = [lesson for made in found for lesson in made[::_HELD_OUT_EVERY]]
+    names = {lesson.name for lesson in held_out}
+    asked = [lesson for made in found for lesson in made if lesson.name not in names]
+    random.Random(_SEED).shuffle(asked)  # noqa: S311 - a reproducible order, no secret
     return asked, held_out
 
 
-def _conversations(rows: Sequence[Row]) -> Iterator[Row]:
-    """The shipped conversations but those that the suite asks."""
-    _, held_out = lessons_of(rows)
-    kept_out = {lesson.question for lesson in held_out}
+def _family(rows: Sequence[Row], family: Family) -> list[Lesson]:
+    pairs = []
     for row in rows:
-        if row["messages"][0]["content"] not in kept_out:
-            yield {"messages": row["messages"]}
+        question, answer = (message["content"] for message in row["messages"])
+        said = family.answer.match(answer)
+        if said and family.question.match(question):
+            pairs.append((question, said[1]))
+    choices = _choices({word for _, word in pairs})
+    return [Lesson(question, word, choices[word]) for question, word in pairs]
 
 
 def _choices(words: set[str]) -> dict[str, tuple[str, ...]]:
@@ -132,20 +128,64 @@ def _choices(words: set[str]) -> dict[str, tuple[str, ...]]:
     return {word: tuple(ranked[i // size * size :][:size]) for i, word in enumerate(ranked)}
 
 
-def _spoken(asked: Sequence[Lesson]) -> list[Row]:
-    """The questions as conversations that end with the letter."""
-    found = []
-    for lesson in asked:
-        letter = lessons.LETTERS[lesson.row["answer"]]
-        answer = {"role": "assistant", "content": letter}
-        found.append({"messages": [*lessons.messages(lesson.row), answer]})
-    return found
+def _texts(rows: Sequence[Row], kept_out: set[str]) -> Iterator[Row]:
+    for row in rows:
+        if "text" in row and row["text"].partition("\n")[0] not in kept_out:
+            yield {"text": row["text"]}
 
 
-def _shuffled(rows: list[Row]) -> list[Row]:
-    random.Random(_SEED).shuffle(rows)  # noqa: S311 - a reproducible order, no secret
-    return rows
+def _conversations(rows: Sequence[Row], kept_out: set[str]) -> Iterator[Row]:
+    for row in rows:
+        if _name(row["messages"][0]["content"]) not in kept_out:
+            yield {"messages": row["messages"]}
 
 
-def _rows(shipped: Path) -> Iterator[Row]:
-    yield from files.read_json_lines(shipped)
+def _name(question: str) -> str:
+    found = _NAME.search(question)
+    return found[1] if found else ""
+
+
+def _spoken(lesson: Lesson) -> Row:
+    """A conversation that ends with the letter."""
+    answer = {"role": "assistant", "content": lesson.letter}
+    return {"messages": [*lessons.messages(lesson.row), answer]}
+
+
+# --- the suite -----------------------------------------------------------------------------
+
+_HEADER = """\
+# What the model of `nanochat --mode demo` is asked.
+#   leviathan test RUN --suite nanochat
+# Made by scripts/make_nanochat_suite.py from configs/demo/stdlib.jsonl; not to be edited.
+# {count} questions with choices, from the same distribution as those that it trains on: the
+# same library, the same three kinds of question, choices in the same order. Their names
+# are in none of its corpora. Guessing passes {guessed:.0f} %, always the commonest letter
+# ({letter}) {commonest:.0f} %.
+"""
+
+
+def suite(source: Path) -> str:
+    """The prompt suite of the lessons that are held out, as YAML."""
+    _, held_out = split(files.read_json_lines(source))
+    letters = [lesson.letter for lesson in held_out]
+    commonest = max(sorted(set(letters)), key=letters.count)
+    header = _HEADER.format(
+        count=len(held_out),
+        guessed=guessed_pct(held_out),
+        letter=commonest,
+        commonest=100 * letters.count(commonest) / len(letters),
+    )
+    return header + "cases:\n" + "".join(_case(*each) for each in enumerate(held_out, 1))
+
+
+def guessed_pct(asked: Sequence[Lesson]) -> float:
+    """The share of ``asked`` that a blind guess passes, in percent."""
+    return 100 * sum(1 / len(lesson.choices) for lesson in asked) / len(asked)
+
+
+def _case(number: int, lesson: Lesson) -> str:
+    prompt = json.dumps(lessons.question(lesson.row))
+    return (
+        f"  - name: choice-{number:02}\n    prompt: {prompt}\n"
+        f"    checks: [{{exact: {lesson.letter}}}]\n"
+    )
