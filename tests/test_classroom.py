@@ -20,7 +20,7 @@ def corpora(tmp_path_factory):
 def test_the_shipped_suite_is_what_is_held_out():
     text = (ROOT / "configs/suites/nanochat.yaml").read_text()
     assert text == classroom.suite(SHIPPED), "run scripts/make_nanochat_suite.py"
-    assert len(prompts.load("nanochat").cases) == 52
+    assert len(prompts.load(ROOT / "configs/suites/nanochat.yaml").cases) == 52
 
 
 def test_no_name_of_the_suite_is_in_a_corpus(corpora):

@@ -77,6 +77,13 @@ def shipped() -> Path:
     return config.directories("demo")[-1] / "stdlib.jsonl"
 
 
+def provide(corpus: str) -> None:
+    """Write the corpora, if ``corpus`` is one of them and is not there."""
+    path = Path(corpus)
+    if path.parent == DIRECTORY and path.name in NAMES and not path.exists():
+        prepare(shipped())
+
+
 def prepare(source: Path, directory: Path = DIRECTORY) -> tuple[Path, ...]:
     """Write the corpora to ``directory``, each whole or not at all, where they are not there."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,9 @@ def parts(corpus: Path) -> tuple[Part, ...]:
             holds no data files.
     """
     if not corpus.exists():
-        raise BadInput(f"corpus {corpus} does not exist", "set corpus: in the recipe")
+        shipped = corpus.parent == Path("work/demo")
+        raise BadInput(f"corpus {corpus} does not exist",
+                       "leviathan demo --prepare" if shipped else "set corpus: in the recipe")  # fmt: skip
     if corpus.is_dir():
         # Text only where there is nothing else: a README beside shards is no data.
         found = _shards(corpus, _NAMES) or _shards(corpus, _TEXTS)

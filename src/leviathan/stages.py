@@ -6,7 +6,7 @@ Does not make the model that a stage begins with (``handover``), nor train (``se
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leviathan import corpus, layers, runs, samples, schema
+from leviathan import classroom, corpus, layers, runs, samples, schema
 from leviathan import render as rendering
 from leviathan.budget import Budget
 from leviathan.errors import BadInput
@@ -79,6 +79,7 @@ def check(chosen: tuple[Leg, ...]) -> None:
     for leg in chosen:
         rendering.check_keys(leg.config, keys)
         recipe = leg.config.recipe
+        classroom.provide(recipe.corpus)
         wish = samples.Wish(Path(recipe.corpus), leg.config.sample, recipe.seed, samples.DIRECTORY)
         corpus.check_head(samples.readable(wish), layers.row_fields(leg.config))
 
