@@ -31,6 +31,8 @@ class Leg:
 def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     """Every stage of ``config``'s recipe in order, each with its run; one, where there are none.
 
+    The small corpora that come with Leviathan are written where a stage asks for one.
+
     Raises:
         BadInput: a stage's settings cannot be; see ``layers.build``.
     """
@@ -41,6 +43,7 @@ def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     for stage in config.stages:
         asked = [*_without_stage(config), f"stage={stage}"]
         one = layers.build(config.recipe_asked, config.profile_asked, config.sample, asked)
+        classroom.provide(one.recipe.corpus)
         run = layers.run_name(one, name)
         paths = RunPaths(runs.TRAINING / run)
         found.append(Leg(layers.based(one, run), paths, found[-1].paths if found else None))
@@ -79,7 +82,6 @@ def check(chosen: tuple[Leg, ...]) -> None:
     for leg in chosen:
         rendering.check_keys(leg.config, keys)
         recipe = leg.config.recipe
-        classroom.provide(recipe.corpus)
         wish = samples.Wish(Path(recipe.corpus), leg.config.sample, recipe.seed, samples.DIRECTORY)
         corpus.check_head(samples.readable(wish), layers.row_fields(leg.config))
 
