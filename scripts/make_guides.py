@@ -173,7 +173,7 @@ def single_a100() -> Iterator[Row]:
                     for stage in ("base", "mid", "sft", "rl")]  # fmt: skip
         yield f"{mode.upper()}: all stages", claim, time(*all_four), "`--mode` " + mode
     yield ("memory", "10 to 25 GB, by mode", memory(base),
-           "the modes train the same model, so need the same; micro batch 4, checkpointed")  # fmt: skip
+           "the modes train the same model, so need the same; the guide's batch is not told")  # fmt: skip
     size = base.disk.checkpoint or 0
     yield "a checkpoint", "(not told)", f"{size / GB:.1f} GB", "weights and Adam in bf16"
 
@@ -207,7 +207,7 @@ def pure_transformer() -> Iterator[Row]:
     yield ("what that costs", "(not told)",
            f"{dollars(base, 'lambda')} at $8.80 an hour", "the A4000 guide's prices times eight")  # fmt: skip
     yield ("memory of a GPU", "44 GB", memory(base),
-           "fp32 weights and gradients there, bf16 here, activations recomputed, half the rows")  # fmt: skip
+           "fp32 in both; here an eighth of it on each GPU (FSDP2), and half the rows")  # fmt: skip
     minutes = 1000 * 131_072 / 79_200 / 60
     yield ("1,000 steps", "about 20 minutes", f"{1000 * 131_072 / base.speed.mid_tok_s / 60:.0f} min",
            f"131 M tokens at its own pace are {minutes:.0f}")  # fmt: skip
