@@ -15,6 +15,7 @@ from pathlib import Path
 
 from leviathan import figures, layers, plan, scratch
 from leviathan.plan import Plan, Range
+from leviathan.speed import Speed
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides.md"
 GB = 1e9
@@ -24,13 +25,14 @@ Row = tuple[str, str, str, str]
 HEAD = """\
 # The guides and the planner
 
-The recipes `nanochat`, `nanochat-d64`, `pure-transformer` and `leviathan` follow guides whose authors
-each wrote a trainer by hand. What the guides claim, what `leviathan plan` says, and why the two differ.
+The recipes `nanochat`, `nanochat-d64`, `pure-transformer` and `leviathan` follow guides whose
+authors each wrote a trainer by hand. Here is what the guides claim, what `leviathan plan` says,
+and why the two differ.
 
-Ours are formulas: none of these trainings has been run on its machine yet. Throughput is 35 to 50 % of a
-card's peak, the middle 42 %; a checkpoint is written at 100 MB/s or faster; the corpora are not at
-hand, so a token is 4 bytes. `leviathan bench` on the machine replaces all of that by measurements
-([planning](planning.md)). GB are 10^9 bytes, GiB 2^30.
+Ours are formulas: none of these trainings has been run on its machine yet. Throughput is 35 to
+50 % of a card's peak, the middle 42 %; a checkpoint is written at 100 MB/s; the corpora are not
+at hand, so a token is 4 bytes. `leviathan bench` on the machine replaces pace and memory by
+measurements ([planning](planning.md)). GB are 10^9 bytes, GiB 2^30.
 
 Made by scripts/make_guides.py; not to be edited.
 """
@@ -41,7 +43,8 @@ def planned(recipe: str, profile: str, *sets: str, sample: str = "full") -> Plan
     """The plan of a shipped recipe, from what it says of its corpus."""
     config = layers.build(recipe, profile, sample, sets)
     size = config.recipe.corpus_size
-    assert size, recipe
+    if size is None:
+        raise ValueError(f"recipe {recipe} has no corpus_size for stage {config.stage}")
     statistics = figures.assumed(config.recipe.corpus, size.rows, size.bytes, sample)
     return plan.make(config, scratch.shape_of(config), statistics)
 
@@ -67,16 +70,23 @@ def time(*hours: Range | None) -> str:
 
 def memory(made: Plan) -> str:
     """The peak on each GPU."""
-    return f"{made.memory.total_gib:.0f} GiB ({made.memory.low_gib:.0f} to {made.memory.high_gib:.0f})"
+    found = made.memory
+    return f"{found.total_gib:.0f} GiB ({found.low_gib:.0f} to {found.high_gib:.0f})"
+
+
+def speed(made: Plan) -> Speed:
+    """Which every shipped profile of a GPU has."""
+    if made.speed is None:
+        raise ValueError(f"profile {made.config.profile_name} does not say how fast it is")
+    return made.speed
 
 
 def pace(made: Plan) -> str:
     """Tokens a second over all GPUs."""
-    assert made.speed and made.ceiling_tok_s
-    found = made.speed
+    found = speed(made)
     return (
         f"{found.mid_tok_s:,.0f} tok/s ({found.low_tok_s:,.0f} to {found.high_tok_s:,.0f}); "
-        f"all of the peak would be {made.ceiling_tok_s:,.0f}"
+        f"all of the peak would be {made.ceiling_tok_s or 0:,.0f}"
     )
 
 
@@ -88,9 +98,9 @@ def dollars(made: Plan, provider: str) -> str:
 
 def at_rate(made: Plan, tokens: float) -> Range:
     """Hours that ``tokens`` take, saving and evaluating apart."""
-    assert made.speed
-    return Range(*(tokens / rate / 3600 for rate in
-                   (made.speed.high_tok_s, made.speed.mid_tok_s, made.speed.low_tok_s)))  # fmt: skip
+    found = speed(made)
+    rates = (found.high_tok_s, found.mid_tok_s, found.low_tok_s)
+    return Range(*(tokens / rate / 3600 for rate in rates))
 
 
 def parameters(recipe: str, profile: str, *sets: str) -> int:
@@ -108,7 +118,7 @@ def d64() -> Iterator[Row]:
     whole = made.shape.parameters
     for depth, claim in ((24, "680 M"), (48, "2.4 G"), (64, "4.3 G"), (80, "6.7 G")):
         ours = giga(parameters(recipe, profile, f"model.depth={depth}"))
-        why = "12 x layers x width^2 at width 64 x layers; the guide's do not grow with the cube"
+        why = "12 x layers x width^2, width 64 x layers; the guide's do not grow with the cube"
         yield f"parameters of depth {depth}", claim, ours, why if depth == 64 else ""
     step = made.knobs.micro_batch_size * made.knobs.sequence_len * 8
     yield ("tokens a step", "8 x 4 x 2048 = 524,288", f"8 x 4 x 2048 = {step:,}",
@@ -125,17 +135,19 @@ def d64() -> Iterator[Row]:
     yield ("12 G tokens", "about 23,000 steps, 31 h, $992",
            f"{guides // 524_288:,} steps, {time(at_rate(made, guides))}, "
            f"${at_rate(made, guides).mid * 32:,.0f}",
-           "the steps are right; a model three times as large takes three times as long")  # fmt: skip
-    rate = made.speed.mid_tok_s if made.speed else 0.0
-    yield ("steps in an hour", "730", f"{rate * 3600 / 524_288:.0f}", "as the pace")
+           "the steps are right; a model three times as large takes three times as "
+           "long")  # fmt: skip
+    hourly = speed(made).mid_tok_s * 3600 / 524_288
+    yield "steps in an hour", "730", f"{hourly:.0f}", "as the pace"
     yield ("what $1000 buys", "12 G tokens",
            f"{giga(made.steps.slots)} planned: {time(made.hours)}, {dollars(made, 'guide')}",
            "`budget_usd: 1000` stops the run, resumable, before it is more")  # fmt: skip
     yield ("passes over 350 M tokens", "34", f"{made.steps.slots / 350e6:.1f}",
-           "12 G would be 34, that is right: early stopping and the best checkpoint, as it advises")  # fmt: skip
+           "12 G would be 34, that is right; early stopping and the best checkpoint, "
+           "as it advises")  # fmt: skip
     size = made.disk.checkpoint or 0
     yield ("a checkpoint", "17 GB (10.7 + 8 x 0.8)", f"{size / GB:.0f} GB",
-           f"weights in fp32 and two states of Adam: {size / whole:.0f} bytes a parameter")  # fmt: skip
+           f"fp32 weights and two states of Adam: {size / whole:.0f} bytes a parameter")  # fmt: skip
     yield ("31 of them", "527 GB", f"{31 * size / GB:,.0f} GB",
            "only the newest stays whole (`whole: 1`), three are kept: see the recipe")  # fmt: skip
 
@@ -161,19 +173,22 @@ def single_a100() -> Iterator[Row]:
            f"{sft.steps.steps:,} steps of 32,768 tokens, {time(sft.hours)}",
            "13.8 M tokens are minutes; 2 h would be 1,900 tok/s")  # fmt: skip
     yield ("all of it", "60 to 120 h", time(base.hours, mid.hours, sft.hours, rl.hours), "")
-    for mode, cap, claim in (("DEMO", 500, "30 to 60 min"), ("SMALL", 2000, "2 to 4 h"),
-                             ("MEDIUM", 5000, "6 to 10 h")):  # fmt: skip
+    caps = (
+        ("DEMO", 500, "30 to 60 min"),
+        ("SMALL", 2000, "2 to 4 h"),
+        ("MEDIUM", 5000, "6 to 10 h"),
+    )
+    for mode, cap, claim in caps:
         made = planned("nanochat", "a100-40gb", "stage=base", f"max_steps={cap}")
+        other = "; our `--mode demo` is another: minutes on a CPU" if cap == 500 else ""
         yield (f"{mode}: base, {cap:,} iterations", claim, time(made.hours),
-               f"{giga(cap * 524_288)} tokens" + (
-                   "; our `--mode demo` is another: minutes on a CPU" if cap == 500 else ""
-               ))  # fmt: skip
+               f"{giga(cap * 524_288)} tokens{other}")  # fmt: skip
     for mode, claim in (("small", "3 to 6 h"), ("medium", "9 to 13 h")):
         all_four = [planned("nanochat", "a100-40gb", f"mode={mode}", f"stage={stage}").hours
                     for stage in ("base", "mid", "sft", "rl")]  # fmt: skip
         yield f"{mode.upper()}: all stages", claim, time(*all_four), "`--mode` " + mode
     yield ("memory", "10 to 25 GB, by mode", memory(base),
-           "the modes train the same model, so need the same; the guide's batch is not told")  # fmt: skip
+           "the modes train the same model, so need the same; its batch is not told")  # fmt: skip
     size = base.disk.checkpoint or 0
     yield "a checkpoint", "(not told)", f"{size / GB:.1f} GB", "weights and Adam in bf16"
 
@@ -198,18 +213,20 @@ def pure_transformer() -> Iterator[Row]:
            f"{base.config.tree['warmup_steps']:,} steps", "")  # fmt: skip
     yield ("the mix", "45/25/20/10, headed \"50-30-20-10\"", "45/25/20/10",
            "the heading adds up to 110; its token counts are those of 45/25/20/10")  # fmt: skip
-    assert base.speed
     share = 79_200 * base.flops_per_token / (8 * 312e12)
     yield ("pace", "79,200 tok/s, 11,000 a GPU less 10 %", pace(base),
            f"plausible: {100 * share:.0f} % of the peak for the model's own work")  # fmt: skip
     yield ("base", "38.6 h, with overhead 40 to 42", time(base.hours),
-           f"its own pace gives {11e9 / 79_200 / 3600:.1f} h; ours saves and evaluates, too")  # fmt: skip
+           f"its own pace gives {11e9 / 79_200 / 3600:.1f} h; ours saves and evaluates, "
+           "too")  # fmt: skip
     yield ("what that costs", "(not told)",
-           f"{dollars(base, 'lambda')} at $8.80 an hour", "the A4000 guide's prices times eight")  # fmt: skip
+           f"{dollars(base, 'lambda')} at $8.80 an hour",
+           "the A4000 guide's price of one, times eight")  # fmt: skip
     yield ("memory of a GPU", "44 GB", memory(base),
            "fp32 in both; here an eighth of it on each GPU (FSDP2), and half the rows")  # fmt: skip
     minutes = 1000 * 131_072 / 79_200 / 60
-    yield ("1,000 steps", "about 20 minutes", f"{1000 * 131_072 / base.speed.mid_tok_s / 60:.0f} min",
+    ours = at_rate(base, 1000 * 131_072).mid * 60
+    yield ("1,000 steps", "about 20 minutes", f"{ours:.0f} min",
            f"131 M tokens at its own pace are {minutes:.0f}")  # fmt: skip
     size = base.disk.checkpoint or 0
     yield ("a checkpoint", "5.8 GB", f"{size / GB:.1f} GB",
@@ -228,7 +245,8 @@ def a4000() -> Iterator[Row]:
            "19 is fp32; training runs on the tensor cores")  # fmt: skip
     yield "pace", "(not told)", pace(small), "4-bit weights, recomputed activations"
     yield ("10 %, 2 epochs", "24 to 36 h", time(small.hours),
-           f"{giga(small.steps.slots)} tokens: 36 h would be {small.needed_tok_s(36):,.0f} tok/s")  # fmt: skip
+           f"{giga(small.steps.slots)} tokens: 36 h would be "
+           f"{small.needed_tok_s(36):,.0f} tok/s")  # fmt: skip
     for sample, claim_a4000, claim_a100 in (("10pct", "", "4 to 6 h"),
                                             ("full", "10 to 15 days", "48 to 72 h")):  # fmt: skip
         what = "10 %, 2 epochs" if sample == "10pct" else "all rows, 3 epochs"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write configs/suites/nanochat.yaml from the shipped corpus: python scripts/make_nanochat_suite.py"""
+"""Write configs/suites/nanochat.yaml from the shipped corpus."""
 
 from pathlib import Path
 

@@ -73,9 +73,9 @@ def parts(corpus: Path) -> tuple[Part, ...]:
             holds no data files.
     """
     if not corpus.exists():
-        shipped = corpus.parent == Path("work/demo")
-        raise BadInput(f"corpus {corpus} does not exist",
-                       "leviathan demo --prepare" if shipped else "set corpus: in the recipe")  # fmt: skip
+        ours = corpus.parent == Path("work/demo")  # see ``classroom``
+        hint = "leviathan demo --prepare" if ours else "set corpus: in the recipe"
+        raise BadInput(f"corpus {corpus} does not exist", hint)
     if corpus.is_dir():
         # Text only where there is nothing else: a README beside shards is no data.
         found = _shards(corpus, _NAMES) or _shards(corpus, _TEXTS)
