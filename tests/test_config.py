@@ -294,7 +294,7 @@ def test_every_problem_of_a_file_comes_in_one_error_with_its_line(project):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("base_model: base\n", "", "tiny.yaml:1: base_model is required and missing"),
+        ("base_model: base\n", "", "tiny.yaml:1: base_model, or model for one made from nothing, is required"),
         ("seed: 42", "seed: -1", ":6: seed: "),
         ("epochs: 1", "epochs: 0", ":5: epochs: "),
         ("epochs: 1", "epochs: many", ":5: epochs: "),

@@ -84,8 +84,13 @@ def test_a_checkpoint_of_the_run_answers_best(base, tmp_path):
     for step in (5, 10):
         fake_files.write_checkpoint(tmp_path, step)
     five, ten = checkpoints.scan(tmp_path)
-    merged = forecast(LORA, str(base), []).merged
-    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, merged)
+    first = forecast(LORA, str(base), [])
+    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, first.merged, first.slim)
+    checkpoints.commit(ten.path, {"step": 10})
+    five, ten = checkpoints.scan(tmp_path)
+    resumed = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+    slim = ten.bytes - sum((ten.path / name).stat().st_size for name in resumed)
+    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, first.merged, slim)
     broken = dataclasses.replace(ten, bytes=1, problem="made up")
     assert forecast(LORA, str(base), [five, broken]).checkpoint == five.bytes
 

@@ -13,7 +13,7 @@ from leviathan import vocabulary
 _DEPTH_WIDTH = 64
 """Width for each layer of depth (nanochat's aspect ratio)."""
 _HEAD = 128
-_ROUND = 256
+_ROUND = 128
 _VOCABULARY, _GPT2_VOCABULARY, _CHARACTERS = 65536, 50304, 256
 _DEEPEST = 200
 
@@ -61,7 +61,7 @@ class NewModel(BaseModel):
     """Heads of keys and values: fewer save memory when the model answers. Unset: as many as
     ``heads``, of a ``size`` as in its table."""
     feed_forward: int | None = Field(None, ge=8)
-    """Width inside a layer's MLP. Unset: 8/3 of the width, up to a multiple of 256 (Llama's)."""
+    """Width inside a layer's MLP. Unset: 8/3 of the width, up to a multiple of 128 (Llama's)."""
     vocab_size: int | None = Field(None, ge=32, le=1 << 20)
     """Tokens, the special ones included. Unset: 65,536 (of a ``size`` 50,304), of characters 256.
     What the corpus does not fill is reserved."""
@@ -69,7 +69,7 @@ class NewModel(BaseModel):
     """Byte-level BPE learned from the corpus, or its characters, the rarest left out where
     ``vocab_size`` has no room."""
     tokenizer_chars: int = Field(500_000_000, ge=1000)
-    """Characters of the corpus that the tokenizer is learned from at most, spread over all of it."""
+    """Characters of the corpus that the tokenizer is learned from at most, evenly spread."""
     context: int = Field(2048, ge=8)
     """Positions the model knows (max_position_embeddings); ``sequence_len`` must not be more."""
     tie_embeddings: bool = False

@@ -16,12 +16,13 @@ from leviathan.cli_config import (
     announce_schema,
     chosen,
 )
+from leviathan.cli_intervals import count, time_text, usd_text
 
 if TYPE_CHECKING:
     from leviathan.advice import Advice
     from leviathan.comparison import Choice, Option
     from leviathan.offers import Limit, Share
-    from leviathan.plan import Plan, Range
+    from leviathan.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -168,7 +169,10 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
     about = "" if knobs.max_steps else about
     yield "steps", f"{about}{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"
     if made.hours is None or made.speed is None:
-        yield "time", "unknown: run leviathan bench, which measures this machine"
+        answers = "answers" in made.evidence
+        yield "time", "not planned: answers are written" if answers else (
+            "unknown: run leviathan bench, which measures this machine"
+        )  # fmt: skip
     else:
         yield "time", f"{time_text(made.hours)} at {_speed_text(made)}"
         yield from _money_rows(made)
@@ -195,10 +199,13 @@ def _money_rows(made: "Plan") -> Iterator[tuple[str, str]]:
 def _disk_text(made: "Plan") -> str:
     from leviathan import ui
 
-    one, keep = made.disk.checkpoint, made.profile.checkpoints.keep
+    one, policy = made.disk.checkpoint, made.profile.checkpoints
     if one is None:
         return "unknown"
-    text = f"{ui.size(one)} a checkpoint, {keep + 1} kept"
+    text = f"{ui.size(one)} a checkpoint, {policy.keep + 1} kept"
+    if policy.whole is not None and policy.whole <= policy.keep and made.disk.slim:
+        text += f", {policy.whole} of them whole, the others slimmed to {ui.size(made.disk.slim)}"
+        text += f": {ui.size(made.disk.kept(policy) or 0)}"
     return f"{text}; merged model {ui.size(made.disk.merged)}" if made.disk.merged else text
 
 
@@ -248,28 +255,6 @@ def _cost_text(made: "Plan") -> str:
     option = comparison.option(made)
     money = f", ${option.usd:,.0f} ({option.paid_to})" if option.usd is not None else ""
     return f"{time_text(made.hours)}{money}" if made.hours else "time unknown"
-
-
-def time_text(hours: "Range") -> str:
-    """In the unit that suits the middle."""
-    if hours.mid >= 48:
-        days, digits = hours.scaled(1 / 24), 1 if hours.mid < 2400 else 0
-        return f"{days.mid:,.{digits}f} days ({days.low:,.{digits}f} to {days.high:,.{digits}f})"
-    if hours.mid >= 1:
-        return f"{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f})"
-    return f"{hours.mid * 60:.0f} min ({hours.low * 60:.0f} to {hours.high * 60:.0f})"
-
-
-def usd_text(cost: "Range") -> str:
-    digits = 0 if cost.mid >= 10 else 2
-    return f"${cost.mid:,.{digits}f} (${cost.low:,.{digits}f} to {cost.high:,.{digits}f})"
-
-
-def count(number: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 # --- side by side -------------------------------------------------------------------

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leviathan.cli_intervals import count, time_text
+
 if TYPE_CHECKING:
     from leviathan.layers import Config
     from leviathan.plan import Plan
@@ -44,7 +46,7 @@ def show(config: "Config", asked: list[str], *, exact: bool, as_json: bool) -> N
 
 def _screen(config: "Config", made: list[tuple[str, "Plan"]], worst: str) -> None:
     from leviathan import ui
-    from leviathan.cli_plan import count, time_text
+    from leviathan.plan import Range
 
     mode = f", mode {config.mode}" if config.mode else ""
     ui.title(
@@ -55,7 +57,8 @@ def _screen(config: "Config", made: list[tuple[str, "Plan"]], worst: str) -> Non
         card = f" of {one.card_gib:.3g}" if one.card_gib else ""
         rows.append([
             name, one.verdict, f"{one.memory.total_gib:,.1f}{card} GiB",
-            f"{one.steps.steps:,} x {one.knobs.tokens_per_step:,}", count(one.steps.train_tokens),
+            f"{one.steps.steps:,} x {one.knobs.tokens_per_step:,}",
+            count(one.steps.train_tokens),
             time_text(one.hours) if one.hours else "unknown", _cheapest(one),
         ])  # fmt: skip
     ui.table(["stage", "fits", "memory", "steps x tokens", "tokens", "time", "money"], rows)
@@ -64,7 +67,7 @@ def _screen(config: "Config", made: list[tuple[str, "Plan"]], worst: str) -> Non
         ui.facts([("in all", "unknown: a stage has no speed; run leviathan bench --stage ...")])
     else:
         hours = total["hours"]
-        text = f"{hours['mid']:,.1f} h ({hours['low']:,.1f} to {hours['high']:,.1f})"
+        text = time_text(Range(**hours))
         money = ", ".join(f"{name} ${usd:,.0f}" for name, usd in total["usd"].items())
         limits = _limits(config, hours["mid"], total["usd"])
         ui.facts([("in all", f"{text}{', ' + money if money else ''}"), *limits])

@@ -11,6 +11,7 @@ from leviathan.cli_config import JsonOption
 if TYPE_CHECKING:
     from leviathan.machine import GpuState
     from leviathan.status import RunSummary
+    from leviathan.trends import Trend
 
 RunArgument = Annotated[
     str | None,
@@ -99,8 +100,11 @@ def _training(found: "RunSummary") -> Iterator[tuple[str, str]]:
     yield "step", ", ".join(parts)
     if found.eta_s is not None:
         yield "left", _left(found)
-    yield "loss", _loss(found)
-    if found.eval_loss is not None:
+    if found.reward is not None:
+        yield "reward", _reward(found)
+    else:
+        yield "loss", _moving(found.loss, found.loss_trend)
+    if found.reward is None and found.eval_loss is not None:
         yield "eval loss", _evaluated(found)
     pace = _joined(
         (found.tok_s, "{:,.0f} tok/s"),
@@ -127,15 +131,21 @@ def _left(found: "RunSummary") -> str:
     return f"{shown}, by {found.eta_from}"
 
 
-def _loss(found: "RunSummary") -> str:
-    if found.loss is None:
+def _moving(value: float | None, trend: "Trend | None") -> str:
+    """A figure, and where it is going."""
+    if value is None:
         return "none yet"
-    trend = found.loss_trend
     if trend is None:
-        return f"{found.loss:.4g}"
-    return (
-        f"{found.loss:.4g}, {trend.direction}: {trend.mean:.4g} lately, {trend.before:.4g} before"
+        return f"{value:.4g}"
+    return f"{value:.4g}, {trend.direction}: {trend.mean:.4g} lately, {trend.before:.4g} before"
+
+
+def _reward(found: "RunSummary") -> str:
+    more = _joined(
+        (found.eval_reward, "in evaluation {:.4g}"),
+        (found.answer_tokens, "answers of {:.3g} tokens"),
     )
+    return _moving(found.reward, found.reward_trend) + (f"; {more}" if more else "")
 
 
 def _evaluated(found: "RunSummary") -> str:

@@ -236,8 +236,15 @@ def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -
 
 
 def _join(decision: Any, decide: Any, meeting: Any) -> Any:
-    """Train along with the head."""
-    from leviathan import joining, ui, ui_live
+    """Train along with the head, when it has made what it trains on."""
+    import time
+
+    from leviathan import joining, scratch, ui, ui_live
+
+    if scratch.planned(decision.config):
+        ui.notice(f"waiting until the head has made {decision.config.tree['base_model']}")
+    while scratch.planned(decision.config):
+        time.sleep(1)
 
     name = decision.paths.directory.name
     with ui_live.TrainView(name, foot="Ctrl+C has all hosts save and stop") as view:

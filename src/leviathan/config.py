@@ -94,10 +94,15 @@ class Prices(_Strict):
 
 
 class CheckpointPolicy(_Strict):
-    """How many checkpoints a run keeps."""
+    """How many checkpoints a run keeps, and how much of them."""
 
     keep: int = Field(3, ge=1)
     """Newest checkpoints kept on disk; the best one is kept besides."""
+    whole: int | None = Field(None, ge=1)
+    """So many of the newest keep their optimizer; older ones are slimmed: good for all but
+    resuming (docs/checkpoints.md). Unset: all do."""
+    every_hours: float | None = Field(None, gt=0)
+    """Save at least every so many hours, besides ``save_steps``; unset: only at those."""
 
 
 class Rung(_Strict):

@@ -1,7 +1,8 @@
 """Owns the corpus: which files it is, and their rows as raw bytes.
 
 A corpus is one file or a directory of them: JSONL, plain or compressed (gzip, zstd), Parquet,
-or plain text (``plaintext`` says where its rows end). Does not choose rows (``samples``), read in parallel (``blocks``) or tokenise.
+or plain text (``plaintext`` says where its rows end). Does not choose rows (``samples``), read
+in parallel (``blocks``) or tokenise.
 """
 
 import itertools
@@ -26,6 +27,7 @@ REQUIRED_FIELDS = {
     "chat": ("messages",),
     "sharegpt": ("conversations",),
     "completion": ("text",),
+    "choices": ("question", "choices", "answer"),
 }
 BOM = b"\xef\xbb\xbf"
 Kind = Literal["plain", "gzip", "zstd", "parquet", "text"]
@@ -201,8 +203,8 @@ def stream(part: Part) -> Iterator[bytes]:
     """A compressed, Parquet or text file as blocks of whole lines of JSON, about a MiB each.
 
     Raises:
-        BadInput: damaged or cut short, or text that is not UTF-8; for Parquet also: pyarrow is not installed, or a
-            value that JSON has no form for.
+        BadInput: damaged or cut short, or text that is not UTF-8; for Parquet also: pyarrow is
+            not installed, or a value that JSON has no form for.
     """
     if part.kind == "parquet":
         yield from _parquet(part.path)
@@ -398,7 +400,7 @@ def parse_row(row: Row, required: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing:
         raise BadInput(
             f"{where}: no {missing[0]!r} in this row (it has: {', '.join(parsed) or 'nothing'})",
-            "set format: in the recipe to alpaca, chat, sharegpt or completion",
+            "set format: in the recipe to alpaca, chat, sharegpt, completion or choices",
         )
     return parsed
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import basemodel, checkpoints, knobs, shapes
+from leviathan import basemodel, knobs, shapes, slimming
 from leviathan.checkpoints import Checkpoint
+from leviathan.config import CheckpointPolicy
 from leviathan.errors import BadInput
 from leviathan.knobs import Knobs
 from leviathan.shapes import Shape
@@ -39,6 +40,20 @@ class Forecast:
 
     checkpoint: int | None
     merged: int | None
+    slim: int | None = None
+    """Of a checkpoint without what only a resume reads (``slimming``)."""
+
+    def kept(self, policy: CheckpointPolicy) -> int | None:
+        """What all checkpoints take that retention leaves: the newest few and the best.
+
+        Pinned ones come on top, and the next one until an older one has gone.
+        """
+        if self.checkpoint is None:
+            return None
+        count = policy.keep + 1
+        whole = count if policy.whole is None else min(policy.whole, count)
+        small = self.checkpoint if self.slim is None else self.slim
+        return whole * self.checkpoint + (count - whole) * small
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,11 @@ def forecast(
     except BadInput:  # told by who needs to know; a run of another architecture may train
         weights = basemodel.locate({**tree, "base_model": base_model}, os.environ).weight_bytes
         found = Forecast(None, weights or None)
-    known = checkpoints.newest_bytes(existing)
-    return found if known is None else Forecast(known, found.merged)
+    newest = next((c for c in reversed(existing) if c.obstacle is None), None)
+    if newest is None:
+        return found
+    slim = newest.bytes - slimming.freed(newest) if newest.committed else found.slim
+    return Forecast(newest.bytes, found.merged, slim)
 
 
 def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecast:
@@ -123,7 +141,7 @@ def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecas
     weights, state = _full(shape, knobs) if knobs.method == "full" else _adapter(shape, knobs)
     merged = shape.parameters * _ELEMENT_BYTES[knobs.dtype]  # as Axolotl merges it
     checkpoint = weights + state + tokenizer + _SMALL_BYTES
-    return Forecast(checkpoint, merged + tokenizer)
+    return Forecast(checkpoint, merged + tokenizer, weights + tokenizer + _SMALL_BYTES)
 
 
 def optimizer_bytes(optimizer: str, tensors: Iterable[Tensor], element_bytes: int = 4) -> int:

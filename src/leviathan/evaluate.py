@@ -12,7 +12,17 @@ from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, generation, grades, models, prompts, runs, scores
+from leviathan import (
+    checkpoints,
+    config,
+    generation,
+    grades,
+    models,
+    prompts,
+    runs,
+    scores,
+    wholemodel,
+)
 from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
 from leviathan.recipe import Recipe, Success
@@ -132,6 +142,7 @@ def resolve(
 
     Raises:
         BadInput: no such run, model or checkpoint.
+        Refused: the checkpoint is damaged, or its weights lie in pieces.
     """
     if target and (Path(target) / "config.json").is_file() and not is_run(Path(target)):
         return models.from_directory(Path(target)), None, None
@@ -139,6 +150,8 @@ def resolve(
     record = runs.read(paths)
     recipe = recipe_of(paths, record)
     chosen = checkpoints.choose(paths.directory, checkpoint)
+    if wholemodel.is_whole(chosen.path):
+        wholemodel.demand(chosen.path)
     tree = yaml.safe_load(paths.config.read_text())
     base = base_of(record, tree)
     return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leviathan import composing, overrides, pace, redaction, runs, samples
+from leviathan import (
+    composing,
+    lessons,
+    overrides,
+    pace,
+    redaction,
+    reinforcement,
+    runs,
+    samples,
+)
 from leviathan.composing import Composition
 from leviathan.config import Profile, bad_inputs, load_profile, load_recipe, validated
 from leviathan.corpus import REQUIRED_FIELDS
@@ -92,6 +101,7 @@ DATASET_FORMATS: dict[str, dict[str, Any]] = {
         "message_property_mappings": {"role": "from", "content": "value"},
     },
     "completion": {"type": "completion", "field": "text"},
+    "choices": {"type": lessons.TYPE},
 }
 
 OWNED_KEYS = {
@@ -105,7 +115,9 @@ OWNED_KEYS = {
 }
 
 
-RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description", "stages", "modes"}
+# A recipe's checkpoints end in the profile's.
+RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description", "stages", "modes",
+                                          "checkpoints"}  # fmt: skip
 PROFILE_KEYS = set(Profile.model_fields) - {"axolotl", "aliases", "description"}
 # These recipe keys are Axolotl keys, too: an override goes into the rendered tree.
 _AXOLOTL_TOO = {"epochs", "seed", "base_model"}
@@ -203,7 +215,7 @@ def build(
     if any(o.key == ("base_model",) for o in sets):
         recipe = recipe.model_copy(update={"model": None})
     recipe = overrides.overridden(recipe, RECIPE_KEYS, sets)
-    profile = _with_checkpoints(profile, composed, recipe_file)
+    profile = _with_checkpoints(profile, recipe.checkpoints, composed, recipe_file)
     profile = overrides.overridden(profile, PROFILE_KEYS, sets)
     said = [o.value for o in sets if o.key == ("sample",)]
     sample = sample or (recipe.sample if said else (mode and mode.sample) or recipe.sample)
@@ -226,16 +238,19 @@ def _composed(composed: Composition, source: YamlFile) -> Recipe:
     return validated(Recipe, composed.data, where)
 
 
-def _with_checkpoints(profile: Profile, composed: Composition, source: YamlFile) -> Profile:
-    """The profile with the retention that mode and stage ask for."""
+def _with_checkpoints(
+    profile: Profile, recipes: dict[str, Any], composed: Composition, source: YamlFile
+) -> Profile:
+    """The profile with the retention that the recipe, mode and stage ask for."""
     asked = [(layer, layer.data["checkpoints"]) for layer in composed.layers
              if layer.data.get("checkpoints")]  # fmt: skip
-    if not asked:
+    if not asked and not recipes:
         return profile
     tree = profile.model_dump(exclude_unset=True)
+    tree["checkpoints"] = {**recipes, **tree.get("checkpoints", {})}
     for _, checkpoints in asked:
-        tree["checkpoints"] = {**tree.get("checkpoints", {}), **checkpoints}
-    place = (*asked[-1][0].place,)
+        tree["checkpoints"] = {**tree["checkpoints"], **checkpoints}
+    place = (*asked[-1][0].place,) if asked else ()
     return validated(Profile, tree, lambda key: source.where((*place, *key)))
 
 
@@ -265,7 +280,9 @@ class _Stack:
         _refuse_bad_datasets(self.tree)
         if self.recipe.train == "full":
             self._refuse_adapter()
+        self._suit_rewards()
         self._convert_tokens()
+        self._derive_rewards()
         return self.tree, self.problems
 
     def _add(self, name: str, source: YamlFile, prefix: KeyPath, values: dict[str, Any]) -> None:
@@ -296,6 +313,26 @@ class _Stack:
                     "train: full trains every weight", "take it out, or set train: adapter",
                 )  # fmt: skip
 
+    # --- rewards ----------------------------------------------------------------------
+
+    def _suit_rewards(self) -> None:
+        """Take out what a profile has for supervised fine-tuning."""
+        if not reinforcement.rewarded(self.tree.tree):
+            return
+        for name in reinforcement.SUPERVISED:
+            place = self.tree.origins.get((name,))
+            if place and place.layer == "profile":
+                self.tree.drop(name)
+
+    def _derive_rewards(self) -> None:
+        """What follows for a training by rewards, or what is wrong with its keys."""
+        tree, processes = self.tree.tree, self.profile.hardware.processes
+        found = list(reinforcement.problems(tree, processes, self.recipe.format))
+        for key, value, why in [] if found else list(reinforcement.derived(tree, processes)):
+            origin = Origin("leviathan", why)
+            self.tree.add(overrides.as_tree(key, value), lambda _, o=origin: o)  # type: ignore[misc]
+        self.problems += [f"{self.tree.where(key)}: {text}" for key, text in found]
+
     # --- tokens into steps ------------------------------------------------------------
 
     def _convert_tokens(self) -> None:
@@ -307,7 +344,7 @@ class _Stack:
         ):
             tokens = getattr(self.recipe, source)
             layer, where = self._own_place(source)
-            if tokens is None or self._is_said_above(key, layer):
+            if tokens is None or self._is_said_above(key, source, layer, where):
                 continue
             step = convert(self.tree.tree, processes, tokens, where)
             origin = Origin(layer, f"{where}: {source} {step.why}")
@@ -315,7 +352,7 @@ class _Stack:
             if key == "warmup_steps":
                 self.tree.drop("warmup_ratio")
 
-    def _is_said_above(self, key: str, layer: str) -> bool:
+    def _is_said_above(self, key: str, source: str, layer: str, where: str) -> bool:
         """Whether a layer that counts more than ``layer`` sets ``key`` itself.
 
         A profile does not: its accumulation suits another training's batch.
@@ -324,7 +361,10 @@ class _Stack:
         if origin is None or origin.layer == "profile":
             return False
         order = ["default", "recipe", *(one.name for one in self.composed.layers), "--set"]
-        return order.index(origin.layer) >= order.index(layer)
+        if origin.layer == layer:
+            raise BadInput(f"{where}: {source} and {key} ({origin.where}) say the same twice",
+                           "leave one of them out")  # fmt: skip
+        return order.index(origin.layer) > order.index(layer)
 
     def _own_place(self, key: str) -> tuple[str, str]:
         """The layer that set one of the recipe's own keys, and where."""
@@ -335,7 +375,7 @@ class _Stack:
         return layer, self.recipe_file.where(place)
 
     def _own_origin(self, key: KeyPath) -> Origin:
-        name = {"datasets": "format", "num_epochs": "epochs"}.get(str(key[0]), str(key[0]))
+        name = _FOLLOWS_FROM.get(str(key[0]), str(key[0]))
         if name == "base_model" and self.recipe.model:
             name = "model"
         if name == "epochs" and self.recipe.samples.get(self.sample, SampleSettings()).epochs:
@@ -347,6 +387,7 @@ class _Stack:
         return Origin(layer, self.recipe_file.where(place))
 
 
+_FOLLOWS_FROM = {"datasets": "format", "num_epochs": "epochs", "rl": "format", "trl": "format"}
 _ADAPTER_KEYS = {"adapter", "load_in_4bit", "load_in_8bit", "embeddings_skip_upcast",
                  "bnb_config_kwargs", "lora", "qlora_sharded_model_loading"}  # fmt: skip
 
@@ -443,6 +484,7 @@ def _load(
 def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
+        **(reinforcement.DEFAULTS if recipe.format == "choices" else {}),
         "base_model": recipe.base_model or "",  # Leviathan makes it (``based``)
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,

@@ -34,6 +34,14 @@ class Tree:
         self.tree.pop(name, None)
         self.origins = {k: o for k, o in self.origins.items() if k[0] != name}
 
+    def where(self, key: KeyPath) -> str:
+        """The place that set ``key``, or something in it, or the block around it."""
+        exact = self.origins.get(key)
+        inside = (o for k, o in self.origins.items() if k[: len(key)] == key)
+        around = (self.origins.get(key[:n]) for n in range(len(key) - 1, 0, -1))
+        found = exact or next(inside, None) or next(filter(None, around), None)
+        return found.where if found else dotted(key)
+
     def _merge(self, into: Any, layer: dict[Any, Any], prefix: KeyPath, origin: Any) -> None:
         for name, value in layer.items():
             key = (*prefix, name)

@@ -22,6 +22,7 @@ from leviathan import (
     prompts,
     proof,
     runs,
+    wholemodel,
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
@@ -89,11 +90,13 @@ def prove(
     served: models.Source | None = None,
     told: dict[str, Any] | None = None,
     digests: Mapping[str, str] | None = None,
+    weights: wholemodel.Weights | None = None,
 ) -> Merged:
     """Compare the model in ``made`` with the trained one, and write its proof beside it.
 
     ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof;
-    ``digests`` are those of files that are known already.
+    ``digests`` are those of files that are known already; ``weights`` what was found of the
+    weights of a model that was trained whole.
 
     Raises:
         LeviathanError: the comparison failed to run.
@@ -108,10 +111,19 @@ def prove(
         trust_remote_code=trained.trust_remote_code,
     )  # fmt: skip
     specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
+    if weights and weights.compared_with_base:
+        base = models.Source(
+            str(job.base.resolve()), row_format=recipe.format,
+            trust_remote_code=trained.trust_remote_code, tokenizer_from=trained.tokenizer,
+        )  # fmt: skip
+        specification["base"] = asdict(base)
     found = child.run("leviathan.proof", specification, tell, "the proof")
     comparison = proof.read(found)
     limits = recipe.merge
     word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
+    if weights:
+        word, reason = weights.verdict(word, reason)
+        told = {"kind": "whole", "weights": asdict(weights), **(told or {})}
     files.write_json(
         made / evidence.PROOF,
         {

@@ -53,7 +53,7 @@ class MergeLimits(_Strict):
     norms over all probe logits."""
 
 
-Format = Literal["alpaca", "chat", "sharegpt", "completion"]
+Format = Literal["alpaca", "chat", "sharegpt", "completion", "choices"]
 
 
 class Overlay(_Strict):
@@ -125,15 +125,17 @@ class Recipe(_Strict):
     base_model: str | None = None
     """Hub name or local directory of the model that is trained on; else ``model``."""
     model: NewModel | None = None
-    """Instead of ``base_model``: a model made from nothing (docs/scratch-models.md)."""
+    """Instead of ``base_model``: a model made from nothing before the training
+    (docs/scratch-models.md)."""
     corpus: str
     """JSONL file, relative to the directory Leviathan is started in."""
     corpus_size: CorpusSize | None = None
     """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
     format: Format = "alpaca"
     """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
-    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}. Finer control:
-    ``axolotl.datasets``."""
+    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}, choices
+    {question, choices: [text], answer: an index from 0 or a letter}, trained by rewards
+    (docs/rewards.md). Finer control: ``axolotl.datasets``."""
     sample: str = "10pct"
     """Part of the corpus where ``--sample`` does not say it."""
     train: Literal["adapter", "full"] = "adapter"
@@ -163,6 +165,8 @@ class Recipe(_Strict):
     """Criteria shown by reports and used by ``test``."""
     merge: MergeLimits = MergeLimits()
     """Limits of the merge proof."""
+    checkpoints: dict[str, Any] = {}
+    """Keys of a profile's ``checkpoints``, where the profile does not say them."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys."""
     stages: list[Stage] = []
@@ -174,8 +178,9 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _one_origin(self) -> "Recipe":
         if (self.base_model is None) == (self.model is None):
-            given = "both are given" if self.model else "neither is given"
-            raise ValueError(f"a recipe has either base_model or model; {given}")
+            if self.model:
+                raise ValueError("base_model and model are both given; a recipe has one of them")
+            raise ValueError("base_model, or model for one made from nothing, is required")
         return self
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ from leviathan import (
     corpus,
     files,
     formats,
+    layers,
     machine,
     models,
     samples,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
 
 RECORD = "leviathan-base.json"
 """Beside the weights: what they were made from. Nothing in it depends on time or place."""
+TOKENIZER_RECORD = "leviathan-tokenizer.json"
 SHARD_BYTES = 4 << 30
+_FORMATS = "--format alpaca, chat, sharegpt or completion"
 _DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 _CHUNK = 1 << 22  # numbers drawn from one generator: another size makes other weights
 _THREADS = min(8, os.cpu_count() or 1)
@@ -61,7 +64,18 @@ _TELL_S = 10.0
 
 def planned(config: Config) -> NewModel | None:
     """The model that is still to be made for this training; None where the base is there."""
-    return config.recipe.model if config.lacks_base else None
+    model, directory = config.recipe.model, Path(config.tree["base_model"])
+    if model is None or config.lacks_base:
+        return model
+    as_made = config.before or _config_made(directory) == model.config_json()
+    return None if as_made or not config.makes_base else model
+
+
+def _config_made(directory: Path) -> Any:
+    try:
+        return json.loads((directory / RECORD).read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def shape(model: NewModel, name: str) -> Shape:
@@ -86,10 +100,18 @@ def path_or_hub(config: Config) -> str:
     """``models.local_or_hub`` of a training's base model, which may still have to be made.
 
     Raises:
-        BadInput: it can only be meant as a directory, and there is none.
+        BadInput: it can only be meant as a directory, and there is none; or it is to be made
+            where another model lies.
     """
     base = str(config.tree["base_model"])
-    return str(Path(base).resolve()) if config.lacks_base else models.local_or_hub(base)
+    if planned(config) is None and not config.lacks_base:
+        return models.local_or_hub(base)
+    directory = Path(base)
+    if config.before:
+        return str(directory.resolve())
+    difference = _record_difference(directory, request(config).record)
+    _demand_name(directory, difference, replace=False)
+    return str(directory.resolve())
 
 
 def weight_bytes(model: NewModel) -> int:
@@ -125,8 +147,13 @@ class Request:
     def record(self) -> dict[str, Any]:
         """What must be the same for a model to be the one that is asked for."""
         rows = asdict(self.rows)
-        model = self.model.model_dump()
-        return {"model": model, "seed": self.seed, "special": list(self.special), "rows": rows}
+        return {
+            "model": self.model.model_dump(exclude_defaults=True),
+            "config": self.model.config_json(),
+            "seed": self.seed,
+            "special": list(self.special),
+            "rows": rows,
+        }
 
 
 def request(config: Config) -> Request:
@@ -187,19 +214,11 @@ def make(
 
 def _difference(directory: Path, wanted: Request) -> str:
     """Why the model in ``directory`` is not the wanted one; empty where it is."""
-    try:
-        known = json.loads((directory / RECORD).read_bytes())
-        learned, size = known["learned"], known["corpus_bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it was not made from nothing" if directory.exists() else "nothing is there"
-    record = json.loads(json.dumps(wanted.record))
-    for key, value in record.items():
-        if known.get(key) != value:
-            return f"it was made with {_told(known.get(key), value)}" if key == "model" else (
-                f"it was made with another {key}: {known.get(key)}, not {value}"
-            )  # fmt: skip
-    if not wanted.corpus.exists():
-        return ""
+    difference = _record_difference(directory, wanted.record)
+    if difference or not wanted.corpus.exists():
+        return difference
+    known = json.loads((directory / RECORD).read_bytes())
+    learned, size = known["learned"], known["corpus_bytes"]
     now, changed_ns = corpus.state(wanted.corpus)
     if now == size and changed_ns <= (directory / RECORD).stat().st_mtime_ns:
         return ""
@@ -207,12 +226,27 @@ def _difference(directory: Path, wanted: Request) -> str:
     return "" if same else f"{wanted.corpus} is not what its tokenizer was learned from"
 
 
+def _record_difference(directory: Path, wanted: dict[str, Any]) -> str:
+    """The same without looking at the corpus."""
+    try:
+        known = json.loads((directory / RECORD).read_bytes())
+        known["learned"]["digest"], known["corpus_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was not made from nothing" if directory.exists() else "nothing is there"
+    for key, value in json.loads(json.dumps(wanted)).items():
+        if known.get(key) != value:
+            if isinstance(value, dict):
+                return f"it was made with {_told(known.get(key), value)}"
+            return f"it was made with {key} {known.get(key)} instead of {value}"
+    return ""
+
+
 def _told(known: Any, wanted: dict[str, Any]) -> str:
     had = known if isinstance(known, dict) else {}
     return ", ".join(
-        f"{key} {had.get(key)} instead of {value}"
-        for key, value in wanted.items()
-        if had.get(key) != value
+        f"{key} {had.get(key, 'unset')} instead of {wanted.get(key, 'unset')}"
+        for key in dict.fromkeys([*wanted, *had])
+        if had.get(key) != wanted.get(key)
     )
 
 
@@ -233,6 +267,49 @@ def _demand_room(directory: Path, model: NewModel) -> None:
             f"the model's first weights take {needed / 2**30:.3g} GiB and {directory.parent} has "
             f"{free / 2**30:.3g} free", "free some space, or ask for a smaller model",
         )  # fmt: skip
+
+
+# --- a tokenizer alone -------------------------------------------------------------------
+
+
+def rows_of(path: Path, row_format: str | None) -> formats.Shape:
+    """How the rows of a corpus are read: as ``row_format`` says, else as the first ones look.
+
+    Raises:
+        BadInput: the corpus cannot be read, or its rows are of no known shape.
+    """
+    first = corpus.first_rows(path)
+    if row_format:
+        corpus.check_head(path, corpus.REQUIRED_FIELDS[row_format])
+        return formats.of({"datasets": layers.dataset_entries(row_format)})
+    found = formats.detect(first)
+    if found.kind == "unknown":
+        corpus.check_head(path, ())
+        raise BadInput(f"the rows of {path} are of no known format", f"say which: {_FORMATS}")
+    return found
+
+
+def make_tokenizer(
+    directory: Path, wish: vocabulary.Wish, tell: Callable[[str], None],
+    progress: corpus.Progress | None = None,
+) -> vocabulary.Learned:  # fmt: skip
+    """Learn a tokenizer into a directory of its own, which appears whole or not at all.
+
+    Raises:
+        BadInput: see ``vocabulary.learn``; or the directory holds something else.
+    """
+    taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if taken and not (directory / TOKENIZER_RECORD).is_file():
+        raise BadInput(
+            f"{directory} is there already, and not written by this command",
+            "give another name, or remove it",
+        )
+    with staging.aside(directory, tell, "making") as partial:
+        learned = vocabulary.learn(wish, progress)
+        vocabulary.write(learned, partial)
+        files.write_json(partial / TOKENIZER_RECORD, learned.facts)
+        staging.put_in_place(partial, directory, "equal")
+    return learned
 
 
 # --- making it, in the child -------------------------------------------------------------
@@ -259,10 +336,8 @@ def _write(directory: Path, wanted: Request, tell: Callable[[str], None]) -> dic
     tell(vocabulary.describe(learned))
     vocabulary.write(learned, directory)
     files.write_json(directory / "config.json", model.config_json())
-    ends = [
-        vocabulary.SPECIAL_TOKENS.index(t) for t in (vocabulary.END_OF_TEXT, vocabulary.TURN_END)
-    ]
-    pad = vocabulary.SPECIAL_TOKENS.index(vocabulary.PAD)
+    ids = vocabulary.SPECIAL_TOKENS.index
+    ends, pad = [ids(vocabulary.END_OF_TEXT), ids(vocabulary.TURN_END)], ids(vocabulary.PAD)
     files.write_json(
         directory / "generation_config.json",
         {"do_sample": False, "eos_token_id": ends, "pad_token_id": pad},

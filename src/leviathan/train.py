@@ -167,13 +167,20 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
             return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
         if damaged and chosen is None:
-            told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
+            told = "; ".join(f"{c.path.name}: {c.obstacle}" for c in damaged)
             raise Refused(
-                f"no checkpoint of {paths.directory.name} is sound ({told})",
+                f"no checkpoint of {paths.directory.name} can be resumed from ({told})"
+                if any(c.slim for c in damaged)
+                else f"no checkpoint of {paths.directory.name} is sound ({told})",
                 "start over with --resume never, which keeps them aside",
             )
         return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
+    if chosen.slim:
+        raise Refused(
+            f"{chosen.path.name} cannot be resumed from: {checkpoints.SLIMMED}",
+            "leave out --resume to go on from the newest that is whole; merge and test take it",
+        )
     return chosen, [c for c in existing if c.step > chosen.step]
 
 
@@ -282,7 +289,7 @@ def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> renderi
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=random_base or models.local_or_hub(config.tree["base_model"]),
+        base_model=random_base or scratch.path_or_hub(config),
         session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config, record)),
@@ -346,12 +353,13 @@ def preview(
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])
+    is_directory = base.is_dir() or scratch.planned(config)
     run_dir = (runs.TRAINING / run_name(config, name)).resolve()
     tracking = trackers.Tracking() if track is None else _tracking(config, run_dir, track)
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=str(base.resolve()) if base.is_dir() else str(base),
+        base_model=str(base.resolve()) if is_directory else str(base),
         tracking=tracking,
     )
     return rendering.render(

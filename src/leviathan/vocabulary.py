@@ -4,6 +4,7 @@ Byte-level BPE, or one token for each character. Uses the ``tokenizers`` library
 torch). Counting with a tokenizer that is there is ``tokenizer``'s.
 """
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -36,6 +37,7 @@ CHATML = (
 CHARS = 500_000_000
 """Characters that a tokenizer is learned from at most, unless told otherwise."""
 _BYTES = 256
+_MEASURED = {512: 2.0, 65536: 4.5}
 _HELD_OUT_EVERY = 100
 _MEASURED_CHARS = 1_000_000
 _ENDLESS = 1 << 30
@@ -263,6 +265,22 @@ def bytes_per_token(words: Any, texts: Sequence[str]) -> float:
     encoded = words.encode_batch_fast(list(texts), add_special_tokens=False)
     size = sum(len(text.encode()) for text in texts)
     return size / max(1, sum(len(row.ids) for row in encoded))
+
+
+def expected_bytes_per_token(size: int) -> float:
+    """Of English prose in a byte-level BPE of ``size`` tokens that is still to be learned.
+
+    By _MEASURED; a corpus of one kind of text, or of another language, differs.
+    """
+    points = sorted(_MEASURED.items())
+    least, most = points[0], points[-1]
+    if size <= least[0]:
+        return least[1]
+    for (low, below), (high, above) in itertools.pairwise(points):
+        if size <= high:
+            share = math.log(size / low) / math.log(high / low)
+            return below + share * (above - below)
+    return most[1]
 
 
 # --- writing -----------------------------------------------------------------------------
