@@ -75,7 +75,9 @@ def parts(corpus: Path) -> tuple[Part, ...]:
             holds no data files.
     """
     if not corpus.exists():
-        raise BadInput(f"corpus {corpus} does not exist", "set corpus: in the recipe")
+        ours = corpus.parent == Path("work/demo")  # see ``classroom``
+        hint = "leviathan demo --prepare" if ours else "set corpus: in the recipe"
+        raise BadInput(f"corpus {corpus} does not exist", hint)
     if corpus.is_dir():
         # Text only where there is nothing else: a README beside shards is no data.
         found = _shards(corpus, _NAMES) or _shards(corpus, _TEXTS)

@@ -179,8 +179,11 @@ def _adapter(shape: Shape, knobs: Knobs) -> tuple[int, int]:
 
 
 def _full(shape: Shape, knobs: Knobs) -> tuple[int, int]:
-    """The same for a model trained whole: saved in the type it is trained in."""
-    element = _ELEMENT_BYTES[knobs.dtype]
+    """The same for a model trained whole: saved in the type it is trained in.
+
+    Under FSDP2 that is fp32: accelerate casts what is trained up (``residents``).
+    """
+    element = 4 if knobs.strategy == "fsdp" else _ELEMENT_BYTES[knobs.dtype]
     return shape.parameters * element, _state(shape, knobs, shape.tensors(), element, True)
 
 

@@ -6,7 +6,7 @@ Does not make the model that a stage begins with (``handover``), nor train (``se
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leviathan import corpus, layers, runs, samples, schema
+from leviathan import classroom, corpus, layers, runs, samples, schema
 from leviathan import render as rendering
 from leviathan.budget import Budget
 from leviathan.errors import BadInput
@@ -31,6 +31,8 @@ class Leg:
 def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     """Every stage of ``config``'s recipe in order, each with its run; one, where there are none.
 
+    The small corpora that come with Leviathan are written where a stage asks for one.
+
     Raises:
         BadInput: a stage's settings cannot be; see ``layers.build``.
     """
@@ -41,6 +43,7 @@ def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     for stage in config.stages:
         asked = [*_without_stage(config), f"stage={stage}"]
         one = layers.build(config.recipe_asked, config.profile_asked, config.sample, asked)
+        classroom.provide(one.recipe.corpus)
         run = layers.run_name(one, name)
         paths = RunPaths(runs.TRAINING / run)
         found.append(Leg(layers.based(one, run), paths, found[-1].paths if found else None))
