@@ -130,7 +130,9 @@ def test_everything_is_known_before_anything_is_there(project, run_cli):
     assert "a vocabulary of 65,536 is still to be learned" in document["evidence"]["tokens"]
     dry = run_cli("train", *common, "--dry-run")
     assert dry.exit_code == 0, dry.output
-    assert "work/training/new_full_tiny/base is made from nothing at the start, 1.1 GiB" in dry.output
+    assert (
+        "work/training/new_full_tiny/base is made from nothing at the start, 1.1 GiB" in dry.output
+    )
     shown = run_cli("render", *common)
     assert f"base_model: {project / 'work/training/new_full_tiny/base'}" in shown.output
     assert not (project / "work/training").exists()
@@ -157,8 +159,9 @@ def test_another_model_in_the_place_is_told_by_every_command(project, run_cli):
     assert run_cli("train", *common, "--dry-run").exit_code == 0
     other = run_cli("train", *common, "--dry-run", "--set", "model.layers=3")
     assert other.exit_code == 2
-    assert "work/training/new_full_tiny/base holds another model: it was made with layers 2 instead of 3" in (
-        other.output
+    assert (
+        "work/training/new_full_tiny/base holds another model: it was made with layers 2 instead of 3"
+        in (other.output)
     )
 
 
