@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leviathan import config, files, formats, layers, scratch, shards, survey
+from leviathan import config, files, formats, layers, plan, scratch, shards, stand_in, survey
 from leviathan.blueprint import NewModel
 from leviathan.errors import BadInput, Refused
 
@@ -149,6 +149,21 @@ def test_characters_are_counted_as_the_tokenizer_will(project):
     assert after.statistics.exact
     assert before.statistics.total_tokens == after.statistics.total_tokens
     assert before.shape.parameters == after.shape.parameters
+
+
+def test_text_that_is_not_here_is_planned_by_its_size(project):
+    new_recipe(project, "{depth: 4, tokenizer: characters, vocab_size: 32}")
+    size = ["corpus=away.txt", "corpus_size.rows=10000", "corpus_size.bytes=40000000"]
+    found = survey.take(layers.build("new", "tiny", "full", ["adapter=null", *size]))
+    assert found.statistics.splits  # 4,000 tokens a row are cut, not dropped
+    assert plan.as_document(found.plan())["tokens"] == pytest.approx(40e6, rel=0.05)
+
+
+def test_bench_knows_a_model_before_it_is_there():
+    model = NewModel(**SMALL)
+    found = stand_in.find({"base_model": "work/models/new-base"}, model.config_json())
+    assert not found.real
+    assert found.parameters == scratch.shape(model, "it").parameters
 
 
 def test_another_model_in_the_place_is_told_by_every_command(project, run_cli):

@@ -146,6 +146,12 @@ def test_bad_input(tmp_path, text, kind, size, says):
     assert says in error.value.line
 
 
+@pytest.mark.parametrize(("size", "expected"), [(300, 1.76), (4096, 2.89), (100_000, 3.64)])
+def test_bytes_per_token_before_it_is_learned(size, expected):
+    assert vocabulary.expected_bytes_per_token(size) == expected
+    assert 2.89 < vocabulary.expected_bytes_per_token(6000) < 3.18
+
+
 # --- plain text --------------------------------------------------------------------------
 
 

@@ -37,7 +37,10 @@ CHATML = (
 CHARS = 500_000_000
 """Characters that a tokenizer is learned from at most, unless told otherwise."""
 _BYTES = 256
-_MEASURED = {512: 2.0, 65536: 4.5}
+_MEASURED = {512: 1.76, 1024: 2.17, 2048: 2.54, 4096: 2.89, 8192: 3.18, 16384: 3.40,
+             32768: 3.56, 65536: 3.64}  # fmt: skip
+"""Bytes a token by vocabulary, of 31 MB of English software documentation: 1.1 MB held out, without
+the lines that stand in the rest. Published: Llama 2's 32,000 make 3.17, Llama 3's 128,000 3.94."""
 _HELD_OUT_EVERY = 100
 _MEASURED_CHARS = 1_000_000
 _ENDLESS = 1 << 30
@@ -270,7 +273,7 @@ def bytes_per_token(words: Any, texts: Sequence[str]) -> float:
 def expected_bytes_per_token(size: int) -> float:
     """Of English prose in a byte-level BPE of ``size`` tokens that is still to be learned.
 
-    By _MEASURED; a corpus of one kind of text, or of another language, differs.
+    By _MEASURED; a corpus that repeats itself has more, another language often less.
     """
     points = sorted(_MEASURED.items())
     least, most = points[0], points[-1]
