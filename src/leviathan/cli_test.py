@@ -42,6 +42,10 @@ def examine(
         int, typer.Option("--batch-size", min=1, help="Cases asked at a time.")
     ] = 8,
     model: Annotated[str, typer.Option("--model", help="Which of a server's models.")] = "",
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of answers with a temperature; default the recipe's, else 42."),
+    ] = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every sound one of a run; the best by it.")
     ] = False,
@@ -68,8 +72,9 @@ def examine(
     of_suite = bool(min_pass or tag) or not tasks
     if of_suite or evaluate.suite_of(target, checkpoint, suite) is not None:
         examination = evaluate.prepare(
-            target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
-        )
+            target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model,
+            seed=seed,
+        )  # fmt: skip
     scored = _put_tasks(target, checkpoint, tasks, task_path, batch_size) if tasks else []
     summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
     _show(summary, scored, as_json=as_json)

@@ -20,6 +20,22 @@ def is_url(target: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a server answered."""
+
+    text: str
+    why: str
+    """It ended so: stop, or length where it ran into its limit."""
+    tokens: int | None = None
+    """Of the answer, as the server counts them; None of one that does not."""
+
+
+def _said(text: str | None, why: object, usage: Any) -> Said:
+    tokens = getattr(usage, "completion_tokens", None)
+    return Said(str(text or ""), str(why), tokens if isinstance(tokens, int) else None)
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """A server's API, and the model that is asked there."""
 
@@ -76,19 +92,22 @@ class Endpoint:
             raise BadInput(f"{self.url} serves several models", f"--model: {', '.join(known)}")
         return known[0]
 
-    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[str, str]:
-        """The greedy answer to messages, and why it ended: stop or length.
+    def chat(
+        self, messages: list[dict[str, str]], max_tokens: int, temperature: float = 0, seed: int = 0
+    ) -> Said:
+        """The answer to messages, greedy unless there is a temperature.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
         """
         reply = self._ask(
             lambda: self.client.chat.completions.create(
-                model=self.name, messages=messages, max_tokens=max_tokens, temperature=0, seed=0
+                model=self.name, messages=messages, max_tokens=max_tokens,
+                temperature=temperature, seed=seed,
             )
-        )
+        )  # fmt: skip
         choice = reply.choices[0]
-        return str(choice.message.content or ""), str(choice.finish_reason)
+        return _said(choice.message.content, choice.finish_reason, reply.usage)
 
     def stream(
         self, messages: list[dict[str, str]], max_tokens: int, temperature: float, top_p: float,
@@ -111,19 +130,20 @@ class Endpoint:
                 for choice in chunk.choices:
                     yield str(choice.delta.content or "")
 
-    def complete(self, text: str, max_tokens: int) -> tuple[str, str]:
-        """The greedy continuation of rendered text, and why it ended: stop or length.
+    def complete(self, text: str, max_tokens: int, temperature: float = 0, seed: int = 0) -> Said:
+        """The continuation of rendered text, greedy unless there is a temperature.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
         """
         reply = self._ask(
             lambda: self.client.completions.create(
-                model=self.name, prompt=text, max_tokens=max_tokens, temperature=0, seed=0
+                model=self.name, prompt=text, max_tokens=max_tokens,
+                temperature=temperature, seed=seed,
             )
-        )
+        )  # fmt: skip
         choice = reply.choices[0]
-        return str(choice.text or ""), str(choice.finish_reason)
+        return _said(choice.text, choice.finish_reason, reply.usage)
 
     def _ask(self, question: Any) -> Any:
         import openai

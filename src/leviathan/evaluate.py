@@ -16,6 +16,9 @@ from leviathan import checkpoints, config, generation, grades, models, prompts, 
 from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
 
+DEFAULT_SEED = 42
+"""Of a model that no recipe stands for; a recipe's own default."""
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -31,6 +34,8 @@ class Examination:
     """Cases asked at a time."""
     whole: bool = True
     """Not only the cases of some tags."""
+    seed: int = DEFAULT_SEED
+    """Decides the answers of cases with a temperature."""
 
 
 def prepare(
@@ -42,8 +47,11 @@ def prepare(
     tags: Sequence[str] = (),
     batch_size: int = 8,
     model: str = "",
+    seed: int | None = None,
 ) -> Examination:
     """Resolve everything ``test`` needs before a model is loaded.
+
+    ``seed`` is the recipe's where there is none, and 42 of what is no run.
 
     Raises:
         BadInput: no such run, model, checkpoint, suite or tag, or a bad ``--min-pass``.
@@ -62,7 +70,8 @@ def prepare(
     wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
     path = prompts.find(name)
     asked = prompts.tagged(prompts.load(path), tags)
-    return Examination(source, asked, wanted, run, path.stem, batch_size, not tags)
+    drawn_by = seed if seed is not None else recipe.seed if recipe else DEFAULT_SEED
+    return Examination(source, asked, wanted, run, path.stem, batch_size, not tags, drawn_by)
 
 
 def parse_pct(text: str) -> float:
@@ -97,27 +106,30 @@ def examine(examination: Examination, lm_eval: Sequence[dict[str, Any]] = ()) ->
     A run's result is kept beside it (``grades``), unless only some cases were asked.
     """
     source, cases, size = examination.source, examination.suite.cases, examination.batch_size
+    seed = examination.seed
     if isinstance(source, Endpoint):
-        return scores.summary(scores.judged(cases, _served(source, cases, size)))
+        return scores.summary(scores.judged(cases, _served(source, cases, size, seed)), seed)
     model = models.Model(source)
-    tuned = generation.answers(model, cases, size)
+    tuned = generation.answers(model, cases, size, seed)
     base = None
     if source.adapter:
         with model.without_adapter():
-            base = generation.answers(model, cases, size)
-    summary = scores.summary(scores.judged(cases, tuned, base))
+            base = generation.answers(model, cases, size, seed)
+    summary = scores.summary(scores.judged(cases, tuned, base), seed)
     if examination.run and examination.whole:
         asked = Path(source.adapter or source.model).name
         grades.note(examination.run, examination.suite_name, asked, summary, lm_eval)
     return summary
 
 
-def _served(server: Endpoint, cases: Sequence[prompts.Case], at_once: int) -> list[prompts.Answer]:
+def _served(
+    server: Endpoint, cases: Sequence[prompts.Case], at_once: int, seed: int
+) -> list[prompts.Answer]:
     """A server's answers, in the order of ``cases``."""
 
     def ask(case: prompts.Case) -> prompts.Answer:
-        text, why = server.chat(case.conversation, case.max_new_tokens)
-        return prompts.Answer(text.strip(), why == "stop")
+        said = server.chat(case.conversation, case.max_new_tokens, case.temperature, seed)
+        return prompts.Answer(said.text.strip(), said.why == "stop")
 
     server.name  # noqa: B018 - asked once, not by every thread
     with ThreadPoolExecutor(at_once) as pool:

@@ -45,6 +45,8 @@ class Reply:
     seconds: float
     passed: bool
     """Whether the case's checks hold."""
+    tokens: int | None = None
+    """Of the answer, as the server counts them."""
 
 
 def offer(target: str | None, *, adapter: bool, force: bool) -> tuple[Offer, str]:
@@ -173,14 +175,16 @@ def try_out(server: Server, cases: list[prompts.Case], *, row_format: str | None
             continue  # without a template there is a single question and no more
         began = time.monotonic()
         if row_format is None:
-            answer, reason = endpoint.chat(case.conversation, case.max_new_tokens)
+            said = endpoint.chat(case.conversation, case.max_new_tokens)
         else:
             text = models.rendered(case.question, row_format)
-            answer, reason = endpoint.complete(text, case.max_new_tokens)
+            said = endpoint.complete(text, case.max_new_tokens)
         seconds = round(time.monotonic() - began, 3)
-        answer = answer.strip()
-        passed = prompts.judge(case, prompts.Answer(answer, reason == "stop"))
-        replies.append(Reply(case.name, case.question, answer, reason, seconds, passed))
+        answer = said.text.strip()
+        passed = prompts.judge(case, prompts.Answer(answer, said.why == "stop"))
+        replies.append(
+            Reply(case.name, case.question, answer, said.why, seconds, passed, said.tokens)
+        )
     return replies
 
 
