@@ -10,11 +10,25 @@ from leviathan.cli_config import JsonOption
 
 if TYPE_CHECKING:
     from leviathan.evaluate import Examination
-    from leviathan.harness import Score
+    from leviathan.harness import Manner, Score
 
 TargetArgument = Annotated[
     str | None,
     typer.Argument(help="A run's name or directory, a merged model's directory, or a URL."),
+]
+TasksOption = Annotated[
+    str | None, typer.Option("--tasks", help="lm-eval's too, as arc_easy,piqa:5 (5 examples).")
+]
+TaskPathOption = Annotated[
+    Path | None, typer.Option("--task-path", help="A directory with YAML tasks of your own.")
+]
+ChatTemplateOption = Annotated[
+    bool, typer.Option("--chat-template", help="Tasks are put as conversations.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only so many rows of each task.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of answers with a temperature; default the recipe's, else 42."),
 ]
 
 _ANSWER = 44
@@ -42,29 +56,26 @@ def examine(
         int, typer.Option("--batch-size", min=1, help="Cases asked at a time.")
     ] = 8,
     model: Annotated[str, typer.Option("--model", help="Which of a server's models.")] = "",
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of answers with a temperature; default the recipe's, else 42."),
-    ] = None,
+    seed: SeedOption = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every sound one of a run; the best by it.")
     ] = False,
-    tasks: Annotated[
-        str | None, typer.Option("--tasks", help="lm-eval's too, as arc_easy,piqa:5 (5 examples).")
-    ] = None,
-    task_path: Annotated[
-        Path | None, typer.Option("--task-path", help="A directory with YAML tasks of your own.")
-    ] = None,
+    tasks: TasksOption = None,
+    task_path: TaskPathOption = None,
+    chat_template: ChatTemplateOption = False,
+    limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the prompt suite to a run or a model; exit 3 below the pass rate wanted."""
-    from leviathan import evaluate
+    from leviathan import evaluate, harness
     from leviathan.errors import BadInput, Refused
 
     if tasks and all_checkpoints:
         raise BadInput("--tasks and --all-checkpoints together", "--checkpoint N takes --tasks")
-    if task_path and not tasks:
-        raise BadInput("--task-path without --tasks", "name the tasks: --tasks mine")
+    for option, given in (("--task-path", task_path), ("--chat-template", chat_template),
+                          ("--limit", limit)):  # fmt: skip
+        if given and not tasks:
+            raise BadInput(f"{option} without --tasks", "name the tasks: --tasks mine")
     if all_checkpoints:
         checkpoint = "latest"  # only to find the run's configuration by
     examination = None
@@ -75,7 +86,8 @@ def examine(
             target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model,
             seed=seed,
         )  # fmt: skip
-    scored = _put_tasks(target, checkpoint, tasks, task_path, batch_size) if tasks else []
+    manner = harness.Manner(batch_size, chat_template, limit)
+    scored = _put_tasks(target, checkpoint, tasks, task_path, model, manner) if tasks else []
     summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
     _show(summary, scored, as_json=as_json)
     if examination and 100 * summary["pass_share"] < examination.min_pass_pct - 1e-9:
@@ -98,17 +110,17 @@ def _examined(
 
 
 def _put_tasks(
-    target: str | None, checkpoint: str, tasks: str, directory: Path | None, batch_size: int
-) -> "list[Score]":
+    target: str | None, checkpoint: str, tasks: str, directory: Path | None, model: str,
+    manner: "Manner",
+) -> "list[Score]":  # fmt: skip
     from leviathan import evaluate, harness, ui
-    from leviathan.endpoint import is_url
-    from leviathan.errors import BadInput
+    from leviathan.endpoint import Endpoint, is_url
 
     named = harness.parse(tasks)
     if target and is_url(target):
-        raise BadInput("--tasks needs the model itself, not its server", "name its directory")
+        return harness.run(Endpoint(target, model), named, directory, manner, ui.notice)
     source, _, _ = evaluate.resolve(target, checkpoint)
-    return harness.run(source, named, directory, batch_size, ui.notice)
+    return harness.run(source, named, directory, manner, ui.notice)
 
 
 def _show(summary: dict[str, Any], scored: "list[Score]", *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ Does not start one (``serve``). The official client does the talking; it is impo
 when the first question is asked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,23 @@ class Said:
     """It ended so: stop, or length where it ran into its limit."""
     tokens: int | None = None
     """Of the answer, as the server counts them; None of one that does not."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text's tokens, as the model expects them."""
+
+    logprobs: tuple[float | None, ...]
+    """log p of each after those before it, natural log; None of a first one."""
+    likeliest: tuple[bool, ...]
+    """Whether no other token was likelier."""
+
+
+class Declined(LeviathanError):  # noqa: N818 - no failure: an answer
+    """The server answers, but does not do what is asked."""
+
+
+_DECLINING = {400, 404, 405, 415, 422, 501}
 
 
 def _said(text: str | None, why: object, usage: Any) -> Said:
@@ -93,9 +110,10 @@ class Endpoint:
         return known[0]
 
     def chat(
-        self, messages: list[dict[str, str]], max_tokens: int, temperature: float = 0, seed: int = 0
-    ) -> Said:
-        """The answer to messages, greedy unless there is a temperature.
+        self, messages: list[dict[str, str]], max_tokens: int, temperature: float = 0,
+        seed: int = 0, stop: Sequence[str] = (),
+    ) -> Said:  # fmt: skip
+        """The answer to messages, greedy unless there is a temperature; it ends at a ``stop``.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
@@ -103,7 +121,7 @@ class Endpoint:
         reply = self._ask(
             lambda: self.client.chat.completions.create(
                 model=self.name, messages=messages, max_tokens=max_tokens,
-                temperature=temperature, seed=seed,
+                temperature=temperature, seed=seed, **_stopping(stop),
             )
         )  # fmt: skip
         choice = reply.choices[0]
@@ -130,20 +148,60 @@ class Endpoint:
                 for choice in chunk.choices:
                     yield str(choice.delta.content or "")
 
-    def complete(self, text: str, max_tokens: int, temperature: float = 0, seed: int = 0) -> Said:
-        """The continuation of rendered text, greedy unless there is a temperature.
+    def complete(
+        self, text: str, max_tokens: int, temperature: float = 0, seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Said:  # fmt: skip
+        """The continuation of rendered text, as ``chat`` answers messages.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
         """
-        reply = self._ask(
-            lambda: self.client.completions.create(
-                model=self.name, prompt=text, max_tokens=max_tokens,
-                temperature=temperature, seed=seed,
-            )
-        )  # fmt: skip
+        reply = self._completed(
+            text, max_tokens=max_tokens, temperature=temperature, seed=seed, **_stopping(stop)
+        )
         choice = reply.choices[0]
         return _said(choice.text, choice.finish_reason, reply.usage)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, with what the server puts before one.
+
+        Raises:
+            Declined: the server does not count.
+            LeviathanError: it does not answer, or with an error.
+        """
+        usage = self._completed(text, max_tokens=1, temperature=0).usage
+        if usage is None or not usage.prompt_tokens:
+            raise Declined("it does not say how many tokens a prompt has")
+        return int(usage.prompt_tokens)
+
+    def score(self, text: str) -> Scored:
+        """How the model expects a text, token by token.
+
+        Asked as a completion of one token more that repeats its prompt (``echo``): some servers
+        refuse one of no token.
+
+        Raises:
+            Declined: the server tells no log-probabilities of a prompt.
+            LeviathanError: it does not answer, or with an error.
+        """
+        reply = self._completed(text, max_tokens=1, temperature=0, echo=True, logprobs=1)
+        told = reply.choices[0].logprobs
+        values = (told and told.token_logprobs) or []
+        tops = (told and told.top_logprobs) or []
+        count = reply.usage.prompt_tokens if reply.usage else 0
+        if not count or min(len(values), len(tops)) < count:
+            raise Declined(f"of a prompt's {count} tokens it told {len(values)}")
+        pairs = list(zip(values, tops, strict=False))[:count]
+        return Scored(
+            tuple(value for value, _ in pairs),
+            tuple(value is None or value >= max(top.values()) for value, top in pairs),
+        )
+
+    def _completed(self, text: str, **asked: Any) -> Any:
+        return self._ask(
+            lambda: self.client.completions.create(model=self.name, prompt=text, **asked)
+        )
 
     def _ask(self, question: Any) -> Any:
         import openai
@@ -153,6 +211,12 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise LeviathanError(f"{self.url} does not answer", "is the server up?") from error
         except openai.APIStatusError as error:
-            raise LeviathanError(f"{self.url}: {error.status_code} {error.message}") from error
+            kind = Declined if error.status_code in _DECLINING else LeviathanError
+            raise kind(f"{self.url}: {error.status_code} {error.message}") from error
         except openai.APIError as error:
             raise LeviathanError(f"{self.url}: {error.message}") from error
+
+
+def _stopping(stop: Sequence[str]) -> dict[str, Any]:
+    """Left out where there is nothing: not every server takes an empty list."""
+    return {"stop": list(stop)} if stop else {}
