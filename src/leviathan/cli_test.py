@@ -9,8 +9,10 @@ from leviathan.cli_checkpoints import CheckpointOption
 from leviathan.cli_config import JsonOption
 
 if TYPE_CHECKING:
+    from leviathan.endpoint import Endpoint
     from leviathan.evaluate import Examination
     from leviathan.harness import Manner, Score
+    from leviathan.models import Source
 
 TargetArgument = Annotated[
     str | None,
@@ -87,7 +89,9 @@ def examine(
             seed=seed,
         )  # fmt: skip
     manner = harness.Manner(batch_size, chat_template, limit)
-    scored = _put_tasks(target, checkpoint, tasks, task_path, model, manner) if tasks else []
+    source = examination.source if examination else evaluate.subject(target, checkpoint, model)[0]
+    _caution(source)
+    scored = _put_tasks(source, tasks, task_path, manner) if tasks else []
     summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
     _show(summary, scored, as_json=as_json)
     if examination and 100 * summary["pass_share"] < examination.min_pass_pct - 1e-9:
@@ -109,18 +113,20 @@ def _examined(
     return evaluate.examine(examination, [asdict(score) for score in scored])
 
 
-def _put_tasks(
-    target: str | None, checkpoint: str, tasks: str, directory: Path | None, model: str,
-    manner: "Manner",
-) -> "list[Score]":  # fmt: skip
-    from leviathan import evaluate, harness, ui
-    from leviathan.endpoint import Endpoint, is_url
+def _caution(source: "Source | Endpoint") -> None:
+    from leviathan import ui
+    from leviathan.endpoint import Endpoint
 
-    named = harness.parse(tasks)
-    if target and is_url(target):
-        return harness.run(Endpoint(target, model), named, directory, manner, ui.notice)
-    source, _, _ = evaluate.resolve(target, checkpoint)
-    return harness.run(source, named, directory, manner, ui.notice)
+    if not isinstance(source, Endpoint) and source.caution:
+        ui.warn(source.caution)
+
+
+def _put_tasks(
+    source: "Source | Endpoint", tasks: str, directory: Path | None, manner: "Manner"
+) -> "list[Score]":
+    from leviathan import harness, ui
+
+    return harness.run(source, harness.parse(tasks), directory, manner, ui.notice)
 
 
 def _show(summary: dict[str, Any], scored: "list[Score]", *, as_json: bool) -> None:

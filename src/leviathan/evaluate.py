@@ -12,7 +12,17 @@ from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, generation, grades, models, prompts, runs, scores
+from leviathan import (
+    checkpoints,
+    config,
+    generation,
+    grades,
+    loose,
+    models,
+    prompts,
+    runs,
+    scores,
+)
 from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
 
@@ -56,13 +66,7 @@ def prepare(
     Raises:
         BadInput: no such run, model, checkpoint, suite or tag, or a bad ``--min-pass``.
     """
-    source: models.Source | Endpoint
-    if target and is_url(target):
-        source, recipe, run = Endpoint(target, model), None, None
-    elif model:
-        raise BadInput("--model names a server's model", "give the server's URL as the target")
-    else:
-        source, recipe, run = resolve(target, checkpoint)
+    source, recipe, run = subject(target, checkpoint, model)
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
@@ -94,6 +98,9 @@ def suite_of(target: str | None, checkpoint: str, suite: str | None) -> str | No
     """
     if suite or (target and is_url(target)):
         return suite
+    directory = Path(target) if target and Path(target).is_dir() else None
+    if directory and not is_run(directory) and not _inside_a_run(directory):
+        return None  # of no run, so without a recipe
     recipe = resolve(target, checkpoint)[1]
     return recipe.suite if recipe else None
 
@@ -136,6 +143,21 @@ def _served(
         return list(pool.map(ask, cases))
 
 
+def subject(
+    target: str | None, checkpoint: str, model: str
+) -> tuple[models.Source | Endpoint, config.Recipe | None, runs.RunPaths | None]:
+    """As ``resolve``, and a server's ``model`` at a URL.
+
+    Raises:
+        BadInput: no such run, model or checkpoint.
+    """
+    if target and is_url(target):
+        return Endpoint(target, model), None, None
+    if model:
+        raise BadInput("--model names a server's model", "give the server's URL as the target")
+    return resolve(target, checkpoint)
+
+
 def resolve(
     target: str | None, checkpoint: str
 ) -> tuple[models.Source, config.Recipe | None, runs.RunPaths | None]:
@@ -144,8 +166,14 @@ def resolve(
     Raises:
         BadInput: no such run, model or checkpoint.
     """
-    if target and (Path(target) / "config.json").is_file() and not is_run(Path(target)):
-        return models.from_directory(Path(target)), None, None
+    directory = Path(target) if target and Path(target).is_dir() else None
+    if directory and not is_run(directory):
+        if _inside_a_run(directory):
+            return resolve(str(directory.resolve().parent), directory.resolve().name)
+        if loose.is_adapter(directory):
+            return loose.read(directory), None, None
+        if (directory / "config.json").is_file():
+            return models.from_directory(directory), None, None
     paths = runs.find(target)
     record = runs.read(paths)
     recipe = recipe_of(paths, record)
@@ -153,6 +181,14 @@ def resolve(
     tree = yaml.safe_load(paths.config.read_text())
     base = base_of(record, tree)
     return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths
+
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def _inside_a_run(directory: Path) -> bool:
+    place = directory.resolve()
+    return is_run(place.parent) and _CHECKPOINT.fullmatch(place.name) is not None
 
 
 def base_of(record: runs.RunRecord, tree: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ class Source:
     train_dtype: str = ""
     """torch's name of the type a quantised base was held in before; empty: as it is computed."""
 
+    caution: str = ""
+    """What is to be said of it before it is believed; empty where a run or a proof vouches."""
+
     @property
     def tokenizer(self) -> str:
         """Where the trained tokenizer lies: beside the adapter, if there is one."""
