@@ -72,6 +72,8 @@ def _caution(
     if not isinstance(entries, dict) or not entries:
         what = "" if known else "; its base is taken unquantised, its format for alpaca"
         return f"{found}, and no digest says that it is whole{what}"
+    if not all(isinstance(e, dict) and {"bytes", "xxh3_64"} <= e.keys() for e in entries.values()):
+        raise Refused(f"{directory / parcel.SERVED} is damaged", "pull it again")
     problem = parcel.Parcel(0, "", entries).problem(directory)
     if problem:
         raise Refused(f"{directory} is not what was pulled: {problem}", "pull it again")
