@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -255,6 +256,17 @@ def test_an_error_of_the_server_is_told_and_not_scored(tasks, url, monkeypatch):
     with pytest.raises(LeviathanError, match=r"500 .*out of memory") as caught:
         put(Endpoint(url), tasks, "say")
     assert caught.value.exit_code == 1
+
+
+def test_a_model_without_a_template_has_no_conversations(model, tasks, tmp_path):
+    shutil.copytree(model.source.model, tmp_path / "plain")
+    (tmp_path / "plain/chat_template.jinja").unlink(missing_ok=True)
+    config = tmp_path / "plain/tokenizer_config.json"
+    told = json.loads(config.read_text())
+    del told["chat_template"]
+    config.write_text(json.dumps(told))
+    with pytest.raises(BadInput, match="plain has no chat template"):
+        put(models.Source(str(tmp_path / "plain")), tasks, "say", chat_template=True)
 
 
 def test_a_conversation_has_no_log_probabilities(tasks, url):

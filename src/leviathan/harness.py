@@ -181,7 +181,9 @@ class _Served:
 
         names = [name for name, _ in tasks]
         respondent.demand(server, names, manager, chat=manner.chat_template)
-        self.lm: Any = respondent.Respondent(server, manner.batch_size, SEED)
+        self.lm: Any = respondent.Respondent(
+            server, manner.batch_size, SEED, chat=manner.chat_template
+        )
 
     def base(self) -> AbstractContextManager[bool]:
         return nullcontext(False)

@@ -30,10 +30,13 @@ _PROBE = "The capital of France is Paris."
 class Respondent(LM):
     """A server's model as lm-eval asks one."""
 
-    def __init__(self, server: Endpoint, at_once: int, seed: int) -> None:
-        """``at_once`` requests are under way at a time; ``seed`` goes with every one."""
+    def __init__(self, server: Endpoint, at_once: int, seed: int, *, chat: bool) -> None:
+        """``at_once`` requests are under way at a time; ``seed`` goes with every one.
+
+        ``chat``: contexts are what ``apply_chat_template`` made of messages.
+        """
         super().__init__()
-        self.server, self.at_once, self.seed = server, at_once, seed
+        self.server, self.at_once, self.seed, self.chat = server, at_once, seed, chat
 
     @property
     def tokenizer_name(self) -> str:
@@ -43,8 +46,16 @@ class Respondent(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The messages themselves: the server applies its template."""
-        del add_generation_prompt
+        """The messages themselves: the server applies its template.
+
+        Raises:
+            BadInput: the task begins the answer itself, and a server would begin another.
+        """
+        if not add_generation_prompt:
+            raise BadInput(
+                "a task begins the answer itself (gen_prefix), which no server goes on from",
+                "leave --chat-template out, or name the model's directory",
+            )
         return json.dumps(chat_history)
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
@@ -57,12 +68,11 @@ class Respondent(LM):
         limit = wanted.get("max_gen_toks") or wanted.get("max_new_tokens") or _USUAL_TOKENS
         drawn = wanted.get("do_sample") or "do_sample" not in wanted
         temperature = float(wanted.get("temperature") or 0) if drawn else 0.0
-        messages = _messages(context)
-        stop = until[:_MOST_STOPS]
-        if messages is None:
-            said = self.server.complete(context, int(limit), temperature, self.seed, stop)
+        how = (int(limit), temperature, self.seed, until[:_MOST_STOPS])
+        if self.chat:
+            said = self.server.chat(json.loads(context), *how)
         else:
-            said = self.server.chat(messages, int(limit), temperature, self.seed, stop)
+            said = self.server.complete(context, *how)
         ends = [at for text in until if (at := said.text.find(text)) >= 0]
         return said.text[: min(ends, default=None)]
 
@@ -128,16 +138,6 @@ def demand(server: Endpoint, tasks: Sequence[str], manager: Any, *, chat: bool) 
             f"tasks need them: {named}",
             "name the model's directory, or a server with echo and logprobs, as vLLM",
         ) from error
-
-
-def _messages(context: str) -> list[dict[str, str]] | None:
-    """What ``apply_chat_template`` made of messages; None of a text."""
-    try:
-        found = json.loads(context)
-    except ValueError:
-        return None
-    turns = isinstance(found, list) and found and all(isinstance(turn, dict) for turn in found)
-    return found if turns and all({"role", "content"} <= turn.keys() for turn in found) else None
 
 
 def _parted(context: str, continuation: str) -> tuple[str, str]:
