@@ -120,3 +120,14 @@ def test_seed_and_temperature_reach_the_server_and_the_result(tmp_path, url, run
         sent = {a["messages"][-1]["content"]: (a["temperature"], a["seed"]) for a in ASKED}
         assert sent == {"a": (0.8, seed), "b": (0, seed)}
     assert run_cli(*asked, "--seed", "-1").exit_code == 2
+
+
+def test_a_runs_answers_are_drawn_by_its_recipes_seed(crashed, monkeypatch):
+    monkeypatch.chdir(crashed.project)
+    (crashed.project / "s.yaml").write_text("cases: [{name: a, prompt: a, checks: [{exact: a}]}]")
+    record = json.loads((crashed.run_dir / "run.json").read_text())
+    record["settings"]["seed"] = 7
+    (crashed.run_dir / "run.json").write_text(json.dumps(record))
+    asked = (crashed.run_dir.name, "5", "s.yaml", None)
+    assert evaluate.prepare(*asked).seed == 7
+    assert evaluate.prepare(*asked, seed=0).seed == 0
