@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,6 +13,7 @@ import tiny
 from leviathan import harness, models
 from leviathan.endpoint import Declined, Endpoint
 from leviathan.errors import BadInput, LeviathanError, Refused
+from leviathan.harness import Manner
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 UNTIL = "e"
@@ -177,7 +179,7 @@ def url(model, monkeypatch):
 
 def put(target, tasks, names, **manner):
     listed = [(name, None) for name in names.split(",")]
-    scores = harness.run(target, listed, tasks, harness.Manner(4, **manner), lambda _: None)
+    scores = harness.run(target, listed, tasks, Manner(4, **manner), lambda _: None)
     return {score.task: score for score in scores}
 
 
@@ -258,7 +260,7 @@ def test_an_error_of_the_server_is_told_and_not_scored(tasks, url, monkeypatch):
     assert caught.value.exit_code == 1
 
 
-def test_a_model_without_a_template_has_no_conversations(model, tasks, tmp_path):
+def test_a_model_without_a_template_has_no_conversations(model, tmp_path):
     shutil.copytree(model.source.model, tmp_path / "plain")
     (tmp_path / "plain/chat_template.jinja").unlink(missing_ok=True)
     config = tmp_path / "plain/tokenizer_config.json"
@@ -266,7 +268,7 @@ def test_a_model_without_a_template_has_no_conversations(model, tasks, tmp_path)
     del told["chat_template"]
     config.write_text(json.dumps(told))
     with pytest.raises(BadInput, match="plain has no chat template"):
-        put(models.Source(str(tmp_path / "plain")), tasks, "say", chat_template=True)
+        harness._Loaded(asdict(models.Source(str(tmp_path / "plain"))), Manner(chat_template=True))
 
 
 def test_a_conversation_has_no_log_probabilities(tasks, url):

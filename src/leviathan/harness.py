@@ -151,8 +151,6 @@ class _Loaded:
     """A model in this process."""
 
     def __init__(self, written: dict[str, Any], manner: Manner) -> None:
-        from lm_eval.models.huggingface import HFLM
-
         adapter = Path(written["adapter"]) if written["adapter"] else None
         self._model = models.Model(models.Source(**{**written, "adapter": adapter}))
         tokenizer = self._model.tokenizer
@@ -160,6 +158,8 @@ class _Loaded:
             raise BadInput(
                 f"{self._model.source.tokenizer} has no chat template", "leave --chat-template out"
             )
+        from lm_eval.models.huggingface import HFLM
+
         self.lm: Any = HFLM(
             pretrained=self._model.model, tokenizer=tokenizer, batch_size=manner.batch_size
         )
