@@ -44,8 +44,9 @@ def rows(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
     """The string under each field. Pydantic would read them, too, but at every start."""
+    inherited = docstrings(model.__base__) if model.__base__ is not BaseModel else {}  # type: ignore[arg-type]
     body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]
-    return {
+    return inherited | {
         field.target.id: " ".join(text.value.value.split())
         for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)

@@ -9,6 +9,8 @@ import pytest
 from leviathan import evaluate, interview, streaming
 from leviathan.errors import BadInput, LeviathanError
 
+ASKED: list[dict] = []
+
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -16,6 +18,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        ASKED.append(asked)
         said = asked["messages"][-1]["content"]
         if asked.get("stream"):
             self._stream([*said.split(), str(asked["seed"])])
@@ -100,3 +103,31 @@ def test_a_rate_is_not_rounded_up_to_what_was_wanted(tmp_path, url, run_cli):
     assert run_cli(*asked, "--min-pass", "99.9%").exit_code == 0
     done = run_cli("test", str(tmp_path), "--tasks", "x", "--min-pass", "bogus")
     assert done.exit_code == 2
+
+
+def test_seed_and_temperature_reach_the_server_and_the_result(tmp_path, url, run_cli):
+    suite = tmp_path / "s.yaml"
+    suite.write_text(
+        "defaults: {temperature: 0.8, checks: [{max-length: 99}]}\n"
+        "cases:\n  - {name: a, prompt: a}\n  - {name: b, prompt: b, temperature: 0}\n"
+    )
+    asked = ("test", url, "--suite", str(suite), "--min-pass", "0", "--json")
+    for more, seed in (((), 42), (("--seed", "7"), 7)):
+        ASKED.clear()
+        told = json.loads(run_cli(*asked, *more).stdout)
+        assert told["seed"] == seed
+        assert [case["temperature"] for case in told["cases"]] == [0.8, 0]
+        sent = {a["messages"][-1]["content"]: (a["temperature"], a["seed"]) for a in ASKED}
+        assert sent == {"a": (0.8, seed), "b": (0, seed)}
+    assert run_cli(*asked, "--seed", "-1").exit_code == 2
+
+
+def test_a_runs_answers_are_drawn_by_its_recipes_seed(crashed, monkeypatch):
+    monkeypatch.chdir(crashed.project)
+    (crashed.project / "s.yaml").write_text("cases: [{name: a, prompt: a, checks: [{exact: a}]}]")
+    record = json.loads((crashed.run_dir / "run.json").read_text())
+    record["settings"]["seed"] = 7
+    (crashed.run_dir / "run.json").write_text(json.dumps(record))
+    asked = (crashed.run_dir.name, "5", "s.yaml", None)
+    assert evaluate.prepare(*asked).seed == 7
+    assert evaluate.prepare(*asked, seed=0).seed == 0

@@ -149,3 +149,71 @@ def test_weights_and_tags():
 @pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1), (6, 0, 0.03125), (9, 1, 0.021484375)])
 def test_mcnemar(gained, lost, p):
     assert scores.mcnemar(gained, lost) == pytest.approx(p)
+
+
+def suite_in(tmp_path, text):
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    return prompts.load(path)
+
+
+DEFAULTS = """\
+defaults:
+  system: Be short.
+  max_new_tokens: 20
+  temperature: 0.5
+  weight: 2
+  tags: [common]
+  checks: [{stops-by-itself: true}]
+"""
+
+
+def test_a_case_says_what_the_defaults_do_not(tmp_path):
+    suite = suite_in(
+        tmp_path,
+        DEFAULTS + "cases:\n"
+        "  - {name: plain, prompt: p}\n"
+        "  - {name: own, prompt: p, system: null, max_new_tokens: 3, temperature: 0, weight: 1,\n"
+        "     tags: [], checks: [{exact: a}]}\n"
+        "  - name: brings its own\n"
+        "    messages: [{role: system, content: s}, {role: user, content: u}]\n",
+    )
+    plain, own, third = suite.cases
+    assert (plain.max_new_tokens, plain.temperature, plain.weight) == (20, 0.5, 2)
+    assert (plain.tags, plain.checks) == (["common"], [prompts.Check(stops_by_itself=True)])
+    assert plain.conversation[0] == {"role": "system", "content": "Be short."}
+    assert (own.max_new_tokens, own.temperature, own.weight, own.tags) == (3, 0, 1, [])
+    assert (own.system, own.checks) == (None, [prompts.Check(exact="a")])
+    assert [turn["content"] for turn in third.conversation] == ["s", "u"]
+    assert third.temperature == 0.5
+
+
+def test_without_defaults_answers_are_greedy(suite):
+    assert {case.temperature for case in suite.cases} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("temperature: -1", ":2: defaults.temperature: input should be greater than or equal to 0"),
+        ("max_tokens: 9", ":2: defaults.max_tokens is not a known key; did you mean max_new_tokens?"),
+        ("prompt: p", ":2: defaults.prompt is not a known key"),
+        ("checks: [{}]", ":2: defaults.checks.0: value error, a check has exactly one of"),
+        ("weight: heavy", ":2: defaults.weight: input should be a valid number"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_defaults_is_told_once_and_there(tmp_path, line, message):
+    cases = "cases:\n" + "  - {name: a, prompt: p, checks: [{exact: b}]}\n" * 2
+    with pytest.raises(BadInput) as caught:
+        suite_in(tmp_path, f"defaults:\n  {line}\n{cases}")
+    (told,) = caught.value.message.splitlines()
+    assert message in told
+
+
+def test_a_case_without_any_check_and_one_too_hot(tmp_path):
+    with pytest.raises(BadInput) as caught:
+        suite_in(tmp_path, "cases:\n  - {name: a, prompt: p}\n"
+                           "  - {name: b, prompt: p, checks: [{exact: x}], temperature: 9}\n")  # fmt: skip
+    first, second = caught.value.message.splitlines()
+    assert ":2: cases.0.checks is required and missing" in first
+    assert ":3: cases.1.temperature: input should be less than or equal to 5" in second

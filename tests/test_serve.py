@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import xxhash
 
 from fakes.processes import LEVIATHAN, wait_for
-from leviathan import models, serve
+from leviathan import models, runs, serve
 from leviathan.errors import BadInput, Refused
 
 FAKE = Path(__file__).parent / "fakes/vllm"
@@ -238,6 +239,85 @@ def test_a_run_that_was_not_merged_says_how(crashed):
         with pytest.raises(BadInput) as told:
             serve.offer("tiny_full_tiny", adapter=adapter, force=False)
         assert told.value.hint == f"first: leviathan merge tiny_full_tiny{option}"
+
+
+def merged_of(run_dir, checkpoint, place):
+    """A model that says it was merged of a checkpoint of the run."""
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    prove(place, "equal")
+    told = json.loads((place / "merge-proof.json").read_text())
+    weights = run_dir / checkpoint / "adapter_model.safetensors"
+    digest = f"xxh3_128:{xxhash.xxh3_128_hexdigest(weights.read_bytes())}"
+    told["hashes"]["checkpoint/adapter_model.safetensors"] = digest
+    told |= {"run": run_dir.name, "checkpoint": checkpoint}
+    (place / "merge-proof.json").write_text(json.dumps(told))
+    return place
+
+
+def offered(checkpoint):
+    return serve.offer("tiny_full_tiny", adapter=False, force=False, checkpoint=checkpoint)[0]
+
+
+def test_what_was_merged_of_a_checkpoint_is_found_or_the_other_one_named(crashed, monkeypatch):
+    monkeypatch.chdir(crashed.project)
+    run, usual = crashed.run_dir, Path("models/tiny_full_tiny-merged")
+    with pytest.raises(Refused, match="nothing was merged of checkpoint-5") as told:
+        offered("5")
+    assert told.value.hint == "first: leviathan merge tiny_full_tiny --checkpoint checkpoint-5"
+    merged_of(run, "checkpoint-10", usual)
+    for which in ("10", "checkpoint-10", "latest"):
+        assert (offered(which).model, offered(which).checkpoint) == (usual, "checkpoint-10")
+    with pytest.raises(Refused, match=f"{usual} is of checkpoint-10, not of checkpoint-5") as told:
+        offered("5")
+    output = shlex.split(told.value.hint)[-1]
+    assert output == "models/tiny_full_tiny-merged-checkpoint-5"
+    merged_of(run, "checkpoint-5", Path(output))
+    assert offered("5").model == Path(output)
+    elsewhere = Path(output).rename("elsewhere")
+    runs.event(runs.RunPaths(run), "merge", step=5, verdict="equal", to=str(elsewhere))
+    assert offered("5").model == elsewhere
+    weights = run / "checkpoint-10/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")  # as after a resume from checkpoint-5
+    with pytest.raises(Refused, match="was made of an earlier checkpoint-10, with other weights"):
+        offered("10")
+    shutil.rmtree(run / "checkpoint-10")  # retention: what was merged of it outlives it
+    assert offered("10").model == usual
+    with pytest.raises(BadInput, match="'first' names no checkpoint"):
+        offered("first")
+
+
+def test_a_checkpoint_is_of_a_run(model, port):
+    done = run(model, port, "--checkpoint", "5")
+    assert done.returncode == 2
+    assert "--checkpoint is about a run; name the run, not a model" in done.stderr
+
+
+def test_what_the_server_prints_is_shown_as_it_comes(model, port):
+    for arguments in (("--check", "-v"), ("--check",)):
+        done = run(model, port, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("INFO: answered") == ("-v" in arguments)
+    done = run(model, port, "-v", mode="crash")
+    assert "ValueError: the KV cache is too small\nleviathan: the server ended" in done.stderr
+
+
+def test_a_servers_pace_is_told_where_it_counts(model, port):
+    done = run(model, port, "--check")
+    assert "tokens/s: 4 tokens of 1 answers in" in done.stdout
+    assert "one request at a time" in done.stdout
+    done = run(model, port, "--check", mode="uncounted")
+    assert "the server does not say how many tokens an answer has" in done.stdout
+
+
+def test_pace_is_tokens_over_seconds():
+    replies = [serve.Reply(str(n), "p", "a", "stop", 0.5, True, tokens=n) for n in (10, 30)]
+    uncounted = serve.Reply("x", "p", "a", "stop", 9.0, True)
+    assert serve.pace([*replies, uncounted]) == {
+        "tok_s": 40.0, "tokens": 40, "seconds": 1.0, "answers": 2,
+    }  # fmt: skip
+    assert serve.pace([uncounted]) is None
+    assert serve.pace([]) is None
 
 
 def test_an_adapter_is_offered_with_its_base(model, tmp_path):

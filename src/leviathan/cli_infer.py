@@ -44,7 +44,7 @@ def infer(
     """Ask a run, a merged model or a server; without a question, talk with it."""
     from dataclasses import asdict
 
-    from leviathan import chat, interview, streaming, ui_chat
+    from leviathan import chat, interview, streaming, ui, ui_chat
     from leviathan.errors import BadInput
 
     if base and compare:
@@ -54,6 +54,8 @@ def infer(
     partner = interview.find(
         target, checkpoint, model, max_new_tokens, sampling, of_base=base or compare
     )
+    if partner.caution:
+        ui.warn(partner.caution)
     voice: Voice = "both" if compare else "base" if base else "tuned"
     conversation = chat.Chat(partner.has_base, partner.remembers, system, voice)
     if question is None:

@@ -18,18 +18,35 @@ def register(app: typer.Typer) -> None:
     app.command("serve", short_help="Serve a proven model, OpenAI-compatible.")(serve)
 
 
+ServedArgument = Annotated[
+    str | None, typer.Argument(help="A model's directory, or a run that was merged.")
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(help="vllm or transformers. Default: vLLM where it and a GPU are found."),
+]
+AdapterOption = Annotated[
+    bool,
+    typer.Option("--adapter", help="Base and adapter, unmerged (merge --adapter-only; vLLM)."),
+]
+MergedOfOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", "-c", help="What was merged of it: best, latest or N."),
+]
+LogOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what the server prints, on stderr.")
+]
+VllmOption = Annotated[
+    Path | None, typer.Option("--vllm", help="vLLM's program. Default $LEVIATHAN_VLLM, PATH.")
+]
+
+
 def serve(
-    target: Annotated[
-        str | None, typer.Argument(help="A model's directory, or a run that was merged.")
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="vllm or transformers. Default: vLLM where it and a GPU are found."),
-    ] = None,
-    adapter: Annotated[
-        bool,
-        typer.Option("--adapter", help="Base and adapter, unmerged (merge --adapter-only; vLLM)."),
-    ] = False,
+    called: typer.Context,
+    target: ServedArgument = None,
+    engine: EngineOption = None,
+    adapter: AdapterOption = False,
+    checkpoint: MergedOfOption = None,
     profile: Annotated[
         str | None, typer.Option("--profile", "-p", help="The card to fit; default this machine's.")
     ] = None,
@@ -40,10 +57,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free from 8000.")
     ] = None,
-    vllm: Annotated[
-        Path | None,
-        typer.Option("--vllm", help="vLLM's program. Default $LEVIATHAN_VLLM, PATH."),
-    ] = None,
+    vllm: VllmOption = None,
     suite: Annotated[
         str | None, typer.Option(help="Prompt suite to try it with; default the run's.")
     ] = None,
@@ -56,6 +70,7 @@ def serve(
         bool, typer.Option("--force", help="Serve what is not proven, or to other machines.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the command.")] = False,
+    verbose: LogOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a proven model by vLLM or transformers, try it, and stop it with Ctrl+C."""
@@ -64,7 +79,9 @@ def serve(
     from leviathan import loopback, ui
     from leviathan import serve as serving
 
-    offered, row_format = serving.offer(target, adapter=adapter, force=force)
+    offered, row_format = serving.offer(target, adapter=adapter, force=force, checkpoint=checkpoint)
+    if offered.checkpoint:
+        ui.notice(f"{offered.adapter or offered.model} was made of {offered.checkpoint}")
     if force:
         ui.warn("--force: what is served was not compared with its proof")
     cases = serving.questions(suite or serving.suite_of(target), smoke)
@@ -78,8 +95,9 @@ def serve(
             ui.document({"command": command.arguments, "model": command.model})
         return
     chat = serving.has_chat_template(offered)
+    verbose = verbose or bool(called.parent and called.parent.params.get("verbose"))
     _live(command, host, free, timeout, cases, None if chat else row_format, check=check,
-          as_json=as_json)  # fmt: skip
+          as_json=as_json, verbose=verbose)  # fmt: skip
 
 
 def _command(
@@ -118,7 +136,7 @@ def _command(
 def _live(
     command: "Command", host: str, port: int, timeout: float, cases: "list[Case]",
     row_format: str | None,
-    *, check: bool, as_json: bool,
+    *, check: bool, as_json: bool, verbose: bool,
 ) -> None:  # fmt: skip
     from leviathan import serve as serving
     from leviathan import signals, ui
@@ -126,7 +144,8 @@ def _live(
 
     with signals.interrupting():
         try:
-            with serving.serving(command, host, port, timeout) as server:
+            tell = ui.notice if verbose else None
+            with serving.serving(command, host, port, timeout, tell) as server:
                 replies = serving.try_out(server, cases, row_format=row_format)
                 _show(server, replies, host, port, chat=row_format is None, as_json=as_json)
                 unanswered = [reply.name for reply in replies if not reply.answer]
@@ -156,6 +175,13 @@ def _show(
             ui.warn(f"no answer to {reply.name}")
         elif reply.finish_reason == "length":
             ui.warn(f"{reply.name} did not stop by itself")
+    if pace := serving.pace(replies):
+        ui.say(
+            f"{pace['tok_s']:.1f} tokens/s: {pace['tokens']:.0f} tokens of {pace['answers']:.0f} "
+            f"answers in {pace['seconds']:.1f} s, one request at a time, reading prompts included"
+        )
+    elif replies:
+        ui.say("no tokens/s: the server does not say how many tokens an answer has")
     curl, python = serving.examples(server, chat=chat)
     ui.say(f"serving {server.command.model} at {server.url}/v1")
     if not chat:

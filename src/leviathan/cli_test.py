@@ -9,12 +9,28 @@ from leviathan.cli_checkpoints import CheckpointOption
 from leviathan.cli_config import JsonOption
 
 if TYPE_CHECKING:
+    from leviathan.endpoint import Endpoint
     from leviathan.evaluate import Examination
-    from leviathan.harness import Score
+    from leviathan.harness import Manner, Score
+    from leviathan.models import Source
 
 TargetArgument = Annotated[
     str | None,
     typer.Argument(help="A run's name or directory, a merged model's directory, or a URL."),
+]
+TasksOption = Annotated[
+    str | None, typer.Option("--tasks", help="lm-eval's too, as arc_easy,piqa:5 (5 examples).")
+]
+TaskPathOption = Annotated[
+    Path | None, typer.Option("--task-path", help="A directory with YAML tasks of your own.")
+]
+ChatTemplateOption = Annotated[
+    bool, typer.Option("--chat-template", help="Tasks are put as conversations.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only so many rows of each task.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of answers with a temperature; default the recipe's, else 42."),
 ]
 
 _ANSWER = 44
@@ -42,25 +58,26 @@ def examine(
         int, typer.Option("--batch-size", min=1, help="Cases asked at a time.")
     ] = 8,
     model: Annotated[str, typer.Option("--model", help="Which of a server's models.")] = "",
+    seed: SeedOption = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every sound one of a run; the best by it.")
     ] = False,
-    tasks: Annotated[
-        str | None, typer.Option("--tasks", help="lm-eval's too, as arc_easy,piqa:5 (5 examples).")
-    ] = None,
-    task_path: Annotated[
-        Path | None, typer.Option("--task-path", help="A directory with YAML tasks of your own.")
-    ] = None,
+    tasks: TasksOption = None,
+    task_path: TaskPathOption = None,
+    chat_template: ChatTemplateOption = False,
+    limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the prompt suite to a run or a model; exit 3 below the pass rate wanted."""
-    from leviathan import evaluate
+    from leviathan import evaluate, harness
     from leviathan.errors import BadInput, Refused
 
     if tasks and all_checkpoints:
         raise BadInput("--tasks and --all-checkpoints together", "--checkpoint N takes --tasks")
-    if task_path and not tasks:
-        raise BadInput("--task-path without --tasks", "name the tasks: --tasks mine")
+    for option, given in (("--task-path", task_path), ("--chat-template", chat_template),
+                          ("--limit", limit)):  # fmt: skip
+        if given and not tasks:
+            raise BadInput(f"{option} without --tasks", "name the tasks: --tasks mine")
     if all_checkpoints:
         checkpoint = "latest"  # only to find the run's configuration by
     examination = None
@@ -68,9 +85,13 @@ def examine(
     of_suite = bool(min_pass or tag) or not tasks
     if of_suite or evaluate.suite_of(target, checkpoint, suite) is not None:
         examination = evaluate.prepare(
-            target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model
-        )
-    scored = _put_tasks(target, checkpoint, tasks, task_path, batch_size) if tasks else []
+            target, checkpoint, suite, min_pass, tags=tag or (), batch_size=batch_size, model=model,
+            seed=seed,
+        )  # fmt: skip
+    manner = harness.Manner(batch_size, chat_template, limit)
+    source = examination.source if examination else evaluate.subject(target, checkpoint, model)[0]
+    _caution(source)
+    scored = _put_tasks(source, tasks, task_path, manner) if tasks else []
     summary = _examined(examination, scored, everything=all_checkpoints) if examination else {}
     _show(summary, scored, as_json=as_json)
     if examination and 100 * summary["pass_share"] < examination.min_pass_pct - 1e-9:
@@ -92,18 +113,20 @@ def _examined(
     return evaluate.examine(examination, [asdict(score) for score in scored])
 
 
-def _put_tasks(
-    target: str | None, checkpoint: str, tasks: str, directory: Path | None, batch_size: int
-) -> "list[Score]":
-    from leviathan import evaluate, harness, ui
-    from leviathan.endpoint import is_url
-    from leviathan.errors import BadInput
+def _caution(source: "Source | Endpoint") -> None:
+    from leviathan import ui
+    from leviathan.endpoint import Endpoint
 
-    named = harness.parse(tasks)
-    if target and is_url(target):
-        raise BadInput("--tasks needs the model itself, not its server", "name its directory")
-    source, _, _ = evaluate.resolve(target, checkpoint)
-    return harness.run(source, named, directory, batch_size, ui.notice)
+    if not isinstance(source, Endpoint) and source.caution:
+        ui.warn(source.caution)
+
+
+def _put_tasks(
+    source: "Source | Endpoint", tasks: str, directory: Path | None, manner: "Manner"
+) -> "list[Score]":
+    from leviathan import harness, ui
+
+    return harness.run(source, harness.parse(tasks), directory, manner, ui.notice)
 
 
 def _show(summary: dict[str, Any], scored: "list[Score]", *, as_json: bool) -> None:

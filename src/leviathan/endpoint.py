@@ -4,7 +4,7 @@ Does not start one (``serve``). The official client does the talking; it is impo
 when the first question is asked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,39 @@ _TIMEOUT_S = 600.0
 def is_url(target: str) -> bool:
     """Whether a server is meant."""
     return target.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a server answered."""
+
+    text: str
+    why: str
+    """It ended so: stop, or length where it ran into its limit."""
+    tokens: int | None = None
+    """Of the answer, as the server counts them; None of one that does not."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text's tokens, as the model expects them."""
+
+    logprobs: tuple[float | None, ...]
+    """log p of each after those before it, natural log; None of a first one."""
+    likeliest: tuple[bool, ...]
+    """Whether no other token was likelier."""
+
+
+class Declined(LeviathanError):  # noqa: N818 - no failure: an answer
+    """The server answers, but does not do what is asked."""
+
+
+_DECLINING = {400, 404, 405, 415, 422, 501}
+
+
+def _said(text: str | None, why: object, usage: Any) -> Said:
+    tokens = getattr(usage, "completion_tokens", None)
+    return Said(str(text or ""), str(why), tokens if isinstance(tokens, int) else None)
 
 
 @dataclass(frozen=True)
@@ -76,19 +109,23 @@ class Endpoint:
             raise BadInput(f"{self.url} serves several models", f"--model: {', '.join(known)}")
         return known[0]
 
-    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[str, str]:
-        """The greedy answer to messages, and why it ended: stop or length.
+    def chat(
+        self, messages: list[dict[str, str]], max_tokens: int, temperature: float = 0,
+        seed: int = 0, stop: Sequence[str] = (),
+    ) -> Said:  # fmt: skip
+        """The answer to messages, greedy unless there is a temperature; it ends at a ``stop``.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
         """
         reply = self._ask(
             lambda: self.client.chat.completions.create(
-                model=self.name, messages=messages, max_tokens=max_tokens, temperature=0, seed=0
+                model=self.name, messages=messages, max_tokens=max_tokens,
+                temperature=temperature, seed=seed, **_stopping(stop),
             )
-        )
+        )  # fmt: skip
         choice = reply.choices[0]
-        return str(choice.message.content or ""), str(choice.finish_reason)
+        return _said(choice.message.content, choice.finish_reason, reply.usage)
 
     def stream(
         self, messages: list[dict[str, str]], max_tokens: int, temperature: float, top_p: float,
@@ -111,19 +148,60 @@ class Endpoint:
                 for choice in chunk.choices:
                     yield str(choice.delta.content or "")
 
-    def complete(self, text: str, max_tokens: int) -> tuple[str, str]:
-        """The greedy continuation of rendered text, and why it ended: stop or length.
+    def complete(
+        self, text: str, max_tokens: int, temperature: float = 0, seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Said:  # fmt: skip
+        """The continuation of rendered text, as ``chat`` answers messages.
 
         Raises:
             LeviathanError: the server does not answer, or with an error.
         """
-        reply = self._ask(
-            lambda: self.client.completions.create(
-                model=self.name, prompt=text, max_tokens=max_tokens, temperature=0, seed=0
-            )
+        reply = self._completed(
+            text, max_tokens=max_tokens, temperature=temperature, seed=seed, **_stopping(stop)
         )
         choice = reply.choices[0]
-        return str(choice.text or ""), str(choice.finish_reason)
+        return _said(choice.text, choice.finish_reason, reply.usage)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, with what the server puts before one.
+
+        Raises:
+            Declined: the server does not count.
+            LeviathanError: it does not answer, or with an error.
+        """
+        usage = self._completed(text, max_tokens=1, temperature=0).usage
+        if usage is None or not usage.prompt_tokens:
+            raise Declined("it does not say how many tokens a prompt has")
+        return int(usage.prompt_tokens)
+
+    def score(self, text: str) -> Scored:
+        """How the model expects a text, token by token.
+
+        Asked as a completion of one token more that repeats its prompt (``echo``): some servers
+        refuse one of no token.
+
+        Raises:
+            Declined: the server tells no log-probabilities of a prompt.
+            LeviathanError: it does not answer, or with an error.
+        """
+        reply = self._completed(text, max_tokens=1, temperature=0, echo=True, logprobs=1)
+        told = reply.choices[0].logprobs
+        values = (told and told.token_logprobs) or []
+        tops = (told and told.top_logprobs) or []
+        count = reply.usage.prompt_tokens if reply.usage else 0
+        if not count or min(len(values), len(tops)) < count:
+            raise Declined(f"of a prompt's {count} tokens it told {len(values)}")
+        pairs = list(zip(values, tops, strict=False))[:count]
+        return Scored(
+            tuple(value for value, _ in pairs),
+            tuple(value is None or value >= max(top.values()) for value, top in pairs),
+        )
+
+    def _completed(self, text: str, **asked: Any) -> Any:
+        return self._ask(
+            lambda: self.client.completions.create(model=self.name, prompt=text, **asked)
+        )
 
     def _ask(self, question: Any) -> Any:
         import openai
@@ -133,6 +211,12 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise LeviathanError(f"{self.url} does not answer", "is the server up?") from error
         except openai.APIStatusError as error:
-            raise LeviathanError(f"{self.url}: {error.status_code} {error.message}") from error
+            kind = Declined if error.status_code in _DECLINING else LeviathanError
+            raise kind(f"{self.url}: {error.status_code} {error.message}") from error
         except openai.APIError as error:
             raise LeviathanError(f"{self.url}: {error.message}") from error
+
+
+def _stopping(stop: Sequence[str]) -> dict[str, Any]:
+    """Left out where there is nothing: not every server takes an empty list."""
+    return {"stop": list(stop)} if stop else {}

@@ -52,6 +52,8 @@ class Offer:
     """Directory of a whole model, or of the base."""
     adapter: Path | None = None
     """An adapter with its tokenizer, to be served on the base."""
+    checkpoint: str = ""
+    """What of its run it was made of, as its proof says; empty where it says nothing."""
 
 
 @dataclass(frozen=True)

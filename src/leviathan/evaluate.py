@@ -17,6 +17,7 @@ from leviathan import (
     config,
     generation,
     grades,
+    loose,
     models,
     prompts,
     runs,
@@ -26,6 +27,9 @@ from leviathan import (
 from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
 from leviathan.recipe import Recipe, Success
+
+DEFAULT_SEED = 42
+"""Of a model that no recipe stands for; a recipe's own default."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Examination:
     """Cases asked at a time."""
     whole: bool = True
     """Not only the cases of some tags."""
+    seed: int = DEFAULT_SEED
+    """Decides the answers of cases with a temperature."""
 
 
 def prepare(
@@ -53,19 +59,16 @@ def prepare(
     tags: Sequence[str] = (),
     batch_size: int = 8,
     model: str = "",
+    seed: int | None = None,
 ) -> Examination:
     """Resolve everything ``test`` needs before a model is loaded.
+
+    ``seed`` is the recipe's where there is none, and 42 of what is no run.
 
     Raises:
         BadInput: no such run, model, checkpoint, suite or tag, or a bad ``--min-pass``.
     """
-    source: models.Source | Endpoint
-    if target and is_url(target):
-        source, recipe, run = Endpoint(target, model), None, None
-    elif model:
-        raise BadInput("--model names a server's model", "give the server's URL as the target")
-    else:
-        source, recipe, run = resolve(target, checkpoint)
+    source, recipe, run = subject(target, checkpoint, model)
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
@@ -73,7 +76,8 @@ def prepare(
     wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
     path = prompts.find(name)
     asked = prompts.tagged(prompts.load(path), tags)
-    return Examination(source, asked, wanted, run, path.stem, batch_size, not tags)
+    drawn_by = seed if seed is not None else recipe.seed if recipe else DEFAULT_SEED
+    return Examination(source, asked, wanted, run, path.stem, batch_size, not tags, drawn_by)
 
 
 def parse_pct(text: str) -> float:
@@ -96,6 +100,9 @@ def suite_of(target: str | None, checkpoint: str, suite: str | None) -> str | No
     """
     if suite or (target and is_url(target)):
         return suite
+    directory = Path(target) if target and Path(target).is_dir() else None
+    if directory and not is_run(directory) and not _inside_a_run(directory):
+        return None  # of no run, so without a recipe
     recipe = resolve(target, checkpoint)[1]
     return recipe.suite if recipe else None
 
@@ -108,31 +115,49 @@ def examine(examination: Examination, lm_eval: Sequence[dict[str, Any]] = ()) ->
     A run's result is kept beside it (``grades``), unless only some cases were asked.
     """
     source, cases, size = examination.source, examination.suite.cases, examination.batch_size
+    seed = examination.seed
     if isinstance(source, Endpoint):
-        return scores.summary(scores.judged(cases, _served(source, cases, size)))
+        return scores.summary(scores.judged(cases, _served(source, cases, size, seed)), seed)
     model = models.Model(source)
-    tuned = generation.answers(model, cases, size)
+    tuned = generation.answers(model, cases, size, seed)
     base = None
     if source.adapter:
         with model.without_adapter():
-            base = generation.answers(model, cases, size)
-    summary = scores.summary(scores.judged(cases, tuned, base))
+            base = generation.answers(model, cases, size, seed)
+    summary = scores.summary(scores.judged(cases, tuned, base), seed)
     if examination.run and examination.whole:
         asked = Path(source.adapter or source.model).name
         grades.note(examination.run, examination.suite_name, asked, summary, lm_eval)
     return summary
 
 
-def _served(server: Endpoint, cases: Sequence[prompts.Case], at_once: int) -> list[prompts.Answer]:
+def _served(
+    server: Endpoint, cases: Sequence[prompts.Case], at_once: int, seed: int
+) -> list[prompts.Answer]:
     """A server's answers, in the order of ``cases``."""
 
     def ask(case: prompts.Case) -> prompts.Answer:
-        text, why = server.chat(case.conversation, case.max_new_tokens)
-        return prompts.Answer(text.strip(), why == "stop")
+        said = server.chat(case.conversation, case.max_new_tokens, case.temperature, seed)
+        return prompts.Answer(said.text.strip(), said.why == "stop")
 
     server.name  # noqa: B018 - asked once, not by every thread
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(ask, cases))
+
+
+def subject(
+    target: str | None, checkpoint: str, model: str
+) -> tuple[models.Source | Endpoint, Recipe | None, runs.RunPaths | None]:
+    """As ``resolve``, and a server's ``model`` at a URL.
+
+    Raises:
+        BadInput: no such run, model or checkpoint.
+    """
+    if target and is_url(target):
+        return Endpoint(target, model), None, None
+    if model:
+        raise BadInput("--model names a server's model", "give the server's URL as the target")
+    return resolve(target, checkpoint)
 
 
 def resolve(
@@ -144,8 +169,14 @@ def resolve(
         BadInput: no such run, model or checkpoint.
         Refused: the checkpoint is damaged, or its weights lie in pieces.
     """
-    if target and (Path(target) / "config.json").is_file() and not is_run(Path(target)):
-        return models.from_directory(Path(target)), None, None
+    directory = Path(target) if target and Path(target).is_dir() else None
+    if directory and not is_run(directory):
+        if _inside_a_run(directory):
+            return resolve(str(directory.resolve().parent), directory.resolve().name)
+        if loose.is_adapter(directory):
+            return loose.read(directory), None, None
+        if (directory / "config.json").is_file():
+            return models.from_directory(directory), None, None
     paths = runs.find(target)
     record = runs.read(paths)
     recipe = recipe_of(paths, record)
@@ -155,6 +186,14 @@ def resolve(
     tree = yaml.safe_load(paths.config.read_text())
     base = base_of(record, tree)
     return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths
+
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def _inside_a_run(directory: Path) -> bool:
+    place = directory.resolve()
+    return is_run(place.parent) and _CHECKPOINT.fullmatch(place.name) is not None
 
 
 def base_of(record: runs.RunRecord, tree: dict[str, Any]) -> str:

@@ -31,6 +31,8 @@ class Grade:
     """Of the base model; None where it was not asked."""
     lm_eval: tuple[dict[str, Any], ...] = ()
     """Scores of lm-eval's tasks put together with the suite (``harness.Score``)."""
+    seed: int | None = None
+    """What sampled answers were drawn by; None of results that are older than that."""
 
 
 def note(
@@ -45,7 +47,7 @@ def note(
     grade = Grade(
         time.time(), suite, checkpoint, summary["passed"], summary["total"],
         summary["pass_pct"], (low, high), summary["base_pass_pct"],
-        tuple(lm_eval),
+        tuple(lm_eval), summary.get("seed"),
     )  # fmt: skip
     others = [g for g in every(paths) if (g.suite, g.checkpoint) != (suite, checkpoint)]
     with files.unless_full():
@@ -105,6 +107,7 @@ def _grade(told: Any) -> Grade | None:
             int(told["passed"]), int(told["total"]), float(told["pass_pct"]), (low, high),
             None if base is None else float(base),
             tuple(dict(score) for score in told.get("lm_eval", [])),
+            None if told.get("seed") is None else int(told["seed"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, OverflowError):
         return None

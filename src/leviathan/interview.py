@@ -16,6 +16,11 @@ class Partner(Protocol):
     """One that answers."""
 
     @property
+    def caution(self) -> str:
+        """What is to be said before it is believed; empty mostly."""
+        ...
+
+    @property
     def has_base(self) -> bool:
         """Whether its adapter can be switched off."""
         ...
@@ -37,6 +42,11 @@ class Loaded:
     model: models.Model
     max_new_tokens: int
     sampling: streaming.Sampling
+
+    @property
+    def caution(self) -> str:
+        """Of an adapter that no run vouches for."""
+        return self.model.source.caution
 
     @property
     def has_base(self) -> bool:
@@ -72,6 +82,7 @@ class Served:
     sampling: streaming.Sampling
     has_base: bool = False
     remembers: bool = True
+    caution: str = ""
 
     def stream(self, messages: generation.Messages, *, of_base: bool) -> Iterator[str]:
         """Pieces of the answer.

@@ -12,6 +12,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -436,9 +437,10 @@ def boot_id() -> str:
 
 
 def process_identity(pid: int | None = None) -> dict[str, object]:
-    """What identifies a process across pid reuse and reboots."""
+    """What identifies a process across pid reuse and reboots, and names its host."""
     pid = pid or os.getpid()
-    return {"pid": pid, "started": _started(pid), "boot": boot_id()}
+    host = socket.gethostname()
+    return {"pid": pid, "started": _started(pid), "boot": boot_id(), "host": host}
 
 
 def _started(pid: int) -> float:

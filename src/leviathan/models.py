@@ -43,6 +43,9 @@ class Source:
     tokenizer_from: str = ""
     """Where the tokenizer lies, if neither beside the adapter nor the model."""
 
+    caution: str = ""
+    """What is to be said of it before it is believed; empty where a run or a proof vouches."""
+
     @property
     def tokenizer(self) -> str:
         """Where the trained tokenizer lies: beside the adapter, if there is one."""

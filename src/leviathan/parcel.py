@@ -34,6 +34,11 @@ NOT_SERVED = (
 """rsync's patterns of what only resuming reads."""
 SERVED = "transfer.json"
 """Beside a model's files that came out of a checkpoint: which, and their digests."""
+_HELD = (
+    "adapter", "load_in_4bit", "load_in_8bit", "bnb_config_kwargs", "bf16", "bfloat16", "fp16",
+    "float16",
+)  # fmt: skip
+"""Settings that decide how training held the base, so that it can be held so again."""
 _OUTGOING = ".outgoing-"
 _ATTEMPTS = 5
 
@@ -204,7 +209,10 @@ def description(record: runs.RunRecord, chosen: Parcel) -> dict[str, Any]:
     """What SERVED says."""
     return {
         "schema": 1, "run": record.name, "checkpoint": chosen.step,
-        "base_model": record.tree.get("base_model"), "base": record.base, "files": chosen.entries,
+        "base_model": record.tree.get("base_model"), "base": record.base,
+        "format": record.settings.get("format"),
+        "held": {key: record.tree[key] for key in _HELD if key in record.tree},
+        "files": chosen.entries,
     }  # fmt: skip
 
 

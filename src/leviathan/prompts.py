@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from leviathan import config, yamlfile
 from leviathan.errors import BadInput
@@ -143,7 +150,29 @@ class Message(_Strict):
     """What is said."""
 
 
-class Case(_Strict):
+class _Manner(_Strict):
+    """What a case and the suite's defaults may both say."""
+
+    system: str | None = None
+    """System message put first."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer generated, in tokens."""
+    temperature: float = Field(0.0, ge=0, le=5)
+    """0: always the likeliest token. Above, tokens are drawn: the higher, the more evenly."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How much the case counts in the pass rate, beside the others."""
+    tags: list[str] = []
+    """Groups it belongs to: --tag selects, results have a rate for each."""
+
+
+class Defaults(_Manner):
+    """What every case of a suite says unless it says something else itself."""
+
+    checks: list[Check] | None = Field(None, min_length=1)
+    """Those of a case that has none of its own."""
+
+
+class Case(_Manner):
     """One question and what its answer must satisfy."""
 
     name: str
@@ -152,16 +181,8 @@ class Case(_Strict):
     """What the user says; this or messages."""
     messages: list[Message] | None = Field(None, min_length=1)
     """A conversation that ends with what the user says; this or prompt."""
-    system: str | None = None
-    """System message put first."""
     checks: list[Check] = Field(min_length=1)
     """All must hold."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest answer generated, in tokens."""
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """How much the case counts in the pass rate, beside the others."""
-    tags: list[str] = []
-    """Groups it belongs to: --tag selects, results have a rate for each."""
 
     @model_validator(mode="after")
     def _one_question(self) -> "Case":
@@ -193,8 +214,42 @@ class Suite(_Strict):
 
     description: str = ""
     """One line about what the suite asks."""
+    defaults: Defaults = Defaults()
+    """What cases have in common; a key of a case's own replaces it whole."""
     cases: list[Case] = Field(min_length=1)
     """The questions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("cases"), list):
+            return given
+        shared = given.get("defaults")
+        if not isinstance(shared, dict):
+            return given
+        # A mistake in defaults is told once, there, and not again with every case.
+        wrong = _wrong_keys(shared)
+        shared = {key: value for key, value in shared.items() if key not in wrong}
+        return {**given, "cases": [_filled(case, shared) for case in given["cases"]]}
+
+
+def _wrong_keys(shared: dict[Any, Any]) -> set[Any]:
+    try:
+        Defaults.model_validate(shared)
+    except ValidationError as error:
+        return {problem["loc"][0] for problem in error.errors()}
+    return set()
+
+
+def _filled(case: Any, shared: dict[Any, Any]) -> Any:
+    """``case`` as its file has it, with what ``shared`` says and it does not."""
+    if not isinstance(case, dict):
+        return case
+    turns = case.get("messages")
+    begins = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(begins, dict) and begins.get("role") == "system":  # it brings its own
+        shared = {key: value for key, value in shared.items() if key != "system"}
+    return {**shared, **case}
 
 
 def find(name: str) -> Path:

@@ -94,6 +94,7 @@ def _examined(
     progress: Progress,
 ) -> list[tuple[Checkpoint, dict[str, Any]]]:
     entries: list[tuple[Checkpoint, dict[str, Any]]] = []
+    size, seed = examination.batch_size, examination.seed
     model, base = None, None
     for place, checkpoint in enumerate(sound):
         progress(checkpoint.path.name, place, len(sound))
@@ -104,9 +105,9 @@ def _examined(
             model.swap(checkpoint.path)
         if base is None and source.adapter:
             with model.without_adapter():
-                base = generation.answers(model, cases, examination.batch_size)
-        tuned = generation.answers(model, cases, examination.batch_size)
-        entries.append((checkpoint, scores.summary(scores.judged(cases, tuned, base))))
+                base = generation.answers(model, cases, size, seed)
+        tuned = generation.answers(model, cases, size, seed)
+        entries.append((checkpoint, scores.summary(scores.judged(cases, tuned, base), seed)))
     progress("", len(sound), len(sound))
     return entries
 

@@ -6,7 +6,7 @@ Does not save (the Trainer does, when ``callbacks`` tells it) nor end anything (
 import time
 from collections.abc import Callable
 
-from leviathan import files, runs, watch
+from leviathan import elsewhere, files, runs, watch
 from leviathan.errors import LeviathanError, Refused
 
 _POLL_S = 0.2
@@ -24,6 +24,8 @@ def ask(paths: runs.RunPaths, tell: Callable[[str], None]) -> int:
     if not watch.lives(paths):
         raise Refused(f"{name} is not running, so there is nothing new to save")
     events = files.Tail(paths.events)
+    if away := elsewhere.living(paths):
+        tell(f"it trains on {away.host}, which is asked through the run's directory")
     _touch(paths)
     tell("asked to save: the step it is in ends first")
     asked_at: int | None = None

@@ -28,7 +28,8 @@ class Result:
         base = self.base_answer
         return {
             "name": self.case.name, "prompt": self.case.question, "tags": self.case.tags,
-            "weight": self.case.weight, "passed": self.passed, "answer": self.answer.text,
+            "weight": self.case.weight, "temperature": self.case.temperature,
+            "passed": self.passed, "answer": self.answer.text,
             "stopped": self.answer.stopped, "base_passed": self.base_passed,
             "base_answer": base and base.text, "base_stopped": base and base.stopped,
         }  # fmt: skip
@@ -82,13 +83,14 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * tail / (1 << parted))
 
 
-def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """The document of ``test --json``."""
+def summary(results: Sequence[Result], seed: int | None = None) -> dict[str, Any]:
+    """The document of ``test --json``; ``seed`` is what sampled answers were drawn by."""
     based = [result for result in results if result.base_passed is not None]
     tags = sorted({tag for result in results for tag in result.case.tags})
     base = [(bool(r.base_passed), r.case.weight) for r in based]
     return {
         **_rate([(r.passed, r.case.weight) for r in results]),
+        "seed": seed,
         "base_pass_pct": _rate(base)["pass_pct"] if base else None,
         "versus_base": versus([(r.passed, bool(r.base_passed)) for r in based]) if based else None,
         "tags": {

@@ -12,12 +12,14 @@ from typing import Any
 
 from leviathan import (
     checkpoints,
+    elsewhere,
     eta,
     expected,
     files,
     machine,
     runs,
     series,
+    spelled,
     telemetry,
     tidings,
     trends,
@@ -36,6 +38,8 @@ class RunSummary:
     """running, stalled, stopped, done, failed or crashed, checked against the process table."""
     why: str
     """How it came to this state; empty where the state says it all."""
+    host: str | None
+    """The other host that trains it, over a shared directory; None: this one."""
     step: int
     max_steps: int | None
     epoch: float | None
@@ -126,7 +130,8 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
     garbage = not metrics and files.has_content(paths.metrics)
     # A session that has logged nothing yet stands where it began: not at what was lost.
     metrics = [line for line in metrics if line["step"] <= step]
-    state = runs.true_state(record)
+    away = elsewhere.trainer(paths, record)
+    state = "running" if away and away.lives else runs.true_state(record)
     told = eta.History(events, metrics)
     left = told.eta(step, max_steps) if state == "running" else _OVER
     curves = series.recent(replace(recent, metrics=metrics))
@@ -139,7 +144,8 @@ def summarize(paths: runs.RunPaths) -> RunSummary:
         name=paths.directory.resolve().name,
         directory=str(paths.directory),
         state="stalled" if standstill else state,
-        why=standstill or _why(paths, record, state, events),
+        why=_placed(away, standstill or _why(paths, record, state, events)),
+        host=away.host if away else None,
         step=step,
         max_steps=max_steps,
         epoch=_last(metrics, "epoch"),
@@ -286,6 +292,16 @@ def _why(
     reason = str(ends[-1].get("reason") or "") if ends else ""
     first, comma, rest = reason.partition(",")
     return _ASKED.get(first, first) + comma + rest or session.outcome or ""
+
+
+def _placed(away: elsewhere.Trainer | None, why: str) -> str:
+    """``why``, and where it trains, if that is not here."""
+    if away is None:
+        return why
+    heard = f"on {away.host}, last heard of {spelled.duration(away.silent_s)} ago"
+    if not away.lives:
+        return f"{heard}: dead there, or cut off from this directory; look there before train"
+    return f"{heard}; {why}" if why else heard
 
 
 def _waits(events: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from leviathan import files, machine, runs, writer
+from leviathan import elsewhere, files, machine, runs, writer
 from leviathan.errors import LeviathanError, Refused
 
 Tell = Callable[[str], None]
@@ -27,7 +27,7 @@ _DIES_WITHIN_S = 10.0
 def ask(paths: runs.RunPaths, tell: Tell) -> bool:
     """Have the run save a checkpoint and stop, and wait until no process of it is left.
 
-    A training process without its supervisor is asked through the stop file.
+    A training process without its supervisor, or on another host, is asked through the stop file.
     Returns whether anything ran.
 
     Raises:
@@ -40,11 +40,44 @@ def ask(paths: runs.RunPaths, tell: Tell) -> bool:
     elif pid := runs.orphan(paths):
         _touch_stop(paths, pid)
         tell(f"its supervisor is gone; asked process {pid} to save after its step and end")
+    elif away := elsewhere.living(paths):
+        _ask_afar(paths, away.host, tell)
+        return True
     else:
         return _clear(paths)
     _wait(paths, supervisor, tell)
     _clear(paths)
     return True
+
+
+def _ask_afar(paths: runs.RunPaths, host: str, tell: Tell) -> None:
+    """The files are all that is shared: the plugin looks for the stop file after every step."""
+    events = files.Tail(paths.events)
+    _touch_stop(paths, None)
+    tell(f"it trains on {host}: asked through the run's directory to save after its step and stop")
+    progress = _Progress(paths)
+    while (away := elsewhere.living(paths)) is not None:
+        # The launch of a session clears old requests.
+        if any(e.get("event") in {"start", "resume"} for e in events.lines()):
+            _touch_stop(paths, None)
+        silence = f"; {host} was heard of {away.silent_s:.0f} s ago"
+        progress.tell(tell, silence)
+        time.sleep(_POLL_S)
+    if runs.read(paths).state == "running":
+        paths.stop.unlink(missing_ok=True)  # else it would end a session that has not begun
+        raise LeviathanError(
+            f"{host} has not been heard of for {elsewhere.SILENT_S:.0f} s",
+            "it is dead, or cut off from this directory: look there",
+        )
+
+
+def _refuse_afar(paths: runs.RunPaths) -> None:
+    if away := elsewhere.living(paths):
+        name = paths.directory.resolve().name
+        raise Refused(
+            f"{name} trains on {away.host}; only there can it be killed",
+            f"there: leviathan stop {name} --now; from here: leviathan stop {name}",
+        )
 
 
 def _clear(paths: runs.RunPaths) -> bool:
@@ -67,12 +100,13 @@ def kill(paths: runs.RunPaths) -> bool:
     Returns whether anything ran.
 
     Raises:
-        Refused: it is another user's.
+        Refused: it is another user's, or another host's.
         LeviathanError: something of it would not die.
     """
     supervisor = _supervisor(paths)
     found = processes(paths)
     if not supervisor and not found:
+        _refuse_afar(paths)
         return False
     if supervisor:
         _interrupt_twice(supervisor)
@@ -156,11 +190,16 @@ def _kill_all(found: list[psutil.Process]) -> None:
             raise _not_ours(process.pid) from error
 
 
-def _touch_stop(paths: runs.RunPaths, pid: int) -> None:
+def _touch_stop(paths: runs.RunPaths, pid: int | None) -> None:
+    """``pid`` is whose it is; None of a process of another host."""
     try:
         paths.stop.touch()
     except PermissionError as error:
-        raise _not_ours(pid) from error
+        if pid is not None:
+            raise _not_ours(pid) from error
+        raise Refused(
+            f"{paths.directory} is another user's", "only they can stop the run"
+        ) from error
 
 
 def _not_ours(pid: int) -> Refused:
@@ -172,18 +211,29 @@ def _not_ours(pid: int) -> Refused:
 
 
 def _wait(paths: runs.RunPaths, supervisor: dict[str, Any] | None, tell: Tell) -> None:
-    events, metrics = files.Tail(paths.events), files.Tail(paths.metrics)
-    asked = said = time.monotonic()
-    where = ""
+    progress = _Progress(paths)
     while (supervisor and machine.is_alive(supervisor)) or runs.orphan(paths):
         if supervisor and not machine.is_alive(supervisor):
             paths.stop.touch()  # it was killed meanwhile; its training may not know yet
-        for line in metrics.lines():
-            where = f", step {line.get('step')} has ended"
-        for event in events.lines():
+        progress.tell(tell)
+        time.sleep(_POLL_S)
+
+
+class _Progress:
+    """What a run does while its end is waited for."""
+
+    def __init__(self, paths: runs.RunPaths) -> None:
+        self._events, self._metrics = files.Tail(paths.events), files.Tail(paths.metrics)
+        self._asked = self._said = time.monotonic()
+        self._where = ""
+
+    def tell(self, tell: Tell, more: str = "") -> None:
+        """Saves as they come; now and then that it is still waited for, with ``more``."""
+        for line in self._metrics.lines():
+            self._where = f", step {line.get('step')} has ended"
+        for event in self._events.lines():
             if event.get("event") == "save":
                 tell(f"saved checkpoint-{event.get('step')}")
-        if time.monotonic() - said > _SAY_AGAIN_S:
-            said = time.monotonic()
-            tell(f"still waiting ({said - asked:.0f} s{where})")
-        time.sleep(_POLL_S)
+        if time.monotonic() - self._said > _SAY_AGAIN_S:
+            self._said = time.monotonic()
+            tell(f"still waiting ({self._said - self._asked:.0f} s{self._where}{more})")

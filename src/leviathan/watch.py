@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from leviathan import checkpoints, files, machine, runs, telemetry
+from leviathan import checkpoints, elsewhere, files, machine, runs, telemetry
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with a kind (metrics, event, start, resume, checkpoints, sample, tick) and its facts."""
@@ -83,10 +83,12 @@ def is_of_a_step(line: dict[str, Any]) -> bool:
 
 
 def lives(paths: runs.RunPaths) -> bool:
-    """Whether someone trains this run, be it between two sessions."""
+    """Whether someone trains this run, be it between two sessions, or on another host."""
     holder = runs.identity_in(paths.holder)
-    return runs.true_state(runs.read(paths)) == "running" or bool(
-        holder and machine.is_alive(holder)
+    return (
+        runs.true_state(runs.read(paths)) == "running"
+        or bool(holder and machine.is_alive(holder))
+        or elsewhere.living(paths) is not None
     )
 
 

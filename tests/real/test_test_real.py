@@ -21,6 +21,7 @@ cases:
   - {name: words, prompt: 'Repeat: xi omicron', checks: [{regex: 'a'}], max_new_tokens: 6}
   - {name: stops, prompt: 'Repeat: gamma', checks: [{stops-by-itself: true}], max_new_tokens: 40}
   - {name: never, prompt: 'Repeat: gamma', checks: [{contains: Paris}], max_new_tokens: 6}
+  - {name: warm, prompt: 'Repeat: mu', checks: [{contains: mu}], temperature: 0.9}
 """
 
 TASK = """\
@@ -83,6 +84,21 @@ def test_it_is_about_a_run(project, monkeypatch):
         ranking.rank(evaluate.prepare("base", "best", "s.yaml", None), lambda *_: None)
 
 
+def test_an_adapter_without_its_run_answers_as_the_run_does(project, monkeypatch):
+    done = project.run("cloud", "pull", str(project.path(RUN)), "--for", "serve", "--json")
+    assert done.code == 0, done.err
+    monkeypatch.chdir(project.directory)
+    pulled = json.loads(done.out)["target"]
+    examination = evaluate.prepare(pulled, "best", "s.yaml", None)
+    assert "no run vouches for the adapter" in examination.source.caution
+    told = evaluate.examine(examination)
+    assert told == evaluate.examine(evaluate.prepare(RUN, "best", "s.yaml", None))
+    asked = project.run("infer", pulled, "-q", "Repeat: alpha beta", "--max-new-tokens", "12")
+    assert asked.code == 0, asked.err
+    assert asked.out.strip() == told["cases"][0]["answer"] != ""
+    assert "warning: no run vouches for the adapter" in asked.err
+
+
 def right_answers(model, rows):
     """Share of rows whose right choice is the likeliest, counted without lm-eval."""
     import torch
@@ -117,7 +133,8 @@ def test_lm_eval_puts_local_tasks_to_tuned_and_base(project, monkeypatch):
     (score,) = told["lm_eval"]
     assert (score["task"], score["metric"], score["rows"]) == ("echo", "acc", 24)
     assert grades.read(runs.RunPaths(project.path(RUN))).lm_eval == (score,)
-    assert len(told["cases"]) == 5
+    assert len(told["cases"]) == 6
+    assert told["seed"] == 42  # the recipe's
     monkeypatch.chdir(project.directory)
     model = models.Model(evaluate.resolve(RUN, "best")[0])
     assert score["value"] == pytest.approx(right_answers(model, rows))
