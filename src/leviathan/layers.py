@@ -182,7 +182,7 @@ def _reinforced(merged: "_Merged", row_format: str, processes: int) -> list[str]
     """Make the merged keys fit for rewards, where they ask for them; what is wrong with them."""
     tree = merged.tree
     if reinforcement.rewarded(tree):
-        for name in reinforcement.SUPERVISED:
+        for name in reinforcement.unfit(tree, processes):
             place = merged.origins.get((name,))
             if place and place.layer == "profile":  # made for supervised fine-tuning
                 del tree[name], merged.origins[(name,)]
