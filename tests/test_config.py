@@ -132,8 +132,8 @@ def test_set_of_leviathans_own_keys_reaches_the_recipe(project):
 
 def test_every_format_is_one_axolotl_takes(project, keys):
     for row_format in get_args(Recipe.model_fields["format"].annotation):
-        rewarded = ["val_set_size=0", "gradient_accumulation_steps=2"]
-        more = rewarded if row_format == "choices" else []
+        # Whole groups of answers, and a share held out: what rewards ask for.
+        more = ["gradient_accumulation_steps=2", "val_set_size=0.1"] * (row_format == "choices")
         merged = build("tiny", "tiny", "full", [f"format={row_format}", *more])
         assert merged.tree["datasets"] == layers.dataset_entries(row_format)
         assert layers.row_fields(merged) == corpus.REQUIRED_FIELDS[row_format]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from leviathan import checkpoints, page, report, series, status, verdicts
+from leviathan import pulse as pulses
+from leviathan.ui_live import summary
 from telling import Telling
 from told_curves import Told
 
@@ -108,6 +110,14 @@ def test_rewards_are_curves_and_stand_on_the_screen_and_in_the_report(told):
     assert "<h3>Reward" in shown
     assert "Length of answers" in shown
     assert "<h3>Loss" not in shown
+
+
+def test_the_live_view_tells_rewards(told):
+    pulse = pulses.of(told.paths)
+    assert summary(pulse).startswith("step 60/400  reward 0.8  lr 1e-05")
+    assert "step 60: eval reward 0.8" in [line.text for line in pulse.told] + [
+        line.text for line in pulse.routine
+    ]
 
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_reward(tmp_path):

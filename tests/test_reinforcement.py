@@ -135,6 +135,17 @@ def test_choices_bring_rewards_along_and_leave_what_is_for_supervised_training(q
     assert not {"sample_packing", "lora_mlp_kernel"} & made.tree.keys()
 
 
+def test_a_profiles_evaluation_batch_gives_way_to_whole_groups(quiz, keys):
+    profile = quiz / "configs/profiles/tiny.yaml"
+    profile.write_text(
+        profile.read_text().replace("axolotl:\n", "axolotl:\n  eval_batch_size: 1\n")
+    )
+    made = layers.build("quiz", "tiny", "full", ["val_set_size=0.1", "micro_batch_size=2",
+                                                 "gradient_accumulation_steps=2"])  # fmt: skip
+    render.check_keys(made, keys)
+    assert made.tree["eval_batch_size"] == 4
+
+
 def test_a_batch_that_does_not_divide_is_refused_where_it_was_set(quiz, keys):
     made = layers.build("quiz", "tiny", "full", ["micro_batch_size=3"])
     with pytest.raises(BadInput, match=r"quiz\.yaml:7: trl\.num_generations is 4, which does not"):

@@ -105,6 +105,11 @@ GUIDES = (
     ("pure-transformer", "a100x8", ("base", "rl")),
 )
 """Recipes of models from nothing, each with the machine it is meant for."""
+CHOICES = ("format=choices", "val_set_size=0.01")
+REWARDED = {
+    "a4000": [], "a100-40gb": ["adapter=null"], "h100x8": ["gradient_accumulation_steps=8"],
+}  # fmt: skip
+"""Profiles on which questions with choices are trained by rewards."""
 
 
 def sharded(name: str, directory: Path) -> str:
@@ -173,6 +178,12 @@ def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
             whole = rendered(keys, name, f"stage={stage}", target=target, recipe=recipe)
             path.write_text(whole.yaml())
             jobs.append((str(path), SHIPPED[name].compute_capability, SHIPPED[name].count))
+    for name, sets in REWARDED.items():
+        target = render.Target(tmp_path / f"rewarded-{name}", tmp_path / "rows.jsonl", "base")
+        target.run_dir.mkdir()
+        path = Path(f"{target.run_dir}.rendered")
+        path.write_text(rendered(keys, name, *CHOICES, *sets, target=target).yaml())
+        jobs.append((str(path), SHIPPED[name].compute_capability, SHIPPED[name].count))
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, json.dumps(jobs)],
         env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},

@@ -319,7 +319,7 @@ class _Stack:
         """Take out what a profile has for supervised fine-tuning."""
         if not reinforcement.rewarded(self.tree.tree):
             return
-        for name in reinforcement.SUPERVISED:
+        for name in reinforcement.unfit(self.tree.tree, self.profile.hardware.processes):
             place = self.tree.origins.get((name,))
             if place and place.layer == "profile":
                 self.tree.drop(name)

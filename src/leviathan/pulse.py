@@ -221,7 +221,7 @@ class Pulse:
         if kind in {"start", "resume"} and event.get("session") == self.session:
             self.began_s = moment or None
         if kind == "eval":
-            self._evaluated = (files.number(event.get("eval_loss")) or math.inf, event.get("step"))
+            self._evaluated = (_score(event), event.get("step"))
         if kind == "save":
             self.last_save, self.saved_s = f"checkpoint-{event.get('step')}", moment
             # Retention never takes the best; an evaluation is told before the save of its step.
@@ -246,7 +246,7 @@ class Pulse:
     def _checkpoints(self, facts: dict[str, Any]) -> None:
         self.saved = tuple(facts["found"])
         best = next((c for c in self.saved if c.best), None)
-        self._best = (best.eval_loss or 0.0, best.path.name) if best else _NO_BEST
+        self._best = (best.score or 0.0, best.path.name) if best else _NO_BEST
         sound = [c for c in self.saved if c.sound]
         if sound:
             self.last_save, self.saved_s = sound[-1].path.name, sound[-1].modified
@@ -357,3 +357,9 @@ def _in_order(
 def elapsed_s(pulse: Pulse) -> float:
     """Seconds since the newest session began; 0 where that is not known."""
     return max(time.time() - pulse.began_s, 0.0) if pulse.began_s else 0.0
+
+
+def _score(evaluation: dict[str, Any]) -> float:
+    """Of an evaluation, the lower, the better (``checkpoints.Checkpoint.score``)."""
+    reward = files.number(evaluation.get("eval_reward"))
+    return -reward if reward is not None else files.number(evaluation.get("eval_loss")) or math.inf

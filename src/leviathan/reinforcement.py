@@ -109,6 +109,14 @@ def derived(tree: dict[str, Any], processes: int) -> Iterator[tuple[Key, Any, st
             yield ("eval_batch_size",), least, "whole groups of trl.num_generations answers"
 
 
+def unfit(tree: dict[str, Any], processes: int) -> Iterator[str]:
+    """Keys to be left out where a profile has set them, as it did for supervised fine-tuning."""
+    yield from (name for name in SUPERVISED if name in tree)
+    evaluated = _count(tree, "eval_batch_size", 0) * processes
+    if evaluated % groups(tree, processes).generations:
+        yield "eval_batch_size"  # too small for a group: ``derived`` makes one that is not
+
+
 def _evaluates(tree: dict[str, Any]) -> bool:
     held_out = tree.get("val_set_size") or tree.get("test_datasets")
     return bool(held_out and (tree.get("eval_steps") or tree.get("evals_per_epoch")))

@@ -20,6 +20,8 @@ def line(event: Mapping[str, Any]) -> tuple[str, str] | None:
         grade = "good" if event.get("verdict") == "equal" else "warn"
     elif kind == "eval" and files.number(event.get("eval_loss")) is None:
         return None
+    if kind == "eval" and "eval_reward" in event:
+        template = "step {step}: eval reward {eval_reward}"
     if not template:
         return None
     text = spelled.plain(" ".join(template.format_map(facts).split()).rstrip(" :;,"))

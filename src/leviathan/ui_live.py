@@ -98,9 +98,10 @@ class TrainView:
 
     def _tell_metrics(self, line: dict[str, Any]) -> None:
         if "eval_loss" in line:
-            number = self.pulse.figure("eval_loss")
+            name = "eval_reward" if "eval_reward" in line else "eval_loss"
+            number = self.pulse.figure(name)
             shown = "-" if number is None else f"{number:.4g}"
-            self._plain(f"step {line['step']}: eval loss {shown}")
+            self._plain(f"step {line['step']}: {name.replace('_', ' ')} {shown}")
         elif "loss" in line:
             self._plain(summary(self.pulse))
 
@@ -147,8 +148,10 @@ class _Block:
 def summary(pulse: Pulse) -> str:
     """One line for where there is no terminal."""
     parts = [f"step {pulse.step}/{pulse.max_steps or '?'}"]
+    # Trained by rewards, the loss hovers around 0 whatever is learned.
+    watched = "loss" if pulse.figure("reward") is None else "reward"
     for label, value in (
-        ("loss", pulse.figure("loss")),
+        (watched, pulse.figure(watched)),
         ("lr", pulse.figure("learning_rate")),
         ("tok/s", pulse.tok_s),
     ):
