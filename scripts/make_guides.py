@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from leviathan import figures, layers, plan, scratch
+from leviathan import config, figures, layers, plan, scratch
 from leviathan.plan import Plan, Range
 from leviathan.speed import Speed
 
@@ -41,12 +41,12 @@ Made by scripts/make_guides.py; not to be edited.
 @functools.cache
 def planned(recipe: str, profile: str, *sets: str, sample: str = "full") -> Plan:
     """The plan of a shipped recipe, from what it says of its corpus."""
-    config = layers.build(recipe, profile, sample, sets)
-    size = config.recipe.corpus_size
+    merged = layers.build(recipe, profile, sample, sets)
+    size = merged.recipe.corpus_size
     if size is None:
-        raise ValueError(f"recipe {recipe} has no corpus_size for stage {config.stage}")
-    statistics = figures.assumed(config.recipe.corpus, size.rows, size.bytes, sample)
-    return plan.make(config, scratch.shape_of(config), statistics)
+        raise ValueError(f"recipe {recipe} has no corpus_size for stage {merged.stage}")
+    statistics = figures.assumed(merged.recipe.corpus, size.rows, size.bytes, sample)
+    return plan.make(merged, scratch.shape_of(merged), statistics)
 
 
 # --- how figures are told ------------------------------------------------------------------
@@ -201,9 +201,9 @@ def pure_transformer() -> Iterator[Row]:
     base, rl = (planned(recipe, profile, f"stage={stage}") for stage in ("base", "rl"))
     claims = {"tiny": "85 M", "small": "178 M", "medium": "374 M", "medium-large": "401 M",
               "large": "763 M", "xlarge": "1.46 G"}  # fmt: skip
-    for size, claim in claims.items():
-        ours = giga(parameters(recipe, profile, f"model.size={size}"))
-        yield f"parameters of {size}", claim, ours, ""
+    for shape, claim in claims.items():
+        count = parameters(recipe, profile, f"model.size={shape}")
+        yield f"parameters of {shape}", claim, giga(count), ""
     whole = base.shape.parameters
     yield ("tokens for a parameter", "8.5, \"Chinchilla-optimal\"", f"{11e9 / whole:.1f}",
            f"11 / 1.46; Chinchilla's optimum is about 20, {giga(20 * whole)} tokens")  # fmt: skip
@@ -263,6 +263,21 @@ def a4000() -> Iterator[Row]:
     yield "memory", "14 to 15 GB of 16", memory(small), "the adapter is on all seven matrices here"
 
 
+def modes(recipe: str, profile: str) -> Iterator[Row]:
+    """What each mode of a recipe is for, and how long it takes on a GPU."""
+    _, found, _ = config.load_recipe(recipe)
+    for name, mode in found.modes.items():
+        if recipe == "nanochat" and name == "demo":  # small enough for a CPU, and measured there
+            yield f"`{name}`", mode.description, "4 min of CPU", "[measured](measurements.md)"
+            continue
+        stages = [f"stage={one.name}" for one in found.stages] or [""]
+        made = [planned(recipe, profile, f"mode={name}", *([stage] if stage else []),
+                        sample=mode.sample or "full") for stage in stages]  # fmt: skip
+        known = [one.hours for one in made if "rl" not in one.config.tree]
+        steps = " + ".join(f"{one.steps.steps:,}" for one in made)
+        yield f"`{name}`", mode.description, time(*known), f"{steps} steps"
+
+
 PAGES = (
     ("nanochat-d64 on eight H100", d64, "nanochat-d64", "h100x8"),
     ("nanochat on one A100 40 GB", single_a100, "nanochat", "a100-40gb"),
@@ -278,6 +293,8 @@ def page() -> str:
         text += f"\n## {title}\n\n    leviathan plan --recipe {recipe} --profile {profile}\n\n"
         text += "| | guide | ours | why |\n|-|-|-|-|\n"
         text += "".join(f"| {' | '.join(row)} |\n" for row in rows())
+        text += "\n| `--mode` | | takes, rl apart | |\n|-|-|-|-|\n"
+        text += "".join(f"| {' | '.join(row)} |\n" for row in modes(recipe, profile))
     return text
 
 

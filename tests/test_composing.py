@@ -61,6 +61,11 @@ def test_a_name_is_of_the_whole(staged, name):
     assert layers.run_name(staged("stage=sft"), name) == "big.sft"
 
 
+def test_mode_full_is_the_recipe_itself(staged):
+    whole, full = staged("stage=sft"), staged("mode=full", "stage=sft")
+    assert (full.mode, full.tree) == ("", whole.tree)
+
+
 def test_a_stage_is_over_its_mode_and_both_over_the_profile(staged):
     config = staged("mode=demo")
     assert config.tree["learning_rate"] == 3e-3  # the stage's, not the mode's 4e-3

@@ -14,6 +14,8 @@ from leviathan.yamlfile import KeyPath, YamlFile
 
 # What an overlay says of itself, not of the training.
 _ABOUT_ITSELF = {"name", "description", "start", "sample", "stages", "axolotl", "checkpoints"}
+WHOLE = "full"
+"""The mode that every recipe has: itself, unless it calls one of its own so."""
 _INSTEAD = ({"epochs"}, {"total_tokens"})  # each of them says how long; the upper one counts
 
 
@@ -56,10 +58,13 @@ class Composition:
 def compose(source: YamlFile, recipe: Recipe, mode: str, stage: str) -> Composition:
     """The recipe in ``source`` for a mode and a stage; "" for none, and for the first stage.
 
+    Mode full is none, too.
+
     Raises:
         BadInput: no such mode or stage; the message names those there are.
     """
     stages = tuple(s.name for s in recipe.stages)
+    mode = "" if mode == WHOLE and mode not in recipe.modes else mode
     _refuse_unknown(source, "mode", mode, recipe.modes)
     _refuse_unknown(source, "stage", stage, stages)
     stage = stage or (stages[0] if stages else "")
