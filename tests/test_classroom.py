@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import classroom, files, lessons, prompts
+from leviathan import classroom, corpus, files, layers, lessons, prompts, stages
+from leviathan.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "configs/demo/stdlib.jsonl"
@@ -56,3 +57,15 @@ def test_what_is_there_is_left_and_what_was_changed_is_written_again(tmp_path):
     changed = [path.name for path in first if path.stat().st_mtime_ns != before[path]]
     assert changed == ["chat.jsonl"]
     assert (tmp_path / "chat.jsonl").stat().st_size > 500_000
+
+
+def test_the_corpora_are_made_where_a_stage_asks_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = layers.build("nanochat", "a100-40gb", None, ["stage=sft"])
+    stages.legs(whole)
+    assert not Path("work").exists()  # its corpora are the user's own
+    stages.legs(layers.build("nanochat", "cpu", None, ["mode=demo"]))
+    assert sorted(path.name for path in Path("work/demo").iterdir()) == sorted(classroom.NAMES)
+    with pytest.raises(BadInput) as refused:
+        corpus.parts(Path("work/demo/other.jsonl"))
+    assert refused.value.hint == "leviathan demo --prepare"

@@ -48,7 +48,7 @@ class Lesson:
     """A question with choices, in an order that is the same for all of its family.
 
     A model as small as the demo's learns which letter goes with which answer. To find a letter
-    in a shuffled list it would have to read the list; 600 steps were not enough for that.
+    in a shuffled list it would have to read the list; 200 steps were not enough for that.
     """
 
     question: str
