@@ -117,6 +117,13 @@ def test_the_newest_pinned_damaged_and_uncommitted_ones_stay_whole(tmp_path):
     assert slimming.candidates(found, 9) == []
 
 
+@pytest.mark.parametrize("piece", ["global_step20/x_optim_states.pt", "pytorch_model_fsdp.bin"])
+def test_the_best_stays_whole_where_its_pieces_are_loaded_at_the_end(tmp_path, piece):
+    for step, eval_loss in ((10, 3.0), (20, 1.0), (30, 2.0)):
+        make(tmp_path, step, piece, eval_loss=eval_loss)
+    assert [c.step for c in slimming.candidates(slimming.verified(tmp_path), 1)] == [10]
+
+
 def test_nothing_goes_where_nothing_can_be_resumed_from(tmp_path):
     make(tmp_path, 10)
     slimming.slim(checkpoints.scan(tmp_path)[0])
