@@ -42,7 +42,7 @@ from leviathan.callbacks import (
     TokensCallback,
 )
 from leviathan.config import Guards
-from leviathan.gathering import WholeAdapterCallback
+from leviathan.gathering import WholeCallback
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
 
@@ -187,7 +187,7 @@ class LeviathanPlugin(BasePlugin):
             FiniteCallback(journal),
             *([self._early] if self._early else []),
             *([] if reinforcement.rewarded(cfg) else [LossCallback(journal, keys.guards)]),
-            *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
+            *([WholeCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch, keys.whole),
             stop,
             SaveCallback(journal, keys.every_hours),
