@@ -117,13 +117,6 @@ def test_the_newest_pinned_damaged_and_uncommitted_ones_stay_whole(tmp_path):
     assert slimming.candidates(found, 9) == []
 
 
-@pytest.mark.parametrize("piece", ["global_step20/x_optim_states.pt", "pytorch_model_fsdp.bin"])
-def test_the_best_stays_whole_where_its_pieces_are_loaded_at_the_end(tmp_path, piece):
-    for step, eval_loss in ((10, 3.0), (20, 1.0), (30, 2.0)):
-        make(tmp_path, step, piece, eval_loss=eval_loss)
-    assert [c.step for c in slimming.candidates(slimming.verified(tmp_path), 1)] == [10]
-
-
 def test_nothing_goes_where_nothing_can_be_resumed_from(tmp_path):
     make(tmp_path, 10)
     slimming.slim(checkpoints.scan(tmp_path)[0])
@@ -330,6 +323,20 @@ def test_the_forecast_knows_what_the_policy_leaves():
     assert found.kept(policy.model_copy(update={"whole": 1})) == 200 + 3 * 26
     assert found.kept(policy.model_copy(update={"whole": 9})) == 4 * 200
     assert disk.Forecast(None, None).kept(policy) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "per_parameter", "slim"),
+    [({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, 4 + 4 + 8, 4),
+     ({"deepspeed": "deepspeed_configs/zero2.json"}, 2 + 2 + 4 + 8, 2)],
+)  # fmt: skip
+def test_the_forecast_of_a_sharded_model(more, per_parameter, slim):
+    """13 G parameters are 207 GB; FSDP keeps all in fp32 and its pieces beside the model."""
+    shape = shapes.load("meta-llama/Llama-3.1-8B")
+    tree = {"bf16": True, "optimizer": "adamw_torch_fused", "sequence_len": 2048, **more}
+    found = disk.planned(shape, knobs.read({"base_model": "x", **tree}, 8))
+    assert found.checkpoint == pytest.approx(shape.parameters * per_parameter, rel=0.02)
+    assert found.slim == pytest.approx(shape.parameters * slim, rel=0.02)
 
 
 def test_the_forecast_of_a_real_model():

@@ -155,6 +155,10 @@ class LeviathanPlugin(BasePlugin):
             # Axolotl evaluates before the first step: wanted once, wasted on each resume, and
             # no measure of memory while there is no optimizer state yet.
             wanted["eval_on_start"] = False
+        in_pieces = cfg.fsdp_config or cfg.deepspeed
+        if in_pieces and (_keys(cfg).whole or cfg.load_best_model_at_end is not True):
+            # They would load it from what slimming takes; ``merge`` takes the best by itself.
+            wanted["load_best_model_at_end"] = False
         if _shuffles_packed(cfg):
             # Axolotl's estimates come from other shuffles than those trained: whole epochs,
             # and a share of them, are counted by the Trainer from the real batches.

@@ -60,8 +60,7 @@ def candidates(found: Sequence[Checkpoint], keep_optimizer: int) -> list[Checkpo
 
     Not the newest ``keep_optimizer`` of those that training can go on from, nor pinned ones, nor
     what is newer than those; nothing where training can go on from none. Damaged ones, and those
-    without a commit record, are left alone. So is the best of a run of FSDP or DeepSpeed:
-    with load_best_model_at_end, which Axolotl sets by itself, they load it from their pieces.
+    without a commit record, are left alone.
     """
     whole = [c for c in found if c.obstacle is None]
     kept = {c.step for c in whole[-max(keep_optimizer, 1) :]}
@@ -70,13 +69,7 @@ def candidates(found: Sequence[Checkpoint], keep_optimizer: int) -> list[Checkpo
     return [
         c for c in found
         if c.sound and c.committed and not c.pinned and c.step < min(kept) and freed(c)
-        and not (c.best and _lies_in_pieces(c))
     ]  # fmt: skip
-
-
-def _lies_in_pieces(checkpoint: Checkpoint) -> bool:
-    record = checkpoints.read_record(checkpoint.path) or {"files": {}}
-    return any(_is_one_of(name, _OTHER_WEIGHTS) for name in record["files"])
 
 
 def freed(checkpoint: Checkpoint) -> int:
