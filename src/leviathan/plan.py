@@ -181,7 +181,7 @@ def make(
     def lasting(saves: int) -> Range | None:
         return _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
 
-    saves = max(saves, _hourly(lasting(saves), config.profile.checkpoints.every_hours))
+    saves = max(saves, _hourly(lasting(0), config.profile.checkpoints.every_hours))
     return Plan(
         config=config,
         shape=shape,
@@ -291,7 +291,10 @@ def _eval_batch_tokens(essential: dict[str, Any]) -> int:
 
 
 def _hourly(hours: Range | None, every_hours: float | None) -> int:
-    """Saves that ``checkpoints.every_hours`` asks for, where those at steps are rarer."""
+    """Saves that ``checkpoints.every_hours`` asks for, where those at steps are rarer.
+
+    ``hours`` without any: the hour begins anew when a save has ended.
+    """
     return math.ceil(hours.mid / every_hours) if hours and every_hours else 0
 
 
