@@ -149,7 +149,8 @@ def d64() -> Iterator[Row]:
            "as it advises")  # fmt: skip
     size = made.disk.checkpoint or 0
     yield ("a checkpoint", "17 GB (10.7 + 8 x 0.8)", f"{size / GB:.0f} GB",
-           f"fp32 weights, two states of Adam: {size / whole:.0f} bytes a parameter")  # fmt: skip
+           "fp32 weights, as FSDP's pieces too, two states of Adam: "
+           f"{size / whole:.0f} bytes a parameter")  # fmt: skip
     yield ("31 of them", "527 GB", f"{31 * size / GB:,.0f} GB",
            "only the newest stays whole (`whole: 1`), three are kept: see the recipe")  # fmt: skip
 

@@ -606,6 +606,19 @@ def test_a_commit_slims_what_the_policy_says(paths, journal, args):
     assert kinds(paths) == [("save", None), ("slim", None)]
 
 
+@pytest.mark.parametrize(
+    ("tree", "off"),
+    [({}, False), ({"fsdp_config": {"x": 1}}, True), ({"deepspeed": "zero2.json"}, True),
+     ({"deepspeed": "zero2.json", "load_best_model_at_end": True}, False),
+     ({"deepspeed": "zero2.json", "load_best_model_at_end": True, "whole": 1}, True)],
+)  # fmt: skip
+def test_the_best_is_not_loaded_from_what_slimming_takes(tmp_path, tree, off):
+    keys = {"run_dir": str(tmp_path), "session": 1, "keep": 3, "whole": tree.get("whole")}
+    cfg = DictDefault({"leviathan": keys, **tree})
+    found = plugin.LeviathanPlugin().get_training_args(cfg)
+    assert (found.get("load_best_model_at_end") is False) == off
+
+
 # --- endings ----------------------------------------------------------------------
 
 

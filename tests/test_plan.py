@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -85,6 +86,18 @@ def test_a_calibration_replaces_the_formula(llama):
     assert (made.speed.high_tok_s - made.speed.low_tok_s) / 700 < 0.15
     elsewhere = planned(llama, "a100", known=known, device="A100 80GB")
     assert elsewhere.speed.source == "formula"
+
+
+def test_saves_by_the_hour_are_counted_where_those_at_steps_are_rarer(llama):
+    known = [measured(llama, "a4000")]
+    plain = planned(llama, "a4000", known=known, device="RTX A4000")
+    often = planned(llama, "a4000", "checkpoints.every_hours=0.01", known=known, device="RTX A4000")
+    without = plain.hours.mid - plain.saves * 3 / 3600
+    assert often.saves == math.ceil(without / 0.01) > plain.saves
+    longer = (often.hours.mid - plain.hours.mid) * 3600
+    assert longer == pytest.approx((often.saves - plain.saves) * 3, rel=0.01)
+    rarely = planned(llama, "a4000", "checkpoints.every_hours=9999", known=known)
+    assert rarely.saves == plain.saves
 
 
 def test_hours_of_a_calibration_to_the_second(llama):

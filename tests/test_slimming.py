@@ -325,6 +325,20 @@ def test_the_forecast_knows_what_the_policy_leaves():
     assert disk.Forecast(None, None).kept(policy) is None
 
 
+@pytest.mark.parametrize(
+    ("more", "per_parameter", "slim"),
+    [({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, 4 + 4 + 8, 4),
+     ({"deepspeed": "deepspeed_configs/zero2.json"}, 2 + 2 + 4 + 8, 2)],
+)  # fmt: skip
+def test_the_forecast_of_a_sharded_model(more, per_parameter, slim):
+    """13 G parameters are 207 GB; FSDP keeps all in fp32 and its pieces beside the model."""
+    shape = shapes.load("meta-llama/Llama-3.1-8B")
+    tree = {"bf16": True, "optimizer": "adamw_torch_fused", "sequence_len": 2048, **more}
+    found = disk.planned(shape, knobs.read({"base_model": "x", **tree}, 8))
+    assert found.checkpoint == pytest.approx(shape.parameters * per_parameter, rel=0.02)
+    assert found.slim == pytest.approx(shape.parameters * slim, rel=0.02)
+
+
 def test_the_forecast_of_a_real_model():
     """Weights in bf16 and torch's two moments in the same type: a third of it is left."""
     shape = shapes.load("meta-llama/Llama-3.1-8B")

@@ -183,8 +183,11 @@ def _full(shape: Shape, knobs: Knobs) -> tuple[int, int]:
 
     Under FSDP2 that is fp32: accelerate casts what is trained up (``residents``).
     """
-    element = 4 if knobs.strategy == "fsdp" else _ELEMENT_BYTES[knobs.dtype]
-    return shape.parameters * element, _state(shape, knobs, shape.tensors(), element, True)
+    is_fsdp = knobs.strategy == "fsdp"
+    element = 4 if is_fsdp else _ELEMENT_BYTES[knobs.dtype]
+    weights = shape.parameters * element
+    state = _state(shape, knobs, shape.tensors(), element, True)
+    return weights, state + weights * is_fsdp  # its pieces lie beside the whole model
 
 
 def _state(

@@ -177,7 +177,11 @@ def make(
     proven = _proven(measured, chosen, card) if hardware.device == "cuda" else None
     forecast = disk.planned(shape, chosen)
     evaluations, saves = _evaluations(counted, chosen), _saves(counted, chosen)
-    hours = _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
+
+    def lasting(saves: int) -> Range | None:
+        return _hours(pace, counted, statistics, chosen, evaluations, saves, forecast, measured)
+
+    saves = max(saves, _hourly(lasting(0), config.profile.checkpoints.every_hours))
     return Plan(
         config=config,
         shape=shape,
@@ -192,7 +196,7 @@ def make(
         flops_per_token=_model_flops(shape, chosen, attended),
         evaluations=evaluations,
         saves=saves,
-        hours=hours,
+        hours=lasting(saves),
         disk=forecast,
         evidence=_evidence(needed, card, refuted, proven, statistics, pace)
         | (_of_answers(shape, chosen, groups, pace) if groups else {}),
@@ -284,6 +288,14 @@ def _eval_batch_tokens(essential: dict[str, Any]) -> int:
     packed = essential["packing"] and essential["eval_packing"]
     rows = essential["micro_batch_size" if packed else "eval_batch_size"]
     return int(rows * essential["sequence_len"])
+
+
+def _hourly(hours: Range | None, every_hours: float | None) -> int:
+    """Saves that ``checkpoints.every_hours`` asks for, where those at steps are rarer.
+
+    ``hours`` without any: the hour begins anew when a save has ended.
+    """
+    return math.ceil(hours.mid / every_hours) if hours and every_hours else 0
 
 
 def _hours(

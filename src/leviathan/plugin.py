@@ -42,7 +42,7 @@ from leviathan.callbacks import (
     TokensCallback,
 )
 from leviathan.config import Guards
-from leviathan.gathering import WholeAdapterCallback
+from leviathan.gathering import WholeCallback
 from leviathan.journal import Journal
 from leviathan.safeguards import DiskCallback, FiniteCallback, LossCallback, PhaseCallback
 
@@ -155,6 +155,10 @@ class LeviathanPlugin(BasePlugin):
             # Axolotl evaluates before the first step: wanted once, wasted on each resume, and
             # no measure of memory while there is no optimizer state yet.
             wanted["eval_on_start"] = False
+        in_pieces = cfg.fsdp_config or cfg.deepspeed
+        if in_pieces and (_keys(cfg).whole or cfg.load_best_model_at_end is not True):
+            # They would load it from what slimming takes; ``merge`` takes the best by itself.
+            wanted["load_best_model_at_end"] = False
         if _shuffles_packed(cfg):
             # Axolotl's estimates come from other shuffles than those trained: whole epochs,
             # and a share of them, are counted by the Trainer from the real batches.
@@ -187,7 +191,7 @@ class LeviathanPlugin(BasePlugin):
             FiniteCallback(journal),
             *([self._early] if self._early else []),
             *([] if reinforcement.rewarded(cfg) else [LossCallback(journal, keys.guards)]),
-            *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
+            *([WholeCallback(journal)] if cfg.fsdp_config else []),
             CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch, keys.whole),
             stop,
             SaveCallback(journal, keys.every_hours),
