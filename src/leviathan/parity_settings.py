@@ -1,0 +1,197 @@
+"""Owns the parity of a model's settings: what ends an answer, what pads, how servers sample.
+
+Pure: JSON documents in, a finding and the documents as they should be out. Servers take
+``eos_token_id`` and sampling defaults from generation_config.json, from config.json only where
+that file is not there (transformers' ``from_pretrained``; vLLM's ``try_get_generation_config``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leviathan.parity_finding import Finding
+
+STOPS, PADDING, SAMPLING = "stop ids", "padding", "sampling defaults"
+GENERATION = "generation_config.json"
+Document = dict[str, Any]
+_SAMPLERS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+# transformers' own defaults: with these a value changes nothing where nothing is sampled.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (1.0,), "top_p": (1.0,), "top_k": (0, 50), "min_p": (), "typical_p": (1.0,),
+}  # fmt: skip
+_OLD_MAX_LENGTH = 20  # written by old versions of transformers; also what they take without one
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The tokens that training knows an answer to end with."""
+
+    ends: Mapping[int, str]
+    """Their ids and texts; the trained tokenizer's eos token first."""
+    seen: bool
+    """Whether rows showed loss on one of them; False: the model was not taught to stop."""
+    inside: Mapping[int, str]
+    """Trained tokens of rows that went on behind them: none of these may end an answer."""
+    rows: int
+    """How many rows that is known of; 0: none was at hand."""
+
+
+def stop_ids(
+    generation: Document | None, config: Document, taught: Taught, vocab_size: int
+) -> tuple[Finding, Document, Document]:
+    """What servers end an answer at, and both documents as they should be."""
+    source = GENERATION if generation is not None else "config.json"
+    known = _ids((config if generation is None else generation).get("eos_token_id"))
+    lacking = [number for number in taught.ends if number not in known]
+    cutting = [number for number in known if number in taught.inside]
+    outside = [number for number in known if not 0 <= number < vocab_size]
+    names = {**taught.inside, **taught.ends}
+    problems = []
+    if lacking:
+        problems.append(f"{source} does not end answers at {_named(lacking, names)}, training did")
+    if cutting:
+        problems.append(f"it ends them at {_named(cutting, names)}, inside answers trained on")
+    if outside:
+        problems.append(f"it names {_named(outside, names)}, outside the vocabulary")
+    kept = [n for n in known if n not in (*cutting, *outside) and n not in taught.ends]
+    right = [*taught.ends, *kept]
+    better = _with_ends(generation, config, right, changed=bool(problems))
+    if (told := _agreement(config, taught)) is not None:
+        problems.append(told)
+    if problems:
+        fix = f"eos_token_id is now {right}"
+        return Finding(STOPS, "fixed", "; ".join(problems), fix), *better
+    if not taught.seen and taught.rows:
+        return Finding(
+            STOPS, "warn", "no row trains on a token that ends an answer",
+            "set eot_tokens, or special_tokens.eos_token, to the token that ends a turn, and train",
+        ), *better  # fmt: skip
+    return Finding(STOPS, "ok", f"{source} ends answers at {_named(known, names)}"), *better
+
+
+def _agreement(config: Document, taught: Taught) -> str | None:
+    """What config.json says of the end, where no id of it is one that was trained."""
+    known = _ids(_place(config).get("eos_token_id"))
+    if not known or not taught.ends or set(known) & taught.ends.keys():
+        return None
+    return f"config.json says eos_token_id {known}, training {list(taught.ends)}"
+
+
+def _with_ends(
+    generation: Document | None, config: Document, right: list[int], *, changed: bool
+) -> tuple[Document, Document]:
+    """Both documents; in config.json an id stays an id: some architectures allow no list."""
+    place = _place(config)
+    old = place.get("eos_token_id")
+    made = generation
+    if generation is None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        made = {name: place[name] for name in names if place.get(name) is not None}
+    assert made is not None
+    if changed:
+        made = {**made, "eos_token_id": right if len(right) != 1 else right[0]}
+    if isinstance(old, list) and not set(right) <= set(old):
+        place = {**place, "eos_token_id": right}
+    elif isinstance(old, int) and right and old not in right:
+        place = {**place, "eos_token_id": right[0]}
+    inner = config.get("text_config")
+    whole = {**config, "text_config": place} if _place(config) is inner else place
+    return made, whole
+
+
+def _place(config: Document) -> Document:
+    """Where the ids stand: of a model of several parts, in its text part."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) and "eos_token_id" not in config else config
+
+
+def _ids(told: Any) -> list[int]:
+    """An id, a list of them, or none.
+
+    Raises:
+        ValueError: something else.
+    """
+    listed = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in listed):
+        raise ValueError(f"eos_token_id {told!r} is no id and no list of them")
+    return listed
+
+
+def _named(numbers: list[int], names: Mapping[int, str]) -> str:
+    named = (f"{names[n]} ({n})" if n in names else str(n) for n in numbers)
+    return ", ".join(named) or "none"
+
+
+def padding(
+    pad: tuple[int, str] | None, ends: Mapping[int, str], told: int | None, vocab_size: int
+) -> Finding:
+    """The token that fills up short rows of a batch.
+
+    Args:
+        pad: the tokenizer's id and text.
+        ends: ids that end an answer.
+        told: pad_token_id of generation_config.json.
+        vocab_size: of config.json.
+    """
+    own = pad[0] if pad else None
+    outside = [n for n in (own, told) if n is not None and not 0 <= n < vocab_size]
+    if outside:
+        # -1, Llama 1's, is how some say that there is none; an embedding has no such row.
+        evidence = f"pad token {outside[0]} is outside the vocabulary of {vocab_size}"
+        return Finding(PADDING, "fail", evidence, "set special_tokens.pad_token, and train")
+    if pad is None:
+        return Finding(PADDING, "ok", "no pad token: transformers takes eos, vLLM does not pad")
+    if own in ends:
+        return Finding(
+            PADDING, "warn", f"pad token {pad[1]} ({own}) is also what ends an answer",
+            "harmless to serve; to train further, special_tokens.pad_token: another token",
+        )  # fmt: skip
+    if told is not None and told != own:
+        evidence = f"{GENERATION} pads with {told}, the tokenizer with {pad[1]} ({own})"
+        return Finding(PADDING, "warn", evidence, f"set pad_token_id: {own} in {GENERATION}")
+    return Finding(PADDING, "ok", f"{pad[1]} ({own}), which ends no answer")
+
+
+def sampling(generation: Document | None) -> Finding:
+    """How answers are sampled where a request does not say."""
+    if generation is None:
+        return Finding(SAMPLING, "ok", f"no {GENERATION}: greedy in transformers, vLLM's own else")
+    wrong = [
+        f"{key} is {generation[key]!r}" for key in (*_SAMPLERS, "max_length", "max_new_tokens")
+        if generation.get(key) is not None and not _is_number(generation[key])
+    ]  # fmt: skip
+    if wrong:
+        return Finding(SAMPLING, "fail", f"{', '.join(wrong)}: no number", f"correct {GENERATION}")
+    given = {key: generation[key] for key in _SAMPLERS if generation.get(key) is not None}
+    samples = bool(generation.get("do_sample"))
+    problems = []
+    idle = [f"{k} {v}" for k, v in given.items() if not samples and v not in _NEUTRAL[k]]
+    if idle:
+        problems.append(
+            f"{', '.join(idle)} without do_sample: transformers ignores it, vLLM samples so"
+        )
+    if samples and given.get("temperature", 1) <= 0:
+        problems.append(f"do_sample with temperature {given['temperature']}")
+    if not 0 < given.get("top_p", 1) <= 1:
+        problems.append(f"top_p {given['top_p']} is no share")
+    problems += _short(generation)
+    if problems:
+        fix = f"correct {GENERATION} of the base model, or say it in every request"
+        return Finding(SAMPLING, "warn", "; ".join(problems), fix)
+    how = ", ".join(f"{k} {v}" for k, v in given.items()) or "temperature 1"
+    told = f"sampled unless a request says otherwise: {how}" if samples else "greedy by default"
+    return Finding(SAMPLING, "ok", told)
+
+
+def _short(generation: Document) -> list[str]:
+    """Limits that cut answers where a request has none."""
+    limits = {key: generation.get(key) for key in ("max_length", "max_new_tokens")}
+    return [
+        f"{key} {value} cuts answers short by default"
+        for key, value in limits.items()
+        if value is not None and (key, value) != ("max_length", _OLD_MAX_LENGTH)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
