@@ -177,7 +177,9 @@ def vocabulary(highest: int, tokens: int, rows: Mapping[str, int], vocab_size: i
         )  # fmt: skip
     padded = vocab_size - 1 - highest
     more = f", {padded} rows are padding" if padded else ""
-    return Finding(VOCABULARY, "ok", f"{tokens} tokens, ids up to {highest}, {vocab_size} rows{more}")
+    return Finding(
+        VOCABULARY, "ok", f"{tokens} tokens, ids up to {highest}, {vocab_size} rows{more}"
+    )
 
 
 def tied(built: Architecture, found: Weights) -> Finding:

@@ -19,6 +19,7 @@ _SAMPLERS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "temperature": (1.0,), "top_p": (1.0,), "top_k": (0, 50), "min_p": (), "typical_p": (1.0,),
 }  # fmt: skip
+_UNTOLD = "transformers is greedy, vLLM samples at temperature 1"
 _OLD_MAX_LENGTH = 20  # written by old versions of transformers; also what they take without one
 
 
@@ -134,10 +135,8 @@ def padding(
         vocab_size: of config.json.
     """
     own = pad[0] if pad else None
-    outside = [n for n in (own, told) if n is not None and not 0 <= n < vocab_size]
-    if outside:
-        # -1, Llama 1's, is how some say that there is none; an embedding has no such row.
-        evidence = f"pad token {outside[0]} is outside the vocabulary of {vocab_size}"
+    if own is not None and not 0 <= own < vocab_size:
+        evidence = f"pad token {own} is outside the vocabulary of {vocab_size}"
         return Finding(PADDING, "fail", evidence, "set special_tokens.pad_token, and train")
     if pad is None:
         return Finding(PADDING, "ok", "no pad token: transformers takes eos, vLLM does not pad")
@@ -148,14 +147,14 @@ def padding(
         )  # fmt: skip
     if told is not None and told != own:
         evidence = f"{GENERATION} pads with {told}, the tokenizer with {pad[1]} ({own})"
-        return Finding(PADDING, "warn", evidence, f"set pad_token_id: {own} in {GENERATION}")
+        return Finding(PADDING, "warn", evidence, "give generate() the tokenizer's pad_token_id")
     return Finding(PADDING, "ok", f"{pad[1]} ({own}), which ends no answer")
 
 
 def sampling(generation: Document | None) -> Finding:
     """How answers are sampled where a request does not say."""
     if generation is None:
-        return Finding(SAMPLING, "ok", f"no {GENERATION}: greedy in transformers, vLLM's own else")
+        return Finding(SAMPLING, "ok", f"no {GENERATION}: {_UNTOLD}")
     wrong = [
         f"{key} is {generation[key]!r}" for key in (*_SAMPLERS, "max_length", "max_new_tokens")
         if generation.get(key) is not None and not _is_number(generation[key])
@@ -176,10 +175,10 @@ def sampling(generation: Document | None) -> Finding:
         problems.append(f"top_p {given['top_p']} is no share")
     problems += _short(generation)
     if problems:
-        fix = f"correct {GENERATION} of the base model, or say it in every request"
+        fix = "say in every request how to sample, and max_tokens"
         return Finding(SAMPLING, "warn", "; ".join(problems), fix)
     how = ", ".join(f"{k} {v}" for k, v in given.items()) or "temperature 1"
-    told = f"sampled unless a request says otherwise: {how}" if samples else "greedy by default"
+    told = f"unless a request says otherwise, {how if samples else _UNTOLD}"
     return Finding(SAMPLING, "ok", told)
 
 

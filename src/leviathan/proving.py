@@ -20,12 +20,14 @@ from leviathan import (
     evidence,
     files,
     models,
+    parity_finding,
     prompts,
     proof,
     runs,
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
+from leviathan.parity_finding import Finding
 
 UNVERIFIED = "UNVERIFIED"
 _PROBES = 8
@@ -41,6 +43,8 @@ class Merged:
     reason: str
     comparison: dict[str, Any]
     job: "Job"
+    parity: tuple[Finding, ...] = ()
+    """What was looked at of its files."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Job:
     probes: list[str]
     """Texts that the models are compared on."""
     probes_from: str
+    rows: tuple[dict[str, Any], ...] = ()
+    """Rows of the sample trained on; none where it is gone."""
 
 
 def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
@@ -78,8 +84,8 @@ def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
     if base is None:
         raise Refused(f"the base model {name} is not in the hub's cache", "download it again")
     recipe = evaluate.recipe_of(run, record)
-    source, probes = _probes(record, recipe)
-    return Job(record, recipe, tree, checkpoint, base, probes, source)
+    source, probes, rows = _probes(record, recipe)
+    return Job(record, recipe, tree, checkpoint, base, probes, source, tuple(rows))
 
 
 def prove(
@@ -89,11 +95,15 @@ def prove(
     served: models.Source | None = None,
     told: dict[str, Any] | None = None,
     digests: Mapping[str, str] | None = None,
+    form: str = "merged",
 ) -> Merged:
     """Compare the model in ``made`` with the trained one, and write its proof beside it.
 
+    What its files have lost on the way from training to serving, and can be written, is
+    written (``parity``).
+
     ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof;
-    ``digests`` are those of files that are known already.
+    ``digests`` are those of files that are known already; ``form`` is ``parity``'s.
 
     Raises:
         LeviathanError: the comparison failed to run.
@@ -107,17 +117,23 @@ def prove(
         str(made.resolve()), row_format=recipe.format,
         trust_remote_code=trained.trust_remote_code,
     )  # fmt: skip
-    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
-    found = child.run("leviathan.proof", specification, tell, "the proof")
-    comparison = proof.read(found)
+    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes,
+                     "subject": _subject(job, made, form)}  # fmt: skip
+    answer = child.run("leviathan.proof", specification, tell, "the proof")
+    found, parity = answer["comparison"], parity_finding.read(answer["parity"])
     limits = recipe.merge
+    comparison = proof.read(found)
     word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
+    fault = parity_finding.failed(parity)
+    if word == "equal" and fault:
+        word, reason = "different", f"it would be served otherwise: {fault.check}: {fault.evidence}"
     files.write_json(
         made / evidence.PROOF,
         {
             "verdict": word,
             "reason": reason,
             **found,
+            "serving_parity": answer["parity"],
             "probes": {"from": job.probes_from, "count": len(job.probes)},
             "limits": limits.model_dump(),
             "checkpoint": checkpoint.name,
@@ -132,7 +148,19 @@ def prove(
     )
     if word != "equal":
         files.write_text(made / UNVERIFIED, f"{reason}\n")
-    return Merged(made, job.checkpoint, word, reason, found, job)
+    return Merged(made, job.checkpoint, word, reason, found, job, parity)
+
+
+def _subject(job: Job, made: Path, form: str) -> dict[str, Any]:
+    """``parity.Subject`` as JSON."""
+    return {
+        "directory": str(made.resolve()),
+        "base": str(job.base.resolve()),
+        "checkpoint": str(job.checkpoint.path.resolve()),
+        "tree": job.tree,
+        "rows": job.rows,
+        "form": form,
+    }
 
 
 def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[str, str]:
@@ -141,8 +169,10 @@ def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[st
     return {name: known.get(name) or corpus.file_digest(path) for name, path in named.items()}
 
 
-def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[str]]:
-    """Where probes come from, and their texts: rows spread over the sample trained on.
+def _probes(
+    record: runs.RunRecord, recipe: config.Recipe
+) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Where probes come from, their texts, and their rows: spread over the sample trained on.
 
     Where the sample is gone (a rented machine), the recipe's prompt suite stands in.
 
@@ -151,22 +181,23 @@ def _probes(record: runs.RunRecord, recipe: config.Recipe) -> tuple[str, list[st
     """
     path = Path(record.corpus["path"])
     if path.is_file():
-        return str(path), _spread_rows(path, int(record.corpus["rows"]))
+        rows = _spread_rows(path, int(record.corpus["rows"]))
+        return str(path), [_text(row) for row in rows], [r for r in rows if isinstance(r, dict)]
     if recipe.suite:
         suite = prompts.find(recipe.suite)
-        return str(suite), [case.question for case in prompts.load(suite).cases]
+        return str(suite), [case.question for case in prompts.load(suite).cases], []
     raise BadInput(
         f"nothing to prove the merge with: {path} is gone and the recipe has no suite",
         "restore the sample, or draw it again with leviathan data sample",
     )
 
 
-def _spread_rows(path: Path, count: int) -> list[str]:
+def _spread_rows(path: Path, count: int) -> list[Any]:
     wanted = {round(i * (count - 1) / (_PROBES - 1)) for i in range(_PROBES)}
     rows = []
     for index, row in enumerate(corpus.read_rows(path)):
         if index in wanted:
-            rows.append(_text(corpus.parse_row(row)))
+            rows.append(corpus.parse_row(row))
         if index >= max(wanted):
             break
     return rows
