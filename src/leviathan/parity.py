@@ -75,7 +75,7 @@ def check(subject: Subject) -> list[Finding]:
 
 
 def _made(name: str, one: Callable[[], Finding]) -> Finding:
-    """A check's finding; what cannot be read fails, or is told where the reference is what lacks."""
+    """A check's finding: a directory that cannot be read fails, a lack of ours is told."""
     try:
         return one()
     except BadInput as error:
@@ -140,9 +140,8 @@ class _Seen:
 
     def stops(self) -> Finding:
         subject = self.subject
-        found, generation, config = parity_settings.stop_ids(
-            self.generation, self.config, self.taught, self.vocab_size
-        )
+        right = parity_settings.stop_ids(self.generation, self.config, self.taught, self.vocab_size)
+        found = right.finding
         if found.state != "fixed":
             return found
         if subject.form == "adapter":
@@ -150,8 +149,8 @@ class _Seen:
             return replace(found, state="warn", fix=fix)
         if not subject.repair:
             return replace(found, state="fail", fix="merge again, which writes the right ones")
-        for name, before, after in ((GENERATION, self.generation, generation),
-                                    ("config.json", self.config, config)):  # fmt: skip
+        for name, before, after in ((GENERATION, self.generation, right.generation),
+                                    ("config.json", self.config, right.config)):  # fmt: skip
             if before != after:
                 files.write_json(subject.directory / name, after)
         return found

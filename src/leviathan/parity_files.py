@@ -79,10 +79,7 @@ def weights(directory: Path) -> Weights:
             problems.append(f"{file.name} is no whole safetensors file")
             continue
         offset, entries = header
-        here = {
-            name: Place(file, *(offset + at for at in entry["data_offsets"]), tuple(entry["shape"]))
-            for name, entry in entries.items()
-        }
+        here = {name: _place(file, offset, entry) for name, entry in entries.items()}
         problems += [
             f"{name} is in {places[name].file.name} and in {file.name}"
             for name in here.keys() & places.keys()
@@ -91,6 +88,11 @@ def weights(directory: Path) -> Weights:
             problems.append(f"{file.name} is not as long as its header says")
         places |= here
     return Weights(tuple(file.name for file in files), places, tuple(problems))
+
+
+def _place(file: Path, offset: int, entry: dict[str, Any]) -> Place:
+    begin, end = (offset + at for at in entry["data_offsets"])
+    return Place(file, begin, end, tuple(entry["shape"]))
 
 
 def architecture(directory: Path, *, trust_remote_code: bool) -> Architecture:

@@ -37,67 +37,77 @@ class Taught:
     """How many rows that is known of; 0: none was at hand."""
 
 
+@dataclass(frozen=True)
+class Stops:
+    """What is to be said of stop ids, and both documents with the right ones."""
+
+    finding: Finding
+    generation: Document
+    config: Document
+
+
 def stop_ids(
     generation: Document | None, config: Document, taught: Taught, vocab_size: int
-) -> tuple[Finding, Document, Document]:
-    """What servers end an answer at, and both documents as they should be."""
+) -> Stops:
+    """What servers end an answer at."""
     source = GENERATION if generation is not None else "config.json"
-    known = _ids((config if generation is None else generation).get("eos_token_id"))
-    lacking = [number for number in taught.ends if number not in known]
-    cutting = [number for number in known if number in taught.inside]
-    outside = [number for number in known if not 0 <= number < vocab_size]
-    names = {**taught.inside, **taught.ends}
-    problems = []
-    if lacking:
-        problems.append(f"{source} does not end answers at {_named(lacking, names)}, training did")
-    if cutting:
-        problems.append(f"it ends them at {_named(cutting, names)}, inside answers trained on")
-    if outside:
-        problems.append(f"it names {_named(outside, names)}, outside the vocabulary")
-    kept = [n for n in known if n not in (*cutting, *outside) and n not in taught.ends]
-    right = [*taught.ends, *kept]
-    better = _with_ends(generation, config, right, changed=bool(problems))
-    if (told := _agreement(config, taught)) is not None:
-        problems.append(told)
+    known = _ids((_place(config) if generation is None else generation).get("eos_token_id"))
+    wrong = [n for n in known if n in taught.inside or not 0 <= n < vocab_size]
+    right = [*taught.ends, *(n for n in known if n not in taught.ends and n not in wrong)]
+    problems = [*_problems(source, known, taught, vocab_size), *_agreement(config, taught)]
     if problems:
-        fix = f"eos_token_id is now {right}"
-        return Finding(STOPS, "fixed", "; ".join(problems), fix), *better
-    if not taught.seen and taught.rows:
-        return Finding(
+        finding = Finding(STOPS, "fixed", "; ".join(problems), f"eos_token_id is now {right}")
+    elif taught.rows and not taught.seen:
+        finding = Finding(
             STOPS, "warn", "no row trains on a token that ends an answer",
             "set eot_tokens, or special_tokens.eos_token, to the token that ends a turn, and train",
-        ), *better  # fmt: skip
-    return Finding(STOPS, "ok", f"{source} ends answers at {_named(known, names)}"), *better
+        )  # fmt: skip
+    else:
+        finding = Finding(STOPS, "ok", f"{source} ends answers at {_named(known, taught.ends)}")
+    return Stops(
+        finding, _generation(generation, config, right), _config(config, right, taught.ends)
+    )
 
 
-def _agreement(config: Document, taught: Taught) -> str | None:
+def _problems(source: str, known: list[int], taught: Taught, vocab_size: int) -> list[str]:
+    lacking = [n for n in taught.ends if n not in known]
+    cutting = [n for n in known if n in taught.inside]
+    outside = [n for n in known if not 0 <= n < vocab_size]
+    told: tuple[tuple[list[int], str, Mapping[int, str]], ...] = (
+        (lacking, "{} does not end answers at {}, training did", taught.ends),
+        (cutting, "{} ends them at {}, inside answers trained on", taught.inside),
+        (outside, "{} ends them at {}, outside the vocabulary", {}),
+    )
+    return [text.format(source, _named(which, names)) for which, text, names in told if which]
+
+
+def _agreement(config: Document, taught: Taught) -> list[str]:
     """What config.json says of the end, where no id of it is one that was trained."""
     known = _ids(_place(config).get("eos_token_id"))
     if not known or not taught.ends or set(known) & taught.ends.keys():
-        return None
-    return f"config.json says eos_token_id {known}, training {list(taught.ends)}"
+        return []
+    return [f"config.json says eos_token_id {known}, training {list(taught.ends)}"]
 
 
-def _with_ends(
-    generation: Document | None, config: Document, right: list[int], *, changed: bool
-) -> tuple[Document, Document]:
-    """Both documents; in config.json an id stays an id: some architectures allow no list."""
+def _generation(generation: Document | None, config: Document, right: list[int]) -> Document:
+    """The document with the right ids; made of config.json's where there is none."""
+    names, place = ("bos_token_id", "eos_token_id", "pad_token_id"), _place(config)
+    made = {name: place[name] for name in names if place.get(name) is not None}
+    made = made if generation is None else generation
+    if set(_ids(made.get("eos_token_id"))) == set(right):
+        return made
+    return {**made, "eos_token_id": right[0] if len(right) == 1 else right}
+
+
+def _config(config: Document, right: list[int], ends: Mapping[int, str]) -> Document:
+    """config.json with the right ids; an id stays an id, as some architectures allow no list."""
     place = _place(config)
     old = place.get("eos_token_id")
-    made = generation
-    if generation is None:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        made = {name: place[name] for name in names if place.get(name) is not None}
-    assert made is not None
-    if changed:
-        made = {**made, "eos_token_id": right if len(right) != 1 else right[0]}
-    if isinstance(old, list) and not set(right) <= set(old):
+    if isinstance(old, list) and set(old) != set(right):
         place = {**place, "eos_token_id": right}
-    elif isinstance(old, int) and right and old not in right:
-        place = {**place, "eos_token_id": right[0]}
-    inner = config.get("text_config")
-    whole = {**config, "text_config": place} if _place(config) is inner else place
-    return made, whole
+    elif isinstance(old, int) and ends and old not in ends:
+        place = {**place, "eos_token_id": next(iter(ends))}
+    return place if _place(config) is config else {**config, "text_config": place}
 
 
 def _place(config: Document) -> Document:

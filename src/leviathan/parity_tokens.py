@@ -6,12 +6,12 @@ The server's side is transformers' tokenizer of the directory that is to be serv
 uses too. Does not know weights (``parity_files``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import chat_templates, conversations, files, models, templates, tokenizer
+from leviathan import chat_templates, conversations, files, templates, tokenizer
 from leviathan.conversations import Reading
 from leviathan.errors import BadInput
 from leviathan.parity_finding import Finding
@@ -56,7 +56,7 @@ def read(tree: dict[str, Any], checkpoint: Path, rows: Sequence[dict[str, Any]])
     Raises:
         BadInput: no tokenizer.json to read them with, or no such chat template.
     """
-    # Training wrote tokenizer files of its own where it renamed tokens: those are in the checkpoint.
+    # Where it renamed tokens, training wrote tokenizer files of its own: the checkpoint has them.
     base = None if tree.get(_UNFOLLOWED_HERE) else tokenizer.find(tree)
     file = base or checkpoint / "tokenizer.json"
     if not file.is_file():
@@ -232,19 +232,14 @@ def _first_difference(served: Any, trained: Trained, sides: Sequence[list[int]])
             continue
         pairs = zip(ours, theirs, strict=False)
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-        return (
-            f"row {number} parts at token {place + 1}: trained on {_token(trained.made, ours, place)}"
-            f", served {_token(None, theirs, place, served)}"
-        )
+        one = _token(trained.made.text, ours, place)
+        other = _token(served.convert_ids_to_tokens, theirs, place)
+        return f"row {number} parts at token {place + 1}: trained on {one}, served {other}"
     return None
 
 
-def _token(made: Tokenizer | None, ids: list[int], place: int, served: Any = None) -> str:
-    if place >= len(ids):
-        return "nothing more"
-    number = ids[place]
-    text = made.text(number) if made else served.convert_ids_to_tokens(number)
-    return f"{text!r} ({number})"
+def _token(spell: Callable[[int], str], ids: list[int], place: int) -> str:
+    return f"{spell(ids[place])!r} ({ids[place]})" if place < len(ids) else "nothing more"
 
 
 def _compared(served: Any, trained: Trained) -> Finding:
@@ -270,4 +265,5 @@ def _prompt_problem(served: Any, row: Row, trained: Trained) -> str | None:
         return None
     pairs = zip(prompt, row.text.answer, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(row.text.answer))
-    return f"a server's prompt goes on with {prompt[at:][:30]!r}, training {row.text.answer[at:][:30]!r}"
+    theirs, ours = prompt[at : at + 30], row.text.answer[at : at + 30]
+    return f"a server's prompt goes on with {theirs!r}, training with {ours!r}"
