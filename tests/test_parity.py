@@ -2,15 +2,17 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import tiny
-from leviathan import parity, parity_finding, parity_settings
+from leviathan import config, evidence, parity, parity_finding, parity_settings, proving
+from leviathan.errors import Refused
 from leviathan.parity import Subject
 from leviathan.parity_finding import Finding
 from leviathan.parity_settings import Taught
@@ -21,7 +23,8 @@ TEMPLATE = (
     "+ '<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}"
     "{% endif %}"
 )
-ENDOFTEXT, IM_START, IM_END, PAD = range(4)
+TEXT_END, _, END, _ = tiny.SPECIAL
+IM_END = 2
 CHAT = [
     {"messages": [{"role": "user", "content": f"Repeat: {word}"},
                   {"role": "assistant", "content": f"{word} {word}"}]}
@@ -76,7 +79,7 @@ def made(base: Path, tmp_path: Path, kind: str, **more) -> Subject:
     if kind == "chat_template":
         tree |= {"chat_template": "jinja", "chat_template_jinja": TEMPLATE,
                  "special_tokens": {"eos_token": "<|im_end|>"}}  # fmt: skip
-        edit(checkpoint / "tokenizer_config.json", eos_token="<|im_end|>")
+        edit(checkpoint / "tokenizer_config.json", eos_token=END)
         (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     shutil.copytree(base, merged)
     for file in checkpoint.iterdir():
@@ -174,8 +177,9 @@ DAMAGES = {
     "a word as eos": (lambda d: edit(d / "generation_config.json", eos_token_id=[2, word(d)]), "stop ids", "inside answers trained on"),
     "an eos that is none": (settings(eos_token_id=[2, 9999]), "stop ids", "outside the vocabulary"),
     "another eos in config.json": (settings("config.json", eos_token_id=0), "stop ids", "config.json says eos_token_id [0]"),
-    "an eos that is no id": (settings(eos_token_id="<|im_end|>"), "stop ids", "is no id"),
+    "an eos that is no id": (settings(eos_token_id=END), "stop ids", "is no id"),
     "broken generation_config": (write("generation_config.json", "{"), "stop ids", "JSONDecodeError"),
+    "another eos in the tokenizer": (settings("tokenizer_config.json", eos_token=TEXT_END), "stop ids", "the tokenizer's eos token is <|endoftext|>, training's <|im_end|>"),
     "a temperature that is none": (settings(temperature="hot"), "sampling defaults", "temperature is 'hot'"),
     "a smaller config": (settings("config.json", vocab_size=100), "vocabulary", "rows, vocab_size of config.json is 100"),
     "cut embeddings": (retensor(EMBEDDINGS, lambda t: t[:200]), "vocabulary", f"{EMBEDDINGS} has 200 rows"),
@@ -277,7 +281,7 @@ def test_ends_of_added_and_declared_tokens_are_stop_ids(subject):
     tree = {**subject.tree, "special_tokens": {}, "eot_tokens": ["<|im_end|>"]}
     edit(subject.directory / "generation_config.json", eos_token_id=0)
     for place in (subject.directory, subject.checkpoint):
-        edit(place / "tokenizer_config.json", eos_token="<|endoftext|>")
+        edit(place / "tokenizer_config.json", eos_token=TEXT_END)
     assert found(replace(subject, tree=tree))["stop ids"].state == "fixed"
     assert eos_of(subject.directory) == [0, 2]
 
@@ -305,7 +309,7 @@ def test_renamed_tokens_are_read_from_the_tokenizer_that_training_saved(subject,
 def test_a_model_that_was_not_taught_to_stop_is_told(subject):
     """No eot_tokens, and an eos token that the template never writes: Axolotl trains on no end."""
     for place in (subject.directory, subject.checkpoint):
-        edit(place / "tokenizer_config.json", eos_token="<|endoftext|>")
+        edit(place / "tokenizer_config.json", eos_token=TEXT_END)
     for name in ("generation_config.json", "config.json"):
         edit(subject.directory / name, eos_token_id=0)
     one = found(replace(subject, tree={**subject.tree, "special_tokens": {}}))["stop ids"]
@@ -377,6 +381,35 @@ def test_of_a_quantised_copy_the_weights_are_not_looked_at(subject):
     findings = found(replace(subject, form="quantised"))
     assert "safetensors index" not in findings
     assert {one.state for one in findings.values()} == {"ok"}
+
+
+# --- what a proof makes of it --------------------------------------------------------------
+
+
+def test_a_model_that_fails_a_check_is_not_proven(subject, monkeypatch):
+    """Its logits may be those of the trained model: served, it would still be another."""
+    figures = {"positions": 8, "argmax_agreement": 1.0, "max_abs_diff": 0.0, "relative_error": 0.0,
+               "kl": 0.0, "adapter_effect": 1.0, "differs_from_base": True}  # fmt: skip
+    (subject.directory / "tokenizer.json").unlink()
+
+    def child_run(_module, specification, _tell, _what):
+        findings = parity.check(parity.subject_of(specification["subject"]))
+        return {"comparison": figures, "parity": [asdict(one) for one in findings]}
+
+    monkeypatch.setattr(proving.child, "run", child_run)
+    record = SimpleNamespace(name="r", base=None, versions={})
+    recipe = SimpleNamespace(format="chat", merge=config.MergeLimits())
+    checkpoint = SimpleNamespace(path=subject.checkpoint)
+    job = proving.Job(record, recipe, subject.tree, checkpoint, subject.base, [], "", subject.rows)
+    result = proving.prove(job, subject.directory, print)
+    assert result.verdict == "different"
+    assert result.reason.startswith("it would be served otherwise: stop ids: ")
+    told = json.loads((subject.directory / evidence.PROOF).read_text())
+    assert [one["check"] for one in told["serving_parity"]] == list(parity.CHECKS)
+    assert (subject.directory / proving.UNVERIFIED).exists()
+    with pytest.raises(Refused, match="is not proven: it would be served otherwise"):
+        evidence.demand(subject.directory, force=False)
+    assert evidence.demand(subject.directory, force=True).verdict == "different"
 
 
 # --- the settings, as data ---------------------------------------------------------------

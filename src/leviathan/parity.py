@@ -142,6 +142,8 @@ class _Seen:
         subject = self.subject
         right = parity_settings.stop_ids(self.generation, self.config, self.taught, self.vocab_size)
         found = right.finding
+        if (other := self._other_eos()) is not None:
+            return other
         if found.state != "fixed":
             return found
         if subject.form == "adapter":
@@ -154,6 +156,17 @@ class _Seen:
             if before != after:
                 files.write_json(subject.directory / name, after)
         return found
+
+    def _other_eos(self) -> Finding | None:
+        """A tokenizer with another eos token than training's: vLLM ends answers there too."""
+        own = self.trained.made.special.get("eos_token")
+        served = self.tokenizer.eos_token
+        if own is None or served == own:
+            return None
+        return Finding(
+            parity_settings.STOPS, "fail", f"the tokenizer's eos token is {served}, training's {own}",
+            "ship the tokenizer of the checkpoint: merge again",
+        )  # fmt: skip
 
     def padding(self) -> Finding:
         made = self.tokenizer

@@ -118,7 +118,7 @@ def prove(
         trust_remote_code=trained.trust_remote_code,
     )  # fmt: skip
     specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes,
-                     "subject": _subject(job, made, form)}  # fmt: skip
+                     "subject": subject(job, made, form)}  # fmt: skip
     answer = child.run("leviathan.proof", specification, tell, "the proof")
     found, parity = answer["comparison"], parity_finding.read(answer["parity"])
     limits = recipe.merge
@@ -151,7 +151,7 @@ def prove(
     return Merged(made, job.checkpoint, word, reason, found, job, parity)
 
 
-def _subject(job: Job, made: Path, form: str) -> dict[str, Any]:
+def subject(job: Job, made: Path, form: str) -> dict[str, Any]:
     """``parity.Subject`` as JSON."""
     return {
         "directory": str(made.resolve()),

@@ -21,6 +21,13 @@ def proof(project: Project, name: str = f"{RUN}-merged") -> dict:
     return json.loads((project.directory / "models" / name / "merge-proof.json").read_text())
 
 
+def passes(project: Project, name: str = f"{RUN}-merged", checks: int = 9) -> bool:
+    """Whether every check of what servers read is simply ok."""
+    findings = proof(project, name)["serving_parity"]
+    assert {one["state"] for one in findings} == {"ok"}, findings
+    return len(findings) == checks
+
+
 def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     done = finished.run("merge", "--quantize", "int8-int4", "--json")
     assert done.code == 0, done.err
@@ -30,6 +37,7 @@ def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     assert found["max_abs_diff"] < 1e-4 < found["adapter_effect"]
     assert found["differs_from_base"]
     assert "model.safetensors" in found["hashes"]
+    assert passes(finished)
     merged = finished.directory / "models" / f"{RUN}-merged"
     assert not (merged / "UNVERIFIED").exists()
     assert not list(merged.parent.glob(".*.partial"))
@@ -41,6 +49,8 @@ def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     said = json.loads(done.out)
     assert (said["verdict"], said["quantised"]["verdict"]) == ("equal", "different")
     assert said["quantised"]["max_abs_diff"] == four["max_abs_diff"]
+    assert said["serving_parity"] == found["serving_parity"]
+    assert passes(finished, f"{RUN}-merged-int8-int4", checks=6)
     answer = finished.run("infer", str(merged), "--prompt", "Repeat: alpha beta")
     assert answer.code == 0, answer.err
 
@@ -55,6 +65,7 @@ def test_the_adapter_alone_is_proven_on_its_base(finished):
     found = proof(finished, shipped.name)
     assert (found["verdict"], found["kind"]) == ("equal", "adapter")
     assert found["max_abs_diff"] == 0 < found["adapter_effect"]
+    assert passes(finished, shipped.name, checks=6)
     assert found["hashes"]["adapter_model.safetensors"] == found["hashes"][
         "checkpoint/adapter_model.safetensors"]  # fmt: skip
 
@@ -86,6 +97,9 @@ def test_the_trained_chat_template_is_what_is_shipped(finished):
     assert done.code == 0, done.err
     merged = finished.directory / "models/with-template"
     assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+    # But the rows were alpaca's: a conversation put through it is none that was trained.
+    assert "serving parity: 8 of 9 checks pass" in done.out
+    assert "chat template, warn: the tokenizer brings one that training did not use" in done.out
 
 
 QLORA = ("adapter=qlora", "load_in_4bit=true")
@@ -117,6 +131,8 @@ def test_every_family_merges_into_what_was_trained(
     found = proof(project)
     served = found["serving"]
     assert found["verdict"] == "equal"
+    assert "serving parity: 9 of 9 checks pass" in done.out
+    assert passes(project)
     assert served["disagreements"] == served["near_ties"]
     assert served["greedy_partings"] == served["greedy_near_ties"]
     if "bf16" in options:
