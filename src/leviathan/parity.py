@@ -163,10 +163,9 @@ class _Seen:
         served = self.tokenizer.eos_token
         if own is None or served == own:
             return None
-        return Finding(
-            parity_settings.STOPS, "fail", f"the tokenizer's eos token is {served}, training's {own}",
-            "ship the tokenizer of the checkpoint: merge again",
-        )  # fmt: skip
+        evidence = f"the tokenizer's eos token is {served}, training's {own}"
+        fix = "ship the tokenizer of the checkpoint: merge again"
+        return Finding(parity_settings.STOPS, "fail", evidence, fix)
 
     def padding(self) -> Finding:
         made = self.tokenizer
