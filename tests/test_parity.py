@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,16 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import tiny
-from leviathan import config, evidence, parity, parity_finding, parity_settings, proving
+from leviathan import (
+    config,
+    evidence,
+    parity,
+    parity_finding,
+    parity_settings,
+    parity_tokens,
+    proving,
+    schema,
+)
 from leviathan.errors import Refused
 from leviathan.parity import Subject
 from leviathan.parity_finding import Finding
@@ -62,6 +72,12 @@ def eos_of(directory: Path, name: str = "generation_config.json"):
 def word(directory: Path) -> int:
     """A token inside an answer that was trained on."""
     return Tokenizer.from_file(str(directory / "tokenizer.json")).encode("alpha alpha").ids[0]
+
+
+@pytest.fixture(autouse=True)
+def no_axolotl(monkeypatch):
+    """It would be asked, for half a minute each time, wherever tokens differ."""
+    monkeypatch.setattr(schema, "installed_version", lambda: None)
 
 
 @pytest.fixture
@@ -195,6 +211,7 @@ DAMAGES = {
     "another shape": (retensor(UP, lambda t: t[:3]), "missing tensors", f"{UP} has another shape"),
     "no template": (remove("chat_template.jinja"), "chat template", "training's is not there"),
     "another template": (write("chat_template.jinja", "{{ messages[0]['content'] }}"), "chat template", "another one than training's"),
+    "no Jinja": (write("chat_template.jinja", "{% if"), "chat template", "another one than training's"),
     "tokens of another template": (write("chat_template.jinja", "{{ messages[0]['content'] }}"), "rendered tokens", "row 1 parts at token 1: trained on '<|im_start|>' (1)"),
     "no tokenizer": (remove("tokenizer.json"), "rendered tokens", ""),
 }  # fmt: skip
@@ -256,7 +273,7 @@ def test_without_generation_config_one_is_made(subject):
     assert eos_of(subject.directory, "config.json") == [2, 0]
 
 
-@pytest.mark.parametrize("damage", ["no template", "another template"])
+@pytest.mark.parametrize("damage", ["no template", "another template", "no Jinja"])
 def test_a_lost_chat_template_is_written_back(subject, damage):
     DAMAGES[damage][0](subject.directory)
     findings = found(subject)
@@ -356,6 +373,48 @@ def test_arguments_that_training_gave_the_template_are_told(base, tmp_path):
         (place / "chat_template.jinja").write_text(template)
     one = found(subject)["rendered tokens"]
     assert (one.state, one.fix) == ("warn", "send chat_template_kwargs in every request")
+
+
+# --- who decides where the tokens differ ------------------------------------------------
+
+
+def add_a_space(directory: Path) -> None:
+    """A tokenizer that puts a space before a text: an alpaca answer begins with another token."""
+    told = tokenizer(directory)
+    told["pre_tokenizer"]["add_prefix_space"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(told))
+
+
+def asked(subject: Subject, monkeypatch, tmp_path, rows) -> Finding:
+    """What is found where this process stands for Axolotl's."""
+    answer = {"rows": rows} if rows else {"problem": "axolotl is ill"}
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\ncp {tmp_path}/answer "$4"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(schema, "installed_version", lambda: "0.0")
+    return found(subject)["rendered tokens"]
+
+
+@pytest.mark.parametrize("who", ["served", "trained", "nobody"])
+def test_where_tokens_differ_axolotl_is_asked(base, tmp_path, monkeypatch, who):
+    subject = made(base, tmp_path, "alpaca")
+    add_a_space(subject.directory)
+    served = parity._Seen(subject)
+    trained = served.trained.rows[0].spelled.ids
+    ids = parity_tokens._served(served.tokenizer, served.trained.rows[0], served.trained, {})
+    assert tuple(ids) != trained
+    right = {"served": ids, "trained": trained, "nobody": ()}[who]
+    row = [["", number, True, False] for number in right]
+    one = asked(
+        subject, monkeypatch, tmp_path, [{"tokens": row, "left": [len(row)]}] if row else []
+    )
+    if who == "served":
+        assert (one.state, one.evidence) == ("ok", "1 rows: equal to those that Axolotl makes")
+    else:
+        assert one.state == "fail"
+        assert one.evidence.startswith("row 1 parts at token ")
 
 
 # --- an adapter, a quantised copy ---------------------------------------------------------

@@ -66,7 +66,7 @@ def check(subject: Subject) -> list[Finding]:
         parity_files.TIED: lambda: parity_files.tied(seen.built, seen.weights),
         parity_files.INDEX: lambda: parity_files.index(subject.directory, seen.weights),
         parity_files.MISSING: lambda: parity_files.missing(seen.built),
-        parity_tokens.TOKENS: lambda: parity_tokens.tokens(seen.tokenizer, seen.trained),
+        parity_tokens.TOKENS: seen.tokens,
     }
     if subject.form != "merged":
         checks = {name: made for name, made in checks.items() if name not in _NO_WEIGHTS}
@@ -135,8 +135,17 @@ class _Seen:
         return int(place["vocab_size"])
 
     def template(self) -> Finding:
+        return self._template
+
+    @cached_property
+    def _template(self) -> Finding:
         directory = self.subject.directory
         return parity_tokens.chat_template(directory, self.trained, repair=self.subject.repair)
+
+    def tokens(self) -> Finding:
+        is_explained = self._template.state in ("warn", "fail")
+        ask = None if is_explained else parity_tokens.by_axolotl
+        return parity_tokens.tokens(self.tokenizer, self.trained, ask)
 
     def stops(self) -> Finding:
         subject = self.subject

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import chat_templates, conversations, files, templates, tokenizer
+from leviathan import chat_templates, conversations, files, preview, templates, tokenizer
 from leviathan.conversations import Reading
 from leviathan.errors import BadInput
 from leviathan.parity_finding import Finding
@@ -21,6 +21,7 @@ from leviathan.tokenizer import Spelled, Tokenizer
 TEMPLATE, TOKENS = "chat template", "rendered tokens"
 JINJA = "chat_template.jinja"
 _UNFOLLOWED_HERE = "added_tokens_overrides"
+Asked = Callable[["Trained"], list[list[int]] | None]
 _TRAIN = "train again with the template that is to be served"
 
 
@@ -159,8 +160,8 @@ def _without_conversations(served: str | None, kind: str) -> Finding:
 def _renders_as_trained(served: str, trained: Trained) -> bool:
     reading = Reading.of(trained.tree["datasets"][0])
     special = tokenizer.special_tokens(trained.made.file, trained.tree)
-    made = chat_templates.Template(served, special)
     try:
+        made = chat_templates.Template(served, special)
         texts = [
             made.render(reading.turns(r.row, made.keys), conversations.tools(r.row))
             for r in trained.rows
@@ -173,12 +174,13 @@ def _renders_as_trained(served: str, trained: Trained) -> bool:
 # --- the tokens --------------------------------------------------------------------------
 
 
-def tokens(served: Any, trained: Trained) -> Finding:
+def tokens(served: Any, trained: Trained, ask: Asked | None = None) -> Finding:
     """What a server makes of rows is, token by token, what training read.
 
     Args:
         served: transformers' tokenizer of the directory.
         trained: how training read the same rows.
+        ask: who knows better, if they differ.
     """
     if trained.kind == "unknown" or not trained.rows:
         why = trained.unsure if trained.kind == "unknown" else "no row of the sample is here"
@@ -187,6 +189,9 @@ def tokens(served: Any, trained: Trained) -> Finding:
     problem = _first_difference(served, trained, sides)
     if problem is None:
         return _compared(served, trained)
+    asked = ask(trained) if ask else None
+    if asked == sides:
+        return Finding(TOKENS, "ok", f"{len(sides)} rows: equal to those that Axolotl makes")
     options = trained.tree.get("chat_template_kwargs")
     if options and trained.kind == "chat":
         with_them = [_served(served, row, trained, options) for row in trained.rows]
@@ -195,10 +200,19 @@ def tokens(served: Any, trained: Trained) -> Finding:
                 TOKENS, "warn", f"equal only with chat_template_kwargs {options}",
                 "send chat_template_kwargs in every request",
             )  # fmt: skip
-    if trained.unsure:
+    if trained.unsure and asked is None:
         evidence = f"{problem}; but {trained.unsure} is not followed here"
         return Finding(TOKENS, "warn", evidence, "compare with leviathan data check")
     return Finding(TOKENS, "fail", problem, "ship training's tokenizer and template: merge again")
+
+
+def by_axolotl(trained: Trained) -> list[list[int]] | None:
+    """The rows' tokens by Axolotl, in a process of its own; None where it cannot be asked."""
+    with preview.start(trained.tree, [row.row for row in trained.rows]) as pending:
+        found = pending.result()
+    if found.by == preview.LEVIATHAN or any(row.problem for row in found.rows):
+        return None
+    return [[token.id for token in row.tokens] for row in found.rows]
 
 
 def _served(served: Any, row: Row, trained: Trained, options: dict[str, Any]) -> list[int]:
