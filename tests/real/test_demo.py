@@ -1,27 +1,14 @@
 """The embedded default, as a new user runs it: it must visibly learn."""
 
 import json
-import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from project import Project
 
-from leviathan import checkpoints, parity, proving, runs
-
 pytestmark = pytest.mark.real
 
 
-def check(project: Project, merged: Path, **more) -> dict[str, str]:
-    """The state of every check of what servers read, as the merge makes them."""
-    run = runs.RunPaths(next((project.directory / "work/training").iterdir()))
-    job = proving.prepare(run, checkpoints.choose(run.directory, "best"))
-    subject = parity.subject_of(proving.subject(job, merged, "merged"))
-    return {one.check: one.state for one in parity.check(replace(subject, **more))}
-
-
-def test_the_demo_learns_merges_and_answers(tmp_path, monkeypatch):
+def test_the_demo_learns_merges_and_answers(tmp_path):
     project = Project(tmp_path)
     done = project.run("demo", "--json")
     assert done.code == 0, done.err
@@ -40,22 +27,6 @@ def test_the_demo_learns_merges_and_answers(tmp_path, monkeypatch):
     assert len(findings) == 9
     assert {one["state"] for one in findings.values()} <= {"ok", "fixed"}, findings
     assert findings["rendered tokens"]["evidence"].endswith("equal to those trained on")
-    monkeypatch.chdir(tmp_path)  # the run names its base from here
-    broken = tmp_path / "broken"
-    shutil.copytree(merged, broken)
-    assert set(check(project, broken, repair=False).values()) == {"ok"}
-    (broken / "chat_template.jinja").unlink()
-    wrong = json.loads((broken / "generation_config.json").read_text()) | {"eos_token_id": 0}
-    (broken / "generation_config.json").write_text(json.dumps(wrong))
-    states = check(project, broken, repair=False)
-    failed = {name for name, state in states.items() if state == "fail"}
-    assert failed == {"stop ids", "chat template", "rendered tokens"}
-    states = check(project, broken)
-    fixed = {name for name, state in states.items() if state == "fixed"}
-    assert fixed == {"stop ids", "chat template"}
-    assert set(check(project, broken, repair=False).values()) == {"ok"}
-    assert (broken / "chat_template.jinja").read_text() == (
-        merged / "chat_template.jinja").read_text()  # fmt: skip
     tested = project.run("test", str(merged), "--suite", "demo", "--json")
     assert tested.code == 0, tested.err
     assert json.loads(tested.out)["pass_pct"] == suite["after"]
