@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from leviathan.config import Profile, Recipe
+from leviathan.config import Profile
 from leviathan.prompts import Suite
+from leviathan.recipe import Recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration-reference.md"
 FILES: list[tuple[str, type[BaseModel]]] = [

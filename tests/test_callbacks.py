@@ -6,6 +6,7 @@ Imports torch, transformers and Axolotl, once for this file (about ten seconds).
 import errno
 import io
 import json
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from axolotl.utils.dict import DictDefault
 
 from fakes import fake_files
 from fakes.processes import wait_for
-from leviathan import callbacks, checkpoints, plugin, runs, safeguards
+from leviathan import callbacks, checkpoints, endings, plugin, runs, safeguards
 from leviathan.config import Guards
 from leviathan.journal import Journal
 
@@ -578,6 +579,90 @@ def test_a_save_that_is_asked_for_is_made_once(paths, journal, args, asked, main
     assert (wanted.should_save, wanted.should_training_stop) == (asked, False)
     assert paths.save.exists() == (asked and not main)  # rank 0 removes it
     assert kinds(paths) == [("save_asked", None)] * (asked and main)
+
+
+def test_hours_since_the_last_save_ask_for_one(paths, journal, args):
+    now = 0.0
+    saver = callbacks.SaveCallback(journal, 1.5, lambda: now)
+    saver.on_train_begin(args, state(0), control())
+    wanted = []
+    for now in (5399.0, 5400.0, 9000.0):
+        wanted.append(saver.on_step_end(args, state(9), control()).should_save)
+        if now == 5400:
+            saver.on_save(args, state(9), control())
+    assert wanted == [False, True, False]
+    assert kinds(paths) == []  # nobody waits for it
+    always = callbacks.SaveCallback(journal, None, lambda: 1e9)
+    assert not always.on_step_end(args, state(9), control()).should_save
+
+
+def test_a_commit_slims_what_the_policy_says(paths, journal, args):
+    for step in (5, 6):
+        checkpoints.commit(fake_files.write_checkpoint(paths.directory, step), {"step": step})
+    fake_files.write_checkpoint(paths.directory, 7)
+    commit = callbacks.CommitCallback(journal, 9, "", callbacks.Stopwatch(), 2)
+    commit.on_save(args, state(), control())
+    assert [c.slim for c in checkpoints.scan(paths.directory)] == [True, False, False]
+    assert kinds(paths) == [("save", None), ("slim", None)]
+
+
+# --- endings ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "count"),
+    [([], 0), ([3.0], 0), ([3.0, 3.0], 1), ([3.0, 2.0], 0), ([2.0, 3.0, 2.5], 2),
+     ([2.0, math.nan, 1.0, math.nan], 1), ([math.nan, 2.0], 0), ([3, 4, 2, 2, 5], 2)],
+)  # fmt: skip
+def test_evaluations_without_gain_are_counted_as_transformers_counts_them(args, losses, count):
+    assert endings.without_gain(losses) == count
+    theirs = transformers.EarlyStoppingCallback(99)
+    args.greater_is_better = False
+    seen = transformers.TrainerState()
+    for loss in losses:
+        theirs.check_metric_value(args, seen, control(), loss)
+        seen.best_metric = math.inf if seen.best_metric is None else seen.best_metric
+        seen.best_metric = loss if loss < seen.best_metric else seen.best_metric
+    assert theirs.early_stopping_patience_counter == count
+
+
+class LastSteps:
+    """A Trainer as far as ``endings`` sees it."""
+
+    def __init__(self, step: int, losses: list[float]) -> None:
+        self.state, self.control = state(step), control()
+        self.state.max_steps = 10
+        self.state.log_history = [{"eval_loss": loss, "step": 1} for loss in losses]
+        self.removed: list[type] = []
+
+    def remove_callback(self, kind: type) -> None:
+        self.removed.append(kind)
+
+    def get_batch_samples(self, *_):
+        return ["a batch"], 1
+
+
+@pytest.mark.parametrize(
+    ("step", "losses", "over"),
+    [(9, [], False), (10, [], True), (5, [2.0, 3.0, 3.0], True), (5, [2.0, 3.0], False)],
+)
+def test_no_batch_comes_after_the_end(journal, step, losses, over):
+    trainer, early = LastSteps(step, losses), endings.EarlyStopCallback(journal, 2)
+    endings.install(trainer, early)
+    assert trainer.removed == [transformers.EarlyStoppingCallback]
+    assert trainer.get_batch_samples(iter(()), 1, "cpu") == (([], None) if over else (
+        ["a batch"], 1))  # fmt: skip
+    assert trainer.control.should_training_stop == over
+
+
+def test_early_stopping_saves_and_says_so(paths, journal, args):
+    early = endings.EarlyStopCallback(journal, 2)
+    found = LastSteps(5, [2.0, 3.0]).state
+    assert not early.on_evaluate(args, found, control()).should_training_stop
+    found.log_history.append({"eval_loss": 2.0, "step": 5})
+    wanted = early.on_evaluate(args, found, control())
+    assert (wanted.should_training_stop, wanted.should_save) == (True, True)
+    assert [e["step"] for e in runs.events(paths) if e["event"] == "early_stop"] == [5]
 
 
 def test_a_checkpoint_without_an_optimizer_is_not_committed(paths, journal, args):

@@ -62,6 +62,41 @@ def verified(run_dir: Path) -> checkpoints.Checkpoint:
     return checkpoints.verify(found)
 
 
+# --- a model that is trained whole ------------------------------------------------
+
+
+def make_whole(run_dir: Path, *, sharded: bool, committed: bool) -> Path:
+    """A checkpoint of a training of every weight, as the Trainer writes one."""
+    path = fake_files.write_checkpoint(run_dir, 20)
+    (path / "adapter_config.json").rename(path / "config.json")
+    (path / fake_files.ADAPTER).rename(path / "model.safetensors")
+    if sharded:
+        (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+        (path / "model-00002-of-00002.safetensors").write_bytes(fake_files.safetensors())
+        weights = {n: f"model-0000{n}-of-00002.safetensors" for n in ("1", "2")}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    if committed:
+        checkpoints.commit(path, {"step": 20})
+    return path
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("damage", [missing, truncated, emptied, zeroed, grown])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_damage_to_a_whole_models_weights_is_found(tmp_path, committed, damage, sharded):
+    path = make_whole(tmp_path, sharded=sharded, committed=committed)
+    assert verified(tmp_path).sound
+    damage(path / ("model-00002-of-00002.safetensors" if sharded else "model.safetensors"))
+    assert not verified(tmp_path).sound
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"weight_map": {"1": "gone.safetensors"}}'])
+def test_an_index_that_names_nothing_that_is_there_is_found(tmp_path, text):
+    path = make_whole(tmp_path, sharded=True, committed=False)
+    (path / "model.safetensors.index.json").write_text(text)
+    assert "missing" in checkpoints.scan(tmp_path)[0].problem
+
+
 # --- soundness --------------------------------------------------------------------
 
 

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from leviathan import config, corpus, layers, render, samples
-from leviathan.config import Recipe
 from leviathan.errors import BadInput
 from leviathan.layers import build
+from leviathan.recipe import Recipe
 
 
 def edit(path: str, old: str, new: str) -> None:
@@ -132,7 +132,9 @@ def test_set_of_leviathans_own_keys_reaches_the_recipe(project):
 
 def test_every_format_is_one_axolotl_takes(project, keys):
     for row_format in get_args(Recipe.model_fields["format"].annotation):
-        merged = build("tiny", "tiny", "full", [f"format={row_format}"])
+        rewarded = ["val_set_size=0", "gradient_accumulation_steps=2"]
+        more = rewarded if row_format == "choices" else []
+        merged = build("tiny", "tiny", "full", [f"format={row_format}", *more])
         assert merged.tree["datasets"] == layers.dataset_entries(row_format)
         assert layers.row_fields(merged) == corpus.REQUIRED_FIELDS[row_format]
         render.check_keys(merged, keys)
@@ -294,7 +296,7 @@ def test_every_problem_of_a_file_comes_in_one_error_with_its_line(project):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("base_model: base\n", "", "tiny.yaml:1: base_model is required and missing"),
+        ("base_model: base\n", "", "tiny.yaml:1: base_model, or model for one made from nothing, is required"),
         ("seed: 42", "seed: -1", ":6: seed: "),
         ("epochs: 1", "epochs: 0", ":5: epochs: "),
         ("epochs: 1", "epochs: many", ":5: epochs: "),

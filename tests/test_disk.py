@@ -52,6 +52,8 @@ def gb(tree, name=LLAMA):
         ({"optimizer": "adamw_torch_8bit"}, 8.030 * 4.031),
         ({"optimizer": "adafactor"}, 8.030 * 2),
         ({"deepspeed": "deepspeed_configs/zero3_bf16.json"}, 8.030 * 16),
+        # FSDP2 casts what is trained up: weights and two moments in fp32.
+        ({"fsdp_version": 2, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}, 8.030 * 12),
     ],
 )  # fmt: skip
 def test_a_model_that_is_not_downloaded_is_forecast(tree, checkpoint_gb):
@@ -82,8 +84,13 @@ def test_a_checkpoint_of_the_run_answers_best(base, tmp_path):
     for step in (5, 10):
         fake_files.write_checkpoint(tmp_path, step)
     five, ten = checkpoints.scan(tmp_path)
-    merged = forecast(LORA, str(base), []).merged
-    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, merged)
+    first = forecast(LORA, str(base), [])
+    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, first.merged, first.slim)
+    checkpoints.commit(ten.path, {"step": 10})
+    five, ten = checkpoints.scan(tmp_path)
+    resumed = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+    slim = ten.bytes - sum((ten.path / name).stat().st_size for name in resumed)
+    assert forecast(LORA, str(base), [five, ten]) == Forecast(ten.bytes, first.merged, slim)
     broken = dataclasses.replace(ten, bytes=1, problem="made up")
     assert forecast(LORA, str(base), [five, broken]).checkpoint == five.bytes
 

@@ -10,7 +10,7 @@ import pytest
 
 from fakes import fake_files
 from fakes.processes import LEVIATHAN, listing, wait_for
-from leviathan import checkpoints, keeping, runs
+from leviathan import checkpoints, keeping, runs, slimming
 from leviathan.errors import Refused
 
 RUN = "tiny_full_tiny"
@@ -111,6 +111,32 @@ def test_what_is_kept_and_what_is_not(tmp_path, place):
     before = listing(place)
     assert keeper.keep() == []
     assert listing(place) == before
+
+
+def test_what_is_slimmed_here_is_slimmed_there_and_nothing_is_copied_twice(tmp_path, place):
+    place.mkdir()
+    run = tmp_path / "run"
+    keeper = keeping.Keeper(write_run(run, 5, 10), place)
+    keeper.keep()
+    weights = place / "checkpoint-5" / fake_files.ADAPTER
+    inode = weights.stat().st_ino
+    copied = weights.stat().st_mtime_ns
+    assert slimming.retain(run, 1).slimmed
+    assert keeper.keep() == ["checkpoint-5"]
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == (inode, copied)
+    assert not (place / "checkpoint-5/optimizer.pt").exists()
+    assert [(c.slim, checkpoints.verify(c).sound) for c in checkpoints.scan(place)] == [
+        (True, True), (False, True)]  # fmt: skip
+    assert keeper.keep() == []
+    # A bucket that holds another checkpoint of this step gets all of it.
+    write_run(tmp_path / "other", 5)
+    shutil.rmtree(place / "checkpoint-5")
+    shutil.copytree(tmp_path / "other/checkpoint-5", place / "checkpoint-5")
+    weights.write_bytes(b"another's")
+    checkpoints.commit(place / "checkpoint-5", {"step": 5})
+    assert keeping.Keeper(keeper.paths, place).keep() == ["checkpoint-5"]
+    assert checkpoints.verify(checkpoints.scan(place)[0]).sound
+    assert weights.read_bytes() == (run / "checkpoint-5" / fake_files.ADAPTER).read_bytes()
 
 
 def test_retention_is_followed_and_damage_here_is_not(tmp_path, place):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from fakes.processes import wait_for
 from fakes.receiver import elapsed, free_port
-from leviathan import news, runs
+from leviathan import news, runs, writer
 from leviathan.delivery import Message
 from leviathan.errors import Refused
 
@@ -179,7 +179,7 @@ def test_hooks_that_hang_come_after_record_and_lock_and_a_signal_ends_the_waitin
     wait_for(lambda: "telling others how it ended" in running.stderr)
     paths = runs.RunPaths(trainings.run_dir)
     assert runs.read(paths).state == "done"
-    with runs.locked(paths):
+    with writer.locked(paths):
         assert running.process.poll() is None
     assert elapsed(lambda: running.signal(signal.SIGINT).end()) < 5
     assert running.code == 0, running

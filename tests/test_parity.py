@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 
 import tiny
 from leviathan import (
-    config,
     evidence,
     parity,
     parity_finding,
     parity_settings,
     parity_tokens,
     proving,
+    recipe,
     schema,
 )
 from leviathan.errors import Refused
@@ -354,6 +354,14 @@ def test_a_format_that_is_not_followed_is_told_and_not_judged(subject):
     assert not [one for one in findings.values() if one.state == "fail"]
 
 
+@pytest.mark.parametrize("tree", [{"datasets": None}, {"datasets": ["rows.jsonl"]}])
+def test_rows_that_cannot_be_read_again_are_told_and_not_judged(subject, tree):
+    """A training on other data than rows, or of a form unknown here, is no worse to serve."""
+    findings = found(replace(subject, tree={**subject.tree, **tree}))
+    assert {name for name, one in findings.items() if one.state == "warn"} >= {"rendered tokens"}
+    assert not [one for one in findings.values() if one.state == "fail"]
+
+
 def test_a_template_whose_prompt_is_another_is_told(subject):
     """It renders whole rows as training saw them, but not what comes before an answer."""
     prompting = TEMPLATE.replace("assistant\n'}}{% endif", "assistant: '}}{% endif")
@@ -457,9 +465,9 @@ def test_a_model_that_fails_a_check_is_not_proven(subject, monkeypatch):
 
     monkeypatch.setattr(proving.child, "run", child_run)
     record = SimpleNamespace(name="r", base=None, versions={})
-    recipe = SimpleNamespace(format="chat", merge=config.MergeLimits())
+    made_of = SimpleNamespace(format="chat", merge=recipe.MergeLimits())
     checkpoint = SimpleNamespace(path=subject.checkpoint)
-    job = proving.Job(record, recipe, subject.tree, checkpoint, subject.base, [], "", subject.rows)
+    job = proving.Job(record, made_of, subject.tree, checkpoint, subject.base, [], "", subject.rows)
     result = proving.prove(job, subject.directory, print)
     assert result.verdict == "different"
     assert result.reason.startswith("it would be served otherwise: stop ids: ")

@@ -99,6 +99,12 @@ sys.exit(bool(failed))
 
 
 SHARDED = ("a100x8", "h100x8")
+GUIDES = (
+    ("nanochat", "a100-40gb", ("base", "mid", "sft", "rl")),
+    ("nanochat-d64", "h100x8", ("base",)),
+    ("pure-transformer", "a100x8", ("base", "rl")),
+)
+"""Recipes of models from nothing, each with the machine it is meant for."""
 
 
 def sharded(name: str, directory: Path) -> str:
@@ -158,6 +164,15 @@ def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
         path = Path(f"{target.run_dir}.rendered")
         path.write_text(rendered(keys, f"{merged}.yaml", target=target).yaml())
         jobs.append((str(path), SHIPPED[name].compute_capability, 8))
+    for recipe, name, stages in GUIDES:
+        for stage in stages:
+            run_dir = tmp_path / f"{recipe}.{stage}"
+            run_dir.mkdir()
+            target = render.Target(run_dir, tmp_path / "rows.jsonl", TARGET.base_model)
+            path = Path(f"{run_dir}.rendered")
+            whole = rendered(keys, name, f"stage={stage}", target=target, recipe=recipe)
+            path.write_text(whole.yaml())
+            jobs.append((str(path), SHIPPED[name].compute_capability, SHIPPED[name].count))
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, json.dumps(jobs)],
         env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
@@ -169,7 +184,7 @@ def test_axolotl_itself_accepts_what_is_rendered(keys, tmp_path, monkeypatch):
         wanted = yaml.safe_load(Path(path).read_text())
         assert set(wanted) <= set(checked["keys"])  # nothing was dropped silently
         assert checked["leviathan"] == wanted["leviathan"]
-        assert checked["learning_rate"] == 2e-4
+        assert checked["learning_rate"] == float(wanted["learning_rate"])
         assert (Path(wanted["leviathan"]["run_dir"]) / ".plugin.json").exists()  # the heartbeat
 
 

@@ -9,7 +9,7 @@ import threading
 import filelock
 import pytest
 
-from leviathan import files, machine, runs
+from leviathan import files, machine, runs, writer
 from leviathan.errors import BadInput, Refused
 
 
@@ -138,8 +138,8 @@ def test_first_event_after_a_killed_writer_is_not_lost(paths):
 HOLD = """
 import sys
 from pathlib import Path
-from leviathan import runs
-with runs.locked(runs.RunPaths(Path(sys.argv[1]))):
+from leviathan import runs, writer
+with writer.locked(runs.RunPaths(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -150,23 +150,23 @@ def test_second_process_is_refused_and_told_who_holds_the_lock(paths):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as holder:
         holder.stdout.readline()
-        with pytest.raises(Refused, match=f"by process {holder.pid}"), runs.locked(paths):
+        with pytest.raises(Refused, match=f"by process {holder.pid}"), writer.locked(paths):
             pass
         holder.kill()
-    with runs.locked(paths):  # the kernel released it with its holder
+    with writer.locked(paths):  # the kernel released it with its holder
         assert json.loads((paths.directory / ".lock.json").read_text())["pid"] == os.getpid()
-    with runs.locked(paths):
+    with writer.locked(paths):
         pass
 
 
 @pytest.mark.parametrize("holder", [None, "", "{}"])
 def test_unknown_holder_is_still_refused(paths, holder):
-    with runs.locked(paths):
+    with writer.locked(paths):
         mark = paths.directory / ".lock.json"
         mark.unlink()
         if holder is not None:
             mark.write_text(holder)
-        with pytest.raises(Refused, match="another process"), runs.locked(paths):
+        with pytest.raises(Refused, match="another process"), writer.locked(paths):
             pass
 
 
@@ -212,14 +212,14 @@ def test_a_loser_waits_for_the_holders_name_rather_than_telling_a_dead_ones(path
                 0.5, files.write_json, (paths.holder, machine.process_identity(process.pid))
             )
             late.start()
-            with pytest.raises(Refused, match=f"by process {process.pid};?"), runs.locked(paths):
+            with pytest.raises(Refused, match=f"by process {process.pid};?"), writer.locked(paths):
                 pass
         late.join()
 
 
 def test_a_released_lock_names_nobody(paths):
     """Else a loser could name a living process that trains no longer."""
-    with runs.locked(paths):
+    with writer.locked(paths):
         assert runs.identity_in(paths.holder)["pid"] == os.getpid()
     assert not paths.holder.exists()
 
@@ -232,8 +232,8 @@ def test_a_deleted_lock_file_does_not_let_a_second_writer_in(paths):
         holder.stdout.readline()
         paths.lock.unlink()
         for _ in range(2):  # the one refused leaves the holder's name where it is
-            with pytest.raises(Refused, match=f"by process {holder.pid}"), runs.locked(paths):
+            with pytest.raises(Refused, match=f"by process {holder.pid}"), writer.locked(paths):
                 pass
         holder.stdin.close()
-    with runs.locked(paths):
+    with writer.locked(paths):
         pass

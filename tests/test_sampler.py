@@ -11,9 +11,10 @@ from accelerate.data_loader import prepare_data_loader
 from axolotl.utils.samplers import MultipackBatchSampler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import RepeatSampler
 
 from leviathan import packing, sampler
-from leviathan.callbacks import EpochCallback, TokensCallback
+from leviathan.callbacks import EpochCallback, GroupsCallback, TokensCallback
 
 ROWS, EPOCHS = 400, 3
 LENGTHS = [10 + row * row * 7 % 91 for row in range(ROWS)]
@@ -155,3 +156,54 @@ def test_tokens_are_counted_one_by_one_beyond_what_a_float_holds(tmp_path):
     state.tokens = restored = {"total": torch.tensor(5), "trainable": torch.tensor(3)}
     TokensCallback().on_train_begin(TrainingArguments(tmp_path), state, TrainerControl())
     assert state.tokens is restored
+
+
+# --- questions that are answered for a reward ------------------------------------------------
+
+
+class Asking:
+    """As much of TRL's trainer as asks for a sampler: 10 questions, 2 answers each, by threes."""
+
+    def __init__(self, shuffle=True):
+        self.shuffle = shuffle
+
+    def _get_train_sampler(self, dataset=None):
+        return RepeatSampler(range(10), 2, batch_size=3, shuffle=self.shuffle, seed=42)
+
+
+def questions(order, made, epoch):
+    order.set_epoch(epoch)
+    return list(made)
+
+
+def test_each_epoch_has_an_order_of_questions_of_its_own_whenever_it_is_asked_for():
+    trainer = Asking()
+    theirs = list(trainer._get_train_sampler())
+    order = sampler.GroupOrder(trainer)
+    made = trainer._get_train_sampler()
+    epochs = [questions(order, made, epoch) for epoch in range(3)]
+    assert epochs[0] == theirs  # TRL's own
+    assert len(made) == len(theirs) == 18
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(epoch[::2] == epoch[1::2] for epoch in epochs)
+    resumed = Asking()
+    other = sampler.GroupOrder(resumed)
+    assert questions(other, resumed._get_train_sampler(), 2) == epochs[2]
+
+
+def test_a_resume_skips_what_was_asked_of_its_epoch_only():
+    trainer = Asking()
+    order = sampler.GroupOrder(trainer)
+    made = trainer._get_train_sampler()
+    whole = questions(order, made, 1)
+    skipped = skip_first_batches(DataLoader(range(10), batch_size=6, sampler=made), 1)
+    callback = GroupsCallback(order.set_epoch)
+    callback.on_epoch_begin(None, TrainerState(epoch=1.4), TrainerControl())
+    assert [number for batch in skipped for number in batch.tolist()] == whole[6:]
+
+
+def test_questions_in_the_order_of_the_file_are_left_alone():
+    trainer = Asking(shuffle=False)
+    theirs = list(trainer._get_train_sampler())
+    order = sampler.GroupOrder(trainer)
+    assert questions(order, trainer._get_train_sampler(), 1) == theirs

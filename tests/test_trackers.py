@@ -9,6 +9,7 @@ import yaml
 from leviathan import launch, layers, render, runs, trackers, train
 from leviathan.config import Profile
 from leviathan.errors import BadInput
+from leviathan.origins import Origin
 from leviathan.trackers import Here, Run
 
 ALL = frozenset(trackers.NAMES)
@@ -38,7 +39,7 @@ def test_tensorboard_is_the_default_where_it_is_installed(rendered, project):
     result = rendered()
     assert tracker_keys(result) == {"use_tensorboard": True}
     assert result.environment == {"TENSORBOARD_LOGGING_DIR": str(project / "r/tensorboard")}
-    assert ("use_tensorboard", True, layers.Origin("track", "installed here")) in result.rows()
+    assert ("use_tensorboard", True, Origin("track", "installed here")) in result.rows()
     assert tracker_keys(rendered(installed=())) == {}
 
 
@@ -67,7 +68,7 @@ def test_a_name_asked_for_brings_names_and_tags(rendered, project):
         "profile": "cpu, big", "recipe": "tiny", "sample": "full", "leviathan.run": identity,
     }  # fmt: skip
     origins = {key: origin for key, _, origin in result.rows()}
-    assert origins["wandb_project"] == layers.Origin("track", "--track wandb,trackio,mlflow")
+    assert origins["wandb_project"] == Origin("track", "--track wandb,trackio,mlflow")
 
 
 def test_the_users_names_win_over_ours(rendered):

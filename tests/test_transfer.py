@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from leviathan import checkpoints, evidence, files, landing, luggage, parcel, remote, runs, transfer
+from leviathan import (
+    checkpoints,
+    evidence,
+    files,
+    landing,
+    luggage,
+    parcel,
+    remote,
+    runs,
+    transfer,
+    writer,
+)
 from leviathan.corpus import file_digest
 from leviathan.errors import BadInput, LeviathanError, Refused
 from leviathan.transfer import Wishes
@@ -294,11 +305,11 @@ def test_what_is_being_trained_there_is_not_touched(tmp_path, monkeypatch, flock
             (tmp_path / "bin" / name).symlink_to(shutil.which(name))
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with (
-        runs.locked(runs.RunPaths(far / "work/training/r")),
+        writer.locked(runs.RunPaths(far / "work/training/r")),
         pytest.raises(Refused, match="is being trained there"),
     ):
         push(run, far)
-    with runs.locked(runs.RunPaths(run)):  # here it may be
+    with writer.locked(runs.RunPaths(run)):  # here it may be
         push(run, far)
 
 
@@ -410,7 +421,7 @@ def test_names_are_given_under_the_runs_lock(tmp_path):
     run = make_run(tmp_path / "here")
     place = remote.here(run)
     landing.prepare(place, ".transfer-x")
-    with runs.locked(runs.RunPaths(run)), pytest.raises(Refused, match="being trained"):
+    with writer.locked(runs.RunPaths(run)), pytest.raises(Refused, match="being trained"):
         landing.publish_run(place, ".transfer-x", "none")
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from fakes.processes import wait_for
-from leviathan import runs, watch
+from leviathan import runs, watch, writer
 
 
 def test_watch_tells_the_steps_and_ends_with_the_run(trainings):
@@ -111,7 +111,7 @@ def test_a_followed_log_goes_on_in_the_next_session_and_ends_with_the_run(paths)
     first = paths.logs / "training_a_1.log"
     first.write_text("one\n")
     heard = []
-    with runs.locked(paths):
+    with writer.locked(paths):
         follower = threading.Thread(
             target=lambda: heard.extend(watch.follow_log(paths, first, len("one\n")))
         )
@@ -166,6 +166,6 @@ def test_the_end_of_a_session_is_not_told_as_a_new_one(crashed):
         if len(ticks) == 3:
             paths.holder.unlink()
 
-    with runs.locked(paths):
+    with writer.locked(paths):
         watch.follow(paths, listener)
     assert set(told) == {"tick"}

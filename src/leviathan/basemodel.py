@@ -31,6 +31,8 @@ class Located:
     weight_bytes: int = 0
     is_local: bool = False
     """Named as a directory, not as a model of the hub."""
+    to_be_made: bool = False
+    """From nothing, before training begins; ``weight_bytes`` is what it will take."""
 
 
 def locate(tree: Mapping[str, Any], environment: Mapping[str, str]) -> Located:

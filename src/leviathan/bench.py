@@ -22,8 +22,10 @@ from leviathan import (
     probe,
     runs,
     schema,
+    scratch,
     sessions,
     stand_in,
+    writer,
 )
 from leviathan import render as rendering
 from leviathan.calibrations import Calibration
@@ -103,7 +105,8 @@ def decide(config: Config, *, steps: int, warm_up: int, cap_gib: float | None = 
             f"corpus {path} does not exist, and rows for axolotl.datasets cannot be made up",
             "set corpus: in the recipe",
         )
-    found = stand_in.find(config.tree)
+    new = scratch.planned(config)
+    found = stand_in.find(config.tree, new.config_json() if new else None)
     name = run_name(config, f"{config.recipe_name}_{config.profile_name}")
     paths = runs.RunPaths(DIRECTORY / name)
     subject = preflight.of_bench(config, here, paths, keys_read=keys is not None)
@@ -127,6 +130,15 @@ def _cap(hardware: Hardware, here: machine.Machine, gib: float | None) -> Cap | 
     return Cap(gib, gpu.memory_gib - gpu.free_gib)
 
 
+def _base(bench: Bench, tell: Callable[[str], None]) -> Path:
+    """Random weights to measure with: the recipe's own, where the model is made from nothing."""
+    config = bench.decision.config
+    if scratch.planned(config) and Path(config.recipe.corpus).exists():
+        directory = Path(config.tree["base_model"])
+        return scratch.make(directory, scratch.request(config), tell).resolve()
+    return stand_in.make(bench.stand_in, tell)
+
+
 def run(bench: Bench, listener: Listener) -> Result:
     """Carry it out, and keep the result with the other calibrations.
 
@@ -137,9 +149,7 @@ def run(bench: Bench, listener: Listener) -> Result:
     decision = bench.decision
     config = decision.config
     replace_directory(decision.paths)
-    base = None
-    if not bench.stand_in.real:
-        base = str(stand_in.make(bench.stand_in, _notices(listener)))
+    base = None if bench.stand_in.real else str(_base(bench, _notices(listener)))
     read = knobs.read(config.tree, config.profile.hardware.processes)
     total = bench.warm_up + bench.steps
     path = Path(config.recipe.corpus)
@@ -194,7 +204,7 @@ def replace_directory(paths: runs.RunPaths) -> None:
     if paths.directory.exists():
         if runs.orphan(paths):
             raise Refused(f"a training of {paths.directory} still runs", "wait for its end")
-        with runs.locked(paths):
+        with writer.locked(paths):
             pass
         shutil.rmtree(paths.directory)
     paths.directory.mkdir(parents=True)

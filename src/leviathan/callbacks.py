@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from leviathan import checkpoints, files, machine, runs, sampler, structure
+from leviathan import checkpoints, files, machine, runs, sampler, slimming, structure
 from leviathan.journal import Journal
 
 _SUPERVISOR_CHECK_S = 5.0
 _SEEN_WITHIN_S = 60.0
 _POLL_S = 0.2
+_OF_EVALUATION = ("eval_loss", "eval_reward", "eval_s")
 
 
 class LearningRateCallback(TrainerCallback):
@@ -71,6 +73,21 @@ class EpochCallback(TrainerCallback):
             )
         # Whole at an epoch's end: the Trainer sets it to epoch + steps done / steps.
         batches.set_epoch(int(state.epoch or 0))
+
+
+class GroupsCallback(TrainerCallback):
+    """Tells the questions that are answered for a reward which epoch begins.
+
+    accelerate tells only samplers that it finds, not below what skips batches at a resume.
+    """
+
+    def __init__(self, order: Callable[[int], None]) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.order(int(state.epoch or 0))
 
 
 class TokensCallback(TrainerCallback):
@@ -139,7 +156,7 @@ class MetricsCallback(TrainerCallback):
         if any(name.startswith("eval_") for name in logs):
             line["eval_s"] = self.stopwatch.lap_s()
             # Evaluations are rare and wanted often: events.jsonl is read whole, this is not.
-            told = {name: line[name] for name in ("eval_loss", "eval_s") if name in line}
+            told = {name: line[name] for name in _OF_EVALUATION if name in line}
             self.journal.event("eval", step=state.global_step, **told)
         if "loss" in logs:
             line["data_s"] = self.stopwatch.data_s()
@@ -158,9 +175,12 @@ def _plain(value: Any) -> Any:
 class CommitCallback(TrainerCallback):
     """Commits each checkpoint once it is whole, then lets retention run."""
 
-    def __init__(self, journal: Journal, keep: int, fingerprint: str, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self, journal: Journal, keep: int, fingerprint: str, stopwatch: Stopwatch,
+        whole: int | None = None,
+    ) -> None:  # fmt: skip
         self.journal, self.keep, self.fingerprint = journal, keep, fingerprint
-        self.stopwatch = stopwatch
+        self.stopwatch, self.whole = stopwatch, whole
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -184,6 +204,7 @@ class CommitCallback(TrainerCallback):
         checkpoints.commit(directory, {**facts, "fingerprint": self.fingerprint})
         self.journal.event("save", step=state.global_step, save_s=self.stopwatch.lap_s())
         let_go(self.journal, self.keep, state.global_step, reason="keep")
+        make_slim(self.journal, self.whole, state.global_step)
 
 
 def _written(directory: Path) -> set[str]:
@@ -219,6 +240,15 @@ def let_go(journal: Journal, keep: int, step: int, *, reason: str) -> None:
         journal.event("remove", step=removed, reason=reason)
     if retention.problem:
         journal.event("warning", kind="retention", step=step, text=retention.problem)
+
+
+def make_slim(journal: Journal, whole: int | None, step: int) -> None:
+    """Have older checkpoints slimmed at ``step``, and tell which, and what would not be."""
+    done = slimming.retain(journal.paths.directory, whole)
+    for slimmed, freed in done.slimmed:
+        journal.event("slim", step=slimmed, bytes=freed, reason="whole")
+    if done.problem:
+        journal.event("warning", kind="retention", step=step, text=done.problem)
 
 
 class StopCallback(TrainerCallback):
@@ -293,17 +323,30 @@ class StopCallback(TrainerCallback):
 
 
 class SaveCallback(TrainerCallback):
-    """Saves a checkpoint after the current step when asked through the save file."""
+    """Saves after the current step when asked through the save file, or when hours have passed."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(
+        self, journal: Journal, every_hours: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.journal, self.paths = journal, journal.paths
+        self._every_s = math.inf if every_hours is None else every_hours * 3600
+        self._clock, self._since = clock, clock()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._since = self._clock()
+
+    on_save = on_train_begin
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if any_rank(self.paths.save.exists()):
+        asked, due = self.paths.save.exists(), self._clock() - self._since >= self._every_s
+        if any_rank(asked or due):
             control.should_save = True
-            if state.is_world_process_zero:
+            if asked and state.is_world_process_zero:
                 # In this order: who asked waits for the save after this event.
                 self.journal.event("save_asked", step=state.global_step)
                 self.paths.save.unlink(missing_ok=True)

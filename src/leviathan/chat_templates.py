@@ -82,13 +82,18 @@ class Template:
         self._compiled, self.keys = _compiled(source)
         """``keys``: of a message, those Axolotl hands on beside the mapped ones."""
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """The conversation as text; raises whatever the template raises."""
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, *, asks: bool = False
+    ) -> str:
+        """The conversation as text, with ``asks`` up to where the answer begins.
+
+        Raises whatever the template raises.
+        """
         made = self._compiled.render(
             messages=messages,
             tools=tools or None,
             documents=None,
-            add_generation_prompt=False,
+            add_generation_prompt=asks,
             **self._variables,
         )
         return str(made)

@@ -18,6 +18,9 @@ def base_model(subject: Subject) -> Check | None:
     base = subject.inputs.base if subject.inputs else None
     if base is None:
         return None
+    if base.to_be_made:
+        return Check("base model", "pass", f"{base.name} is made from nothing at the start, "
+                     f"{_size(base.weight_bytes)} of weights")  # fmt: skip
     try:
         models.local_or_hub(base.name)
     except BadInput as error:

@@ -23,9 +23,13 @@ COMMIT = "leviathan-commit.json"
 PIN = "leviathan-pin"
 ASIDE = ("quarantine", "set-aside")
 _COMMIT_SCHEMA = 1
+SLIM_SCHEMA = 2
+"""Of the record of a slimmed checkpoint (``slimming``): an older Leviathan, which would resume
+from it without its optimizer, does not take it for committed."""
 # Neither resuming nor merging reads these; damage to them is none to the checkpoint.
 _NOT_NEEDED = {COMMIT, PIN, "README.md", "training_args.bin"}
 UNFINISHED = "its save was interrupted before the commit record"
+SLIMMED = "its optimizer was slimmed away"
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,36 @@ class Checkpoint:
     """run, quarantine or set-aside."""
     fingerprint: str = ""
     """Of the settings it was trained with (``compatibility``); empty where unknown."""
+    slim: bool = False
+    """Whether its optimizer was slimmed away (``slimming``): good for all but resuming."""
+    eval_reward: float | None = None
+    """Of a training by rewards, whose evaluation loss says nothing."""
+
+    @property
+    def score(self) -> float | None:
+        """The lower, the better: the evaluation loss, or minus the reward; None without one."""
+        loss = self.eval_loss if self.eval_reward is None else -self.eval_reward
+        return loss if loss is not None and math.isfinite(loss) else None
 
     @property
     def sound(self) -> bool:
         """Whether nothing was found wrong."""
         return self.problem is None
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why training cannot go on from it; None when it can, as far as was checked."""
+        return self.problem or (SLIMMED if self.slim else None)
+
     def to_json(self) -> dict[str, Any]:
         """The document of ``checkpoints list --json``."""
         return {
             "step": self.step, "epoch": self.epoch, "loss": self.loss,
-            "eval_loss": self.eval_loss, "bytes": self.bytes, "sound": self.sound,
+            "eval_loss": self.eval_loss, "eval_reward": self.eval_reward,
+            "bytes": self.bytes, "sound": self.sound,
             "best": self.best, "pinned": self.pinned, "committed": self.committed,
             "problem": self.problem, "modified": self.modified, "path": str(self.path),
-            "where": self.where,
+            "where": self.where, "slim": self.slim,
         }  # fmt: skip
 
 
@@ -112,8 +132,8 @@ def scan(run_dir: Path) -> list[Checkpoint]:
                 found.append(_look(path, step))
     found = _doubted(sorted(found, key=lambda c: c.step))
     best = min(
-        (c for c in found if c.sound and _score(c) is not None),
-        key=lambda c: (c.eval_loss or 0.0, c.step),
+        (c for c in found if c.sound and c.score is not None),
+        key=lambda c: (c.score or 0.0, c.step),
         default=None,
     )
     return [replace(c, best=best is not None and c.step == best.step) for c in found]
@@ -133,7 +153,7 @@ def _doubted(found: list[Checkpoint]) -> list[Checkpoint]:
 
 def verify(checkpoint: Checkpoint) -> Checkpoint:
     """``checkpoint`` with every byte read: hashes where committed, else structure."""
-    record = _read_record(checkpoint.path)
+    record = read_record(checkpoint.path)
     problem = checkpoint.problem or (
         _hash_problem(checkpoint.path, record)
         if record
@@ -143,14 +163,17 @@ def verify(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
-    """The newest checkpoint that verifies, and the newer ones that do not."""
-    damaged: list[Checkpoint] = []
+    """The newest checkpoint that verifies and can be resumed from, and the newer ones.
+
+    Those are damaged or, which a policy never leads to, slimmed.
+    """
+    newer: list[Checkpoint] = []
     for candidate in reversed(scan(run_dir)):
-        checked = verify(candidate)
-        if checked.sound:
-            return checked, damaged
-        damaged.append(checked)
-    return None, damaged
+        checked = candidate if candidate.slim else verify(candidate)
+        if checked.obstacle is None:
+            return checked, newer
+        newer.append(checked)
+    return None, newer
 
 
 def choose(run_dir: Path, which: str) -> Checkpoint:
@@ -198,8 +221,8 @@ def named(run_dir: Path, which: str) -> Checkpoint:
 def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoint:
     candidates = found[::-1]
     if which == "best":
-        scored = [c for c in found if _score(c) is not None]
-        candidates = sorted(scored, key=lambda c: (c.eval_loss or 0.0, c.step)) or candidates
+        scored = [c for c in found if c.score is not None]
+        candidates = sorted(scored, key=lambda c: (c.score or 0.0, c.step)) or candidates
     for candidate in candidates:
         checked = verify(candidate)
         if checked.sound:
@@ -210,12 +233,6 @@ def _first_sound(found: list[Checkpoint], which: str, run_dir: Path) -> Checkpoi
     )
 
 
-def _score(checkpoint: Checkpoint) -> float | None:
-    """The evaluation loss, if there is a finite one."""
-    loss = checkpoint.eval_loss
-    return loss if loss is not None and math.isfinite(loss) else None
-
-
 def _numbered(found: list[Checkpoint], which: str) -> Checkpoint | None:
     number = which.removeprefix("checkpoint-")
     if not number.isdecimal():
@@ -224,18 +241,19 @@ def _numbered(found: list[Checkpoint], which: str) -> Checkpoint | None:
 
 
 def newest_bytes(found: list[Checkpoint]) -> int | None:
-    """Bytes of the newest sound checkpoint, which the next will take too; None without one."""
-    return next((c.bytes for c in reversed(found) if c.sound), None)
+    """Bytes of the newest whole checkpoint, which the next will take too; None without one."""
+    return next((c.bytes for c in reversed(found) if c.obstacle is None), None)
 
 
 def removable(found: list[Checkpoint], keep: int, *, drop_best: bool = False) -> list[Checkpoint]:
     """What retention lets go: sound ones older than the newest ``keep``, by step.
 
     Never the best (unless ``drop_best``), never a pinned one, never the last sound
-    one; damaged ones are left alone for a person to look at.
+    one nor the last that can be resumed from; damaged ones are left alone for a person to look at.
     """
     sound = [c for c in found if c.sound]
     kept = {c.step for c in sound[-max(keep, 1) :]}
+    kept |= {c.step for c in [c for c in sound if not c.slim][-1:]}
     return [c for c in sound if c.step not in kept and not c.pinned and (drop_best or not c.best)]
 
 
@@ -348,30 +366,33 @@ _YEAR_5138_S = 1e11
 
 
 def _look(path: Path, step: int) -> Checkpoint:
-    record = _read_record(path)
+    record = read_record(path)
     facts = record or _facts_from_state(path)
     if record:
         problem, size = _size_problem(path, record)
     else:
         problem, size = structure.quick_problem(path), files.directory_bytes(path)
-    epoch, loss, eval_loss, saved = (
-        files.number(facts.get(name)) for name in ("epoch", "loss", "eval_loss", "time")
+    epoch, loss, eval_loss, eval_reward, saved = (
+        files.number(facts.get(name))
+        for name in ("epoch", "loss", "eval_loss", "eval_reward", "time")
     )
     if saved is None or not 0 < saved < _YEAR_5138_S:  # what no calendar has is damage
         saved = path.stat().st_mtime
     return Checkpoint(
         step, path, epoch, loss, eval_loss, size, saved,
         record is not None, problem, pinned=(path / PIN).exists(),
-        fingerprint=str(facts.get("fingerprint") or ""),
+        fingerprint=str(facts.get("fingerprint") or ""), eval_reward=eval_reward,
+        slim=record is not None and record["schema"] == SLIM_SCHEMA,
     )  # fmt: skip
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The commit record of a checkpoint; None where there is none that can be read."""
     try:
         record = json.loads((path / COMMIT).read_bytes())
     except (OSError, ValueError):
         return None
-    if not isinstance(record, dict) or record.get("schema") != _COMMIT_SCHEMA:
+    if not isinstance(record, dict) or record.get("schema") not in (_COMMIT_SCHEMA, SLIM_SCHEMA):
         return None
     entries = record.get("files")
     whole = isinstance(entries, dict) and all(
@@ -381,19 +402,21 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 
 def facts_from_history(state: dict[str, Any]) -> dict[str, Any]:
-    """Step, epoch, last loss and the evaluation loss at this step, from trainer_state.
+    """Step, epoch, last loss and the evaluation at this step, from trainer_state.
 
     Raises:
         TypeError, AttributeError: ``state`` is JSON of another shape.
     """
     step, history = state.get("global_step"), state.get("log_history") or []
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    evals = [e["eval_loss"] for e in history if "eval_loss" in e and e.get("step") == step]
+    evals = [e for e in history if "eval_loss" in e and e.get("step") == step]
+    rewards = [e["eval_reward"] for e in evals if "eval_reward" in e]
     return {
         "step": step,
         "epoch": state.get("epoch"),
         "loss": losses[-1] if losses else None,
-        "eval_loss": evals[-1] if evals else None,
+        "eval_loss": evals[-1]["eval_loss"] if evals else None,
+        **({"eval_reward": rewards[-1]} if rewards else {}),
     }
 
 

@@ -39,6 +39,7 @@ class Choice:
         """What ``checkpoints best --json`` has besides the checkpoint."""
         second = self.second and {
             "step": self.second.step, "eval_loss": self.second.eval_loss,
+            "eval_reward": self.second.eval_reward,
             "path": str(self.second.path),
         }  # fmt: skip
         return {
@@ -66,6 +67,11 @@ def explain(
         reasons = [*_elsewhere(chosen, found, evals), *_damaged(chosen, found)]
         return Choice(chosen, why, tuple(reasons), 0, None, noise)
     others = [c for c in ranked if c.step != chosen.step]
+    if chosen.eval_reward is not None:
+        why = f"highest reward in evaluation, {chosen.eval_reward:.4g}, of {len(ranked)} sound "
+        why += "checkpoints that were evaluated"
+        damaged = tuple(_damaged(chosen, found))
+        return Choice(chosen, why, damaged, len(ranked), next(iter(others), None), None)
     why = f"lowest evaluation loss, {_loss(chosen):.4f}, "
     why += f"of {len(ranked)} sound checkpoints that were evaluated" if others else (
         "and the only sound checkpoint that was evaluated"
@@ -108,8 +114,7 @@ def _evaluated(found: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _loss(checkpoint: Checkpoint) -> float:
-    loss = checkpoint.eval_loss
-    return loss if loss is not None and math.isfinite(loss) else math.inf
+    return math.inf if checkpoint.score is None else checkpoint.score
 
 
 def better(one: Checkpoint, other: Checkpoint) -> bool:

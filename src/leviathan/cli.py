@@ -138,9 +138,11 @@ def _register() -> None:
         cli_report,
         cli_runs,
         cli_serve,
+        cli_slim,
         cli_status,
         cli_test,
         cli_train,
+        cli_vocabulary,
         cli_watch,
     )
 
@@ -149,6 +151,7 @@ def _register() -> None:
     cli_data.register(app)
     cli_check.register(app)
     cli_mix.register(app)
+    cli_vocabulary.register(app)
     cli_plan.register(app)
     cli_bench.register(app)
     cli_train.register(app)
@@ -159,6 +162,7 @@ def _register() -> None:
     cli_notify.register(app)
     cli_dash.register(app)
     cli_checkpoints.register(app)
+    cli_slim.register(app)
     cli_merge.register(app)
     cli_test.register(app)
     cli_infer.register(app)

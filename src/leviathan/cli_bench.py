@@ -6,11 +6,14 @@ import typer
 
 from leviathan.cli_config import (
     JsonOption,
+    ModeOption,
     ProfileOption,
     RecipeOption,
     SampleOption,
     SetOption,
+    StageOption,
     announce_schema,
+    chosen,
 )
 
 
@@ -22,7 +25,9 @@ def register(app: typer.Typer) -> None:
 def bench(
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
-    sample: SampleOption = "10pct",
+    sample: SampleOption = None,
+    mode: ModeOption = None,
+    stage: StageOption = None,
     sets: SetOption = None,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Steps to measure.")] = 10,
     warm_up: Annotated[
@@ -43,7 +48,7 @@ def bench(
     from leviathan import bench as benching
     from leviathan import layers, ui, ui_live
 
-    merged = layers.build(recipe, profile, sample, sets or [])
+    merged = layers.build(recipe, profile, sample, chosen(sets, mode, stage))
     announce_schema()
     planned = benching.decide(merged, steps=steps, warm_up=warm_up, cap_gib=cap_gib)
     from leviathan.cli_train import show_checks

@@ -32,7 +32,7 @@ def list_(
     """Every checkpoint of a run: step, losses, size, date, and whether it is sound."""
     from leviathan import checkpoints, ui
 
-    paths = _find(run)
+    paths = find_run(run)
     aside = checkpoints.aside(paths.directory)
     found = checkpoints.scan(paths.directory)
     if as_json:
@@ -49,7 +49,7 @@ def list_(
     ui.notice(f"{paths.directory}; sizes checked, verify reads every byte")
 
 
-def _find(run: str | None) -> Any:
+def find_run(run: str | None) -> Any:
     """The run; one whose record cannot be read is not guessed at."""
     from leviathan import runs
 
@@ -84,7 +84,7 @@ def show(
     """One checkpoint in full: losses, files and sizes."""
     from leviathan import checkpoints
 
-    _detail(checkpoints.choose(_find(run).directory, checkpoint), as_json)
+    _detail(checkpoints.choose(find_run(run).directory, checkpoint), as_json)
 
 
 @checkpoints_app.command("latest")
@@ -98,7 +98,7 @@ def best(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """The checkpoint with the lowest evaluation loss, and why; without evaluations, the latest."""
     from leviathan import checkpoints
 
-    paths = _find(run)
+    paths = find_run(run)
     chosen = checkpoints.choose(paths.directory, "best")
     _detail(chosen, as_json, _explained(paths, chosen))
 
@@ -126,7 +126,7 @@ def verify(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from leviathan import checkpoints, ui
     from leviathan.errors import Refused
 
-    found = [checkpoints.verify(c) for c in checkpoints.scan(_find(run).directory)]
+    found = [checkpoints.verify(c) for c in checkpoints.scan(find_run(run).directory)]
     print_checkpoints(found, as_json)
     damaged = [f"{c.path.name}: {c.problem}" for c in found if not c.sound]
     if damaged:
@@ -142,7 +142,7 @@ def pin(
     """Keep a checkpoint for good: neither retention nor cleanup deletes it."""
     from leviathan import checkpoints
 
-    chosen = checkpoints.choose(_find(run).directory, checkpoint)
+    chosen = checkpoints.choose(find_run(run).directory, checkpoint)
     _say_pinned(chosen, "pinned", checkpoints.pin(chosen), as_json)
 
 
@@ -153,7 +153,7 @@ def unpin(
     """Let retention and cleanup have a pinned checkpoint again."""
     from leviathan import checkpoints
 
-    chosen = checkpoints.named(_find(run).directory, checkpoint)
+    chosen = checkpoints.named(find_run(run).directory, checkpoint)
     _say_pinned(chosen, "unpinned", checkpoints.unpin(chosen), as_json)
 
 
@@ -184,10 +184,10 @@ def cleanup(
     as_json: JsonOption = False,
 ) -> None:
     """Delete older checkpoints; never the last sound one, never damaged ones."""
-    from leviathan import checkpoints, runs, ui
+    from leviathan import checkpoints, runs, ui, writer
     from leviathan.errors import BadInput
 
-    paths = _find(run)
+    paths = find_run(run)
 
     def choose() -> list[Any]:
         return checkpoints.aside(paths.directory) if aside else _going(paths, keep, drop_best)
@@ -195,7 +195,7 @@ def cleanup(
     if not yes and not ui.is_terminal():
         names = ", ".join(c.path.name for c in choose()) or "none"
         raise BadInput(f"nothing was deleted; these would go: {names}", "say --yes")
-    with runs.locked(paths):
+    with writer.locked(paths):
         going = choose()
         total = ui.size(sum(c.bytes for c in going))
         if not as_json:
@@ -230,10 +230,13 @@ def print_checkpoints(found: list[Any], as_json: bool) -> None:
     if as_json:
         ui.document([c.to_json() for c in found])
         return
+    rewarded = any(c.eval_reward is not None for c in found)
+    judged = "eval reward" if rewarded else "eval loss"
     ui.table(
-        ["step", "epoch", "loss", "eval loss", "size", "saved", "sound", ""],
+        ["step", "epoch", "loss", judged, "size", "saved", "sound", ""],
         [
-            [c.step, c.epoch, c.loss, c.eval_loss, ui.size(c.bytes), _date(c.modified),
+            [c.step, c.epoch, c.loss, c.eval_reward if rewarded else c.eval_loss,
+             ui.size(c.bytes), _date(c.modified),
              "yes" if c.sound else f"no: {c.problem}", _marks(c)]
             for c in found
         ],
@@ -252,6 +255,7 @@ def _detail(c: Any, as_json: bool, choice: Any = None) -> None:
     if choice:
         ui.facts([("why", choice.why), *(("", reason) for reason in choice.reasons)])
     facts = {"step": c.step, "epoch": c.epoch, "loss": c.loss, "eval loss": c.eval_loss,
+             **({} if c.eval_reward is None else {"eval reward": c.eval_reward}),
              "saved": _date(c.modified), "size": ui.size(c.bytes),
              "committed": "yes" if c.committed else "no (written without Leviathan)"}  # fmt: skip
     ui.table(["", ""], [*facts.items()])
@@ -263,4 +267,5 @@ def _date(seconds: float) -> str:
 
 
 def _marks(c: Any) -> str:
-    return " ".join(mark for mark, on in (("best", c.best), ("pinned", c.pinned)) if on)
+    marks = (("best", c.best), ("pinned", c.pinned), ("slim", c.slim))
+    return " ".join(mark for mark, on in marks if on)

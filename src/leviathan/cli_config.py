@@ -12,7 +12,18 @@ RecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="What is trained: a name or a YAML file.")
 ]
 SampleOption = Annotated[
-    str, typer.Option("--sample", "-s", help="Part of the corpus: 10pct, 5000 (rows), full.")
+    str | None,
+    typer.Option(
+        "--sample",
+        "-s",
+        help="Part of the corpus: 10pct, 5000 (rows), full. Default: the recipe's.",
+    ),
+]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="Time-boxed form of the recipe: demo, small, ... full.")
+]
+StageOption = Annotated[
+    str | None, typer.Option("--stage", help="Only this stage of a recipe that has several.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -135,7 +146,10 @@ def recipes_list(as_json: JsonOption = False) -> None:
         return
     ui.table(
         ["recipe", "base model", "samples", "description"],
-        [[n, r.base_model, ", ".join(r.samples) or "-", r.description] for n, r, _ in found],
+        [
+            [n, r.base_model or "made from nothing", ", ".join(r.samples) or "-", r.description]
+            for n, r, _ in found
+        ],
     )
 
 
@@ -152,6 +166,12 @@ def recipes_show(name: str, as_json: JsonOption = False) -> None:
     ui.say(source.path.read_text().rstrip())
 
 
+def chosen(sets: list[str] | None, mode: str | None, stage: str | None = None) -> list[str]:
+    """The overrides with mode and stage among them, as ``layers.build`` takes them."""
+    named = [f"mode={mode}"] if mode is not None else []
+    return [*(sets or []), *named, *([f"stage={stage}"] if stage is not None else [])]
+
+
 def announce_schema() -> None:
     """Say why the first command after an Axolotl installation takes ten seconds."""
     from leviathan import schema, ui
@@ -163,7 +183,9 @@ def announce_schema() -> None:
 def render(
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
-    sample: SampleOption = "10pct",
+    sample: SampleOption = None,
+    mode: ModeOption = None,
+    stage: StageOption = None,
     sets: SetOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which layer and line set each key.")
@@ -179,7 +201,7 @@ def render(
     from leviathan import files, layers, trackers, train, ui
 
     tracked = trackers.parse(track)
-    merged = layers.build(recipe, profile, sample, sets or [])
+    merged = layers.build(recipe, profile, sample, chosen(sets, mode, stage))
     announce_schema()
     rendered = train.preview(merged, name, tracked)
     for note in rendered.notes:

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     prepare_only: Annotated[
-        bool, typer.Option("--prepare", help="Only put base model and corpus in work/demo/.")
+        bool, typer.Option("--prepare", help="Only put base model and corpora in work/demo/.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,7 +34,7 @@ def demo(
         ui.story_to_stderr()
     _prepare()
     if prepare_only:
-        ui.say(f"base model and corpus are in {DIRECTORY}")
+        ui.say(f"base model and corpora are in {DIRECTORY}")
         return
     run = _train()
     merged = _merge(run)
@@ -48,11 +48,12 @@ def demo(
 
 
 def _prepare() -> None:
-    from leviathan import config, demo, ui
+    from leviathan import classroom, demo, ui
 
     ui.heading("1/5  the base model: a tokenizer and a small language model of Python's docs")
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    shipped = config.directories("demo")[-1] / "stdlib.jsonl"
+    shipped = classroom.shipped()
+    classroom.prepare(shipped, DIRECTORY)
     corpus = DIRECTORY / "stdlib.jsonl"
     if not corpus.exists() or corpus.read_bytes() != shipped.read_bytes():
         shutil.copyfile(shipped, corpus)
@@ -76,7 +77,7 @@ def _train() -> Any:
     with ui_live.TrainView(decision.paths.directory.name) as view:
         ending = sessions.run(decision, view, ui.corpus_progress())
     if ending.outcome.kind != "done":
-        from leviathan.cli_train import finish
+        from leviathan.cli_ending import finish
 
         finish(ending, None, [])
     return decision.paths

@@ -83,7 +83,7 @@ def _training(
 ) -> Any:
     from leviathan import layers, machine, preflight, render, runs, samples
 
-    config = layers.build(recipe or "leviathan", profile or "a4000", sample or "10pct", sets)
+    config = layers.build(recipe or "leviathan", profile or "a4000", sample, sets)
     keys = _keys(deep=deep)
     render.check_keys(config, keys)
     paths = runs.RunPaths(runs.TRAINING / layers.run_name(config, None))

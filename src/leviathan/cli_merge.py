@@ -29,8 +29,9 @@ def merge(
         str | None, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: as the base has it.")
     ] = None,
     shard_gb: Annotated[
-        float, typer.Option("--shard-gb", help="Largest file of weights, in GB.")
-    ] = 5.0,
+        float | None,
+        typer.Option("--shard-gb", help="Largest file of weights, in GB. Default 5."),
+    ] = None,
     adapter_only: Annotated[
         bool,
         typer.Option("--adapter-only", help="No merge: the adapter, ready to serve on its base."),
@@ -51,7 +52,10 @@ def merge(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge a checkpoint into the base model, and prove that the result is what was trained."""
+    """Merge a checkpoint into the base model, and prove that the result is what was trained.
+
+    Of a training of every weight nothing is merged: the checkpoint's own files, proven.
+    """
     from leviathan import exports, runs, ui
     from leviathan import merge as merging
     from leviathan.errors import BadInput
@@ -84,7 +88,7 @@ def merge(
 
 
 def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: bool) -> None:
-    from leviathan import evidence, ui
+    from leviathan import evidence, ui, wholemodel
     from leviathan.errors import Refused
 
     if as_json:
@@ -103,7 +107,8 @@ def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: boo
         )
     if as_json:
         return
-    done = "is ready in" if adapter_only else "merged into"
+    as_it_is = adapter_only or wholemodel.is_whole(result.checkpoint.path)
+    done = "is ready in" if as_it_is else "merged into"
     ui.say(f"{result.checkpoint.path.name} {done} {result.directory}")
     ui.say(f"proof: equal; {_figures(result.comparison)}")
     _parity(result)
@@ -134,7 +139,7 @@ def _figures(found: dict[str, Any]) -> str:
     kind = served["computed"].split()[-1]
     return (
         f"{found['argmax_agreement']:.1%} of {found['positions']} positions agree, max difference "
-        f"{found['max_abs_diff']:.2g} where the adapter's effect is {found['adapter_effect']:.2g}; "
+        f"{found['max_abs_diff']:.2g} where training's effect is {found['adapter_effect']:.2g}; "
         f"in {kind} {served['argmax_agreement']:.1%} and {served['max_abs_diff']:.2g}, greedy "
         f"tokens {served['greedy_agreement']:.0%} (base {served['base_greedy_agreement']:.0%})"
     )

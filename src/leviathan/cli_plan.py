@@ -7,18 +7,22 @@ import typer
 
 from leviathan.cli_config import (
     JsonOption,
+    ModeOption,
     ProfileOption,
     RecipeOption,
     SampleOption,
     SetOption,
+    StageOption,
     announce_schema,
+    chosen,
 )
+from leviathan.cli_intervals import count, time_text, usd_text
 
 if TYPE_CHECKING:
     from leviathan.advice import Advice
     from leviathan.comparison import Choice, Option
     from leviathan.offers import Limit, Share
-    from leviathan.plan import Plan, Range
+    from leviathan.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +33,9 @@ def register(app: typer.Typer) -> None:
 def plan(
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
-    sample: SampleOption = "10pct",
+    sample: SampleOption = None,
+    mode: ModeOption = None,
+    stage: StageOption = None,
     sets: SetOption = None,
     fit: Annotated[bool, typer.Option("--fit", help="The largest knobs that fit.")] = False,
     fit_hours: Annotated[
@@ -51,14 +57,21 @@ def plan(
     Starts nothing and needs no GPU. Exit code 3 where it does not fit the card (--compare: where
     no machine can be recommended).
     """
-    from leviathan import advice, layers, offers, render, schema, survey, ui
+    from leviathan import advice, cli_plan_stages, layers, offers, render, schema, survey, ui
     from leviathan import config as profiles
     from leviathan import plan as planning
 
     limit = offers.Limit(fit_hours, budget_usd)
     names = _names(compare, fit=fit)
-    config = layers.build(recipe, names[0] if names else profile, sample, sets or [])
+    sets = chosen(sets, mode, stage)
+    config = layers.build(recipe, names[0] if names else profile, sample, sets)
     announce_schema()
+    if config.stages and not any(text.startswith("stage=") for text in sets):
+        asked = {"--fit": fit, "--fit-hours": fit_hours, "--budget-usd": budget_usd,
+                 "--compare": compare}  # fmt: skip
+        cli_plan_stages.show(config, [k for k, v in asked.items() if v], exact=exact,
+                             as_json=as_json)  # fmt: skip
+        return
     render.check_keys(config, schema.load())
     machines = [offers.on(config, name) for name in names]
     if limit and not names:
@@ -149,16 +162,19 @@ def _plan_rows(made: "Plan") -> Iterator[tuple[str, str]]:
     yield (
         "tokens",
         (
-            f"{_count(steps.train_tokens)} in {passes}, "
+            f"{count(steps.train_tokens)} in {passes}, "
             f"{100 * steps.packing_efficiency:.0f} % of what is computed"
         ),
     )
     about = "" if knobs.max_steps else about
     yield "steps", f"{about}{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"
     if made.hours is None or made.speed is None:
-        yield "time", "unknown: run leviathan bench, which measures this machine"
+        answers = "answers" in made.evidence
+        yield "time", "not planned: answers are written" if answers else (
+            "unknown: run leviathan bench, which measures this machine"
+        )  # fmt: skip
     else:
-        yield "time", f"{_time_text(made.hours)} at {_speed_text(made)}"
+        yield "time", f"{time_text(made.hours)} at {_speed_text(made)}"
         yield from _money_rows(made)
     yield "disk", _disk_text(made)
 
@@ -174,19 +190,22 @@ def _money_rows(made: "Plan") -> Iterator[tuple[str, str]]:
     if made.usd:
         as_of = f" (prices of {made.profile.prices.as_of})" if made.profile.prices else ""
         costs = sorted(made.usd.items(), key=lambda item: item[1].mid)
-        yield "money", ", ".join(f"{name} {_usd_text(cost)}" for name, cost in costs) + as_of
+        yield "money", ", ".join(f"{name} {usd_text(cost)}" for name, cost in costs) + as_of
     if made.energy_usd and made.kwh:
         digits = 0 if made.kwh.mid >= 10 else 2
-        yield "energy", f"{made.kwh.mid:,.{digits}f} kWh, {_usd_text(made.energy_usd)}"
+        yield "energy", f"{made.kwh.mid:,.{digits}f} kWh, {usd_text(made.energy_usd)}"
 
 
 def _disk_text(made: "Plan") -> str:
     from leviathan import ui
 
-    one, keep = made.disk.checkpoint, made.profile.checkpoints.keep
+    one, policy = made.disk.checkpoint, made.profile.checkpoints
     if one is None:
         return "unknown"
-    text = f"{ui.size(one)} a checkpoint, {keep + 1} kept"
+    text = f"{ui.size(one)} a checkpoint, {policy.keep + 1} kept"
+    if policy.whole is not None and policy.whole <= policy.keep and made.disk.slim:
+        text += f", {policy.whole} of them whole, the others slimmed to {ui.size(made.disk.slim)}"
+        text += f": {ui.size(made.disk.kept(policy) or 0)}"
     return f"{text}; merged model {ui.size(made.disk.merged)}" if made.disk.merged else text
 
 
@@ -235,29 +254,7 @@ def _cost_text(made: "Plan") -> str:
 
     option = comparison.option(made)
     money = f", ${option.usd:,.0f} ({option.paid_to})" if option.usd is not None else ""
-    return f"{_time_text(made.hours)}{money}" if made.hours else "time unknown"
-
-
-def _time_text(hours: "Range") -> str:
-    """In the unit that suits the middle."""
-    if hours.mid >= 48:
-        days, digits = hours.scaled(1 / 24), 1 if hours.mid < 2400 else 0
-        return f"{days.mid:,.{digits}f} days ({days.low:,.{digits}f} to {days.high:,.{digits}f})"
-    if hours.mid >= 1:
-        return f"{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f})"
-    return f"{hours.mid * 60:.0f} min ({hours.low * 60:.0f} to {hours.high * 60:.0f})"
-
-
-def _usd_text(cost: "Range") -> str:
-    digits = 0 if cost.mid >= 10 else 2
-    return f"${cost.mid:,.{digits}f} (${cost.low:,.{digits}f} to {cost.high:,.{digits}f})"
-
-
-def _count(number: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+    return f"{time_text(made.hours)}{money}" if made.hours else "time unknown"
 
 
 # --- side by side -------------------------------------------------------------------
@@ -284,7 +281,7 @@ def _option_row(option: "Option") -> list[str]:
     money = f"${option.usd:,.0f} {option.paid_to}" if option.usd is not None else "no price"
     return [
         option.name, made.verdict, f"{made.memory.total_gib:.1f}{card} GiB",
-        _time_text(made.hours) if made.hours else "unknown", money, "; ".join(option.risks) or "-",
+        time_text(made.hours) if made.hours else "unknown", money, "; ".join(option.risks) or "-",
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from leviathan.cli_config import JsonOption
 if TYPE_CHECKING:
     from leviathan.machine import GpuState
     from leviathan.status import RunSummary
+    from leviathan.trends import Trend
 
 RunArgument = Annotated[
     str | None,
@@ -30,11 +31,46 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     from leviathan import runs, ui
     from leviathan import status as statuses
 
-    found = statuses.summarize(runs.find(run, living=True))
+    paths = runs.find(run, living=True)
+    found = statuses.summarize(paths)
+    whole = runs.whole_of(paths)
+    legs = [statuses.summarize(one) for one in runs.of_stages(whole)] if whole else []
+    names = runs.read(paths).stages if whole else []
     if as_json:
-        ui.document(found.to_json())
-    else:
-        show(found)
+        stages = [_stage_document(leg, whole) for leg in legs]
+        ui.document({**found.to_json(), **({"whole": whole, "stages": stages} if whole else {})})
+        return
+    if whole:
+        _show_stages(whole, names, legs)
+    show(found)
+
+
+def _stage_document(leg: "RunSummary", whole: str) -> dict[str, Any]:
+    return {"stage": leg.name.removeprefix(f"{whole}."), "run": leg.name, "state": leg.state,
+            "step": leg.step, "max_steps": leg.max_steps, "loss": leg.loss,
+            "eval_loss": leg.eval_loss}  # fmt: skip
+
+
+def _show_stages(whole: str, names: list[str], legs: list["RunSummary"]) -> None:
+    """How far a training in stages has come; those not begun, too."""
+    from leviathan import ui
+
+    begun = {leg.name.removeprefix(f"{whole}."): leg for leg in legs}
+    rows = []
+    for name in names:
+        leg = begun.get(name)
+        if leg is None:
+            rows.append([name, "not begun", "", "", ""])
+            continue
+        of = f"{leg.max_steps:,}" if leg.max_steps else "?"
+        rows.append([name, leg.state, f"{leg.step:,} of {of}", _number(leg.loss),
+                     _number(leg.eval_loss)])  # fmt: skip
+    ui.title(whole, f"{sum(leg.state == 'done' for leg in legs)} of {len(names)} stages done", "")
+    ui.table(["stage", "state", "steps", "loss", "eval loss"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def show(found: "RunSummary") -> None:
@@ -64,8 +100,11 @@ def _training(found: "RunSummary") -> Iterator[tuple[str, str]]:
     yield "step", ", ".join(parts)
     if found.eta_s is not None:
         yield "left", _left(found)
-    yield "loss", _loss(found)
-    if found.eval_loss is not None:
+    if found.reward is not None:
+        yield "reward", _reward(found)
+    else:
+        yield "loss", _moving(found.loss, found.loss_trend)
+    if found.reward is None and found.eval_loss is not None:
         yield "eval loss", _evaluated(found)
     pace = _joined(
         (found.tok_s, "{:,.0f} tok/s"),
@@ -92,15 +131,21 @@ def _left(found: "RunSummary") -> str:
     return f"{shown}, by {found.eta_from}"
 
 
-def _loss(found: "RunSummary") -> str:
-    if found.loss is None:
+def _moving(value: float | None, trend: "Trend | None") -> str:
+    """A figure, and where it is going."""
+    if value is None:
         return "none yet"
-    trend = found.loss_trend
     if trend is None:
-        return f"{found.loss:.4g}"
-    return (
-        f"{found.loss:.4g}, {trend.direction}: {trend.mean:.4g} lately, {trend.before:.4g} before"
+        return f"{value:.4g}"
+    return f"{value:.4g}, {trend.direction}: {trend.mean:.4g} lately, {trend.before:.4g} before"
+
+
+def _reward(found: "RunSummary") -> str:
+    more = _joined(
+        (found.eval_reward, "in evaluation {:.4g}"),
+        (found.answer_tokens, "answers of {:.3g} tokens"),
     )
+    return _moving(found.reward, found.reward_trend) + (f"; {more}" if more else "")
 
 
 def _evaluated(found: "RunSummary") -> str:

@@ -1,18 +1,23 @@
 """Owns the ``train`` command."""
 
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
 from leviathan.cli_config import (
     JsonOption,
+    ModeOption,
     ProfileOption,
     RecipeOption,
     SampleOption,
     SetOption,
+    StageOption,
     TrackOption,
     announce_schema,
+    chosen,
 )
+from leviathan.cli_ending import finish
 
 MaxHoursOption = Annotated[
     float | None, typer.Option(min=0.001, help="Stop, resumable, before this much time.")
@@ -38,6 +43,7 @@ SmokeOption = Annotated[
     ),
 ]
 
+UntilOption = Annotated[str | None, typer.Option("--until", help="All stages up to this one.")]
 NodesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Hosts that train together; the same command runs on each."),
@@ -60,7 +66,10 @@ def train(
     context: typer.Context,
     profile: ProfileOption = "a4000",
     recipe: RecipeOption = "leviathan",
-    sample: SampleOption = "10pct",
+    sample: SampleOption = None,
+    mode: ModeOption = None,
+    stage: StageOption = None,
+    until: UntilOption = None,
     name: Annotated[
         str | None, typer.Option(help="Run name; default <recipe>_<sample>_<profile>.")
     ] = None,
@@ -87,42 +96,133 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train, or resume: the same command again goes on from the newest sound checkpoint."""
-    from leviathan import layers, plan, rendezvous, trackers, ui
-    from leviathan import train as training
-    from leviathan.budget import Budget
+    from leviathan import layers, rendezvous, stages, trackers
 
     tracked = trackers.parse(track)
     sets = [*(sets or []), *([] if nodes is None else [f"hardware.nodes={nodes}"])]
-    merged = layers.build(recipe, profile, sample, sets)
+    merged = layers.build(recipe, profile, sample, chosen(sets, mode))
     meeting = rendezvous.meeting(merged.profile.hardware.nodes, rdzv, node_rank)
-    yours = plan.prices(merged.profile).get("yours")
-    budget = Budget(max_hours, budget_usd, yours if usd_hour is None else usd_hour)
+    budget = _budget(merged, max_hours, budget_usd, usd_hour)
     announce_schema()
-
-    def decide() -> Any:
-        return _decide(merged, name, resume, shrink, tracked, meeting)
-
-    decision = decide()
-    if dry_run or decision.action != "nothing":
-        show_checks(decision, force=force or dry_run, detach=detach)
-    if dry_run or decision.action == "nothing":
-        _show_instead(decision, dry_run=dry_run, as_json=as_json)
-        return
-    if detach:
-        _detach(decision, arguments(context), as_json=as_json)
-        return
     repeat = _repeated(max_hours, budget_usd, usd_hour, shrink=shrink)
-    repeat += _switch(smoke) + [word for name in track or () for word in ("--track", name)]
+    repeat += _switch(smoke) + [word for one in track or () for word in ("--track", one)]
     repeat += _meeting_again(rdzv, node_rank)
-    if meeting and not meeting.is_head:
-        finish(_join(decision, decide, meeting), budget.usd_hour, repeat, as_json=as_json)
-        return
+    wish = _Wish(
+        merged, name, resume, tracked, meeting, budget, repeat, arguments(context), smoke,
+        shrink=shrink, dry_run=dry_run, detach=detach, force=force, as_json=as_json,
+    )  # fmt: skip
+    all_legs = stages.legs(merged, name)
+    # A stage among the overrides: a bundle for another machine is of one stage.
+    stage = stage or (merged.stage if any(s.startswith("stage=") for s in sets) else None)
+    for option, asked in (("--stage", stage), ("--until", until)):
+        repeat += [option, asked] if asked else []
+    _walk(wish, all_legs, stages.select(all_legs, stage, until))
+
+
+def _budget(
+    merged: Any, max_hours: float | None, budget_usd: float | None, usd_hour: float | None
+) -> Any:
+    """The limits asked for, else the recipe's."""
+    from leviathan import plan
+    from leviathan.budget import Budget
+
+    yours = plan.prices(merged.profile).get("yours")
+    price = yours if usd_hour is None else usd_hour
+    usd = merged.recipe.budget_usd if budget_usd is None else budget_usd
+    hours = merged.recipe.max_hours if max_hours is None else max_hours
+    return Budget(hours, usd, price)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What was asked for, for one run."""
+
+    config: Any
+    name: str | None
+    resume: str
+    tracked: tuple[str, ...] | None
+    meeting: Any
+    budget: Any
+    repeat: list[str]
+    """Options that the command to go on with has to repeat."""
+    command: list[str]
+    """The command line, for the background."""
+    smoke: bool | None
+    shrink: bool
+    dry_run: bool
+    detach: bool
+    force: bool
+    as_json: bool
+    follows: str = ""
+    """The stage that is next; "" for the last, and for a run that is the whole."""
+
+    def decide(self) -> Any:
+        return _decide(self.config, self.name, self.resume, self.shrink, self.tracked, self.meeting)
+
+
+def _walk(wish: _Wish, all_legs: Any, legs: Any) -> None:
+    """Train stage after stage; one that stops ends the command."""
+    from leviathan import handover, stages, ui
+    from leviathan.errors import BadInput
+
+    if wish.resume != "auto" and len(legs) > 1:
+        raise BadInput(f"--resume {wish.resume} is about one stage", "say which: --stage")
+    wishes = [
+        replace(
+            wish, config=leg.config, follows=legs[number].stage if number < len(legs) else "",
+        )
+        for number, leg in enumerate(legs, 1)
+    ]  # fmt: skip
+    if len(legs) > 1:
+        stages.check(legs)
+        if wish.dry_run and wish.as_json:
+            _show_plans(wishes)
+            return
+    head = wish.meeting is None or wish.meeting.is_head
+    for number, (leg, one) in enumerate(zip(legs, wishes, strict=True), 1):
+        if len(all_legs) > 1 and not wish.as_json:
+            ui.heading(f"stage {number} of {len(legs)}: {leg.stage}")
+        if not wish.dry_run:
+            (handover.prepare if head else handover.wait)(leg, ui.notice)
+        # What the stages before took is known only now.
+        if not _train(replace(one, budget=stages.budget_for(leg, all_legs, wish.budget))):
+            return
+
+
+def _show_plans(wishes: list[_Wish]) -> None:
+    from leviathan import train as training
+    from leviathan import ui
+
+    ui.document({"stages": [training.plan_of_action(wish.decide()) for wish in wishes]})
+
+
+def _train(wish: _Wish) -> bool:
+    """One run, begun or gone on with; False where that is left to the background."""
+    from leviathan import train as training
+    from leviathan import ui
+
+    decision = wish.decide()
+    if wish.dry_run or decision.action != "nothing":
+        show_checks(decision, force=wish.force or wish.dry_run, detach=wish.detach)
+    if wish.dry_run or decision.action == "nothing":
+        _show_instead(decision, wish)
+        return True
+    if wish.detach:
+        _detach(decision, wish.command, as_json=wish.as_json)
+        return False
+    if wish.meeting and not wish.meeting.is_head:
+        _finish(wish, _join(decision, wish.decide, wish.meeting))
+        return True
     if training.wait_for_orphan(decision, ui.notice):
-        decision = decide()
-    if decision.action == "start" and _smoke_is_wanted(merged, smoke):
-        decision = _smoked(decision, shrink, repeat, as_json=as_json)
-    ending = _carry_out(decision, budget, repeat, shrink=shrink)
-    finish(ending, budget.usd_hour, repeat, as_json=as_json)
+        decision = wish.decide()
+    if decision.action == "start" and _smoke_is_wanted(wish.config, wish.smoke):
+        decision = _smoked(decision, wish.shrink, wish.repeat, as_json=wish.as_json)
+    _finish(wish, _carry_out(decision, wish.budget, wish.repeat, shrink=wish.shrink))
+    return True
+
+
+def _finish(wish: _Wish, ending: Any) -> None:
+    finish(ending, wish.budget.usd_hour, wish.repeat, as_json=wish.as_json, follows=wish.follows)
 
 
 def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -> Any:
@@ -136,8 +236,15 @@ def _carry_out(decision: Any, budget: Any, repeat: list[str], *, shrink: bool) -
 
 
 def _join(decision: Any, decide: Any, meeting: Any) -> Any:
-    """Train along with the head."""
-    from leviathan import joining, ui, ui_live
+    """Train along with the head, when it has made what it trains on."""
+    import time
+
+    from leviathan import joining, scratch, ui, ui_live
+
+    if scratch.planned(decision.config):
+        ui.notice(f"waiting until the head has made {decision.config.tree['base_model']}")
+    while scratch.planned(decision.config):
+        time.sleep(1)
 
     name = decision.paths.directory.name
     with ui_live.TrainView(name, foot="Ctrl+C has all hosts save and stop") as view:
@@ -279,15 +386,18 @@ def show_checks(decision: Any, *, force: bool, detach: bool = False) -> None:
         raise Refused("\n".join(f"{c.name}: {c.evidence}; {c.fix}" for c in failed))
 
 
-def _show_instead(decision: Any, *, dry_run: bool, as_json: bool) -> None:
+def _show_instead(decision: Any, wish: _Wish) -> None:
     """What is shown where nothing is launched."""
     from leviathan import ui
 
-    if dry_run or as_json:
-        _show_plan(decision, as_json)
+    if wish.as_json and wish.follows and not wish.dry_run:
+        return  # one document: the last stage's
+    if wish.dry_run or wish.as_json:
+        _show_plan(decision, wish.as_json)
         return
     ui.say(f"{decision.paths.directory} is finished; nothing to do")
-    ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
+    if not wish.follows:
+        ui.notice(f"next: leviathan merge {decision.paths.directory.name}")
 
 
 def _show_plan(decision: Any, as_json: bool) -> None:
@@ -304,64 +414,3 @@ def _show_plan(decision: Any, as_json: bool) -> None:
         joined = "; ".join(value) if isinstance(value, list) else value
         shown = shlex.join(value) if key == "command" else joined or "none"
         ui.say(f"{key:<12} {shown}")
-
-
-def finish(ending: Any, usd_hour: float | None, extra: list[str], *, as_json: bool = False) -> None:
-    """Say how it ended and what to type next, with the exit code."""
-    from leviathan import ladder, ui
-    from leviathan import train as training
-
-    decision, outcome = ending.decision, ending.outcome
-    run = decision.paths.directory
-    again = training.resume_command(decision, extra)
-    saved = training.latest_saved(decision.paths)
-    where = f"saved {saved}" if saved else "there is no checkpoint yet"
-    advice = ladder.advice(ending.adjustments) if ending.adjustments else ""
-    if as_json:
-        ui.document({"run": str(run), "outcome": outcome.kind, "reason": outcome.reason,
-                     "step": outcome.step, "max_steps": outcome.max_steps, "checkpoint": saved,
-                     "log": outcome.log, "resume": again, "advice": advice,
-                     "diagnosis": ending.diagnosis and ending.diagnosis.kind})  # fmt: skip
-    if advice:
-        ui.notice(f"memory was short; {advice}")
-    if outcome.kind == "failed":
-        raise _failure(ending, where, again)
-    lines = {
-        "done": f"done: {run}, {outcome.step} steps",
-        "stopped": f"stopped ({outcome.reason}): {where}, resume with: {again}",
-        "killed": f"killed: {where}, resume with: {again}",
-    }
-    if not as_json:
-        ui.say(lines[outcome.kind])
-    if outcome.kind == "done":
-        ui.notice(f"next: leviathan merge {run.name}")
-        return
-    _show_rest(decision.paths, outcome, usd_hour)
-    raise typer.Exit(4 if outcome.kind == "stopped" else 130)
-
-
-def _show_rest(paths: Any, outcome: Any, usd_hour: float | None) -> None:
-    """What it takes to finish, as the run's history tells."""
-    from leviathan import status, ui
-    from leviathan.budget import to_finish
-
-    if outcome.max_steps:
-        left = status.history(paths).eta(outcome.step, outcome.max_steps)
-        steps = outcome.max_steps - outcome.step
-        ui.notice(f"to finish: {to_finish(steps, left, usd_hour)}")
-
-
-def _failure(ending: Any, saved: str, again: str) -> Exception:
-    """The error of a failed training: what, why, where the log is, how to go on."""
-    from leviathan.errors import LeviathanError
-
-    outcome, diagnosis = ending.outcome, ending.diagnosis
-    known = diagnosis is not None and diagnosis.kind not in {"unknown", "setup"}
-    cause = f"{diagnosis.cause}; " if known else ""
-    fix = f"{diagnosis.fix}; then" if known else "once that is mended,"
-    gave_up = f"; not tried again: {ending.gave_up}" if ending.gave_up else ""
-    return LeviathanError(
-        f"training failed at step {outcome.step} ({cause}{outcome.reason}){gave_up}; {saved}; "
-        f"log: {outcome.log}",
-        f"{fix} resume with: {again}",
-    )

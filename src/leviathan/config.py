@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from leviathan import compatibility, schema, yamlfile
 from leviathan.errors import BadInput
 from leviathan.hooks import Hook
+from leviathan.recipe import STRICT, Recipe
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
 
 Kind = Literal["profiles", "recipes"]
@@ -22,7 +23,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
 
 class Variant(_Strict):
@@ -93,10 +94,15 @@ class Prices(_Strict):
 
 
 class CheckpointPolicy(_Strict):
-    """How many checkpoints a run keeps."""
+    """How many checkpoints a run keeps, and how much of them."""
 
     keep: int = Field(3, ge=1)
     """Newest checkpoints kept on disk; the best one is kept besides."""
+    whole: int | None = Field(None, ge=1)
+    """So many of the newest keep their optimizer; older ones are slimmed: good for all but
+    resuming (docs/checkpoints.md). Unset: all do."""
+    every_hours: float | None = Field(None, gt=0)
+    """Save at least every so many hours, besides ``save_steps``; unset: only at those."""
 
 
 class Rung(_Strict):
@@ -219,74 +225,6 @@ class Profile(_Strict):
     what would run out of memory later does so at once (``train --no-smoke`` leaves it out)."""
     axolotl: dict[str, Any] = {}
     """Raw Axolotl keys; its documentation applies as it is."""
-
-
-class SampleSettings(_Strict):
-    """What differs for one sample of the corpus."""
-
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the sample; overrides the recipe's ``epochs``."""
-    expected_hours: dict[str, float] = {}
-    """Hours you were told or hope for, by profile; ``plan`` says whether that can be."""
-
-
-class CorpusSize(_Strict):
-    """What the corpus is like, for planning where it is not at hand."""
-
-    rows: int = Field(ge=1)
-    """Rows of the whole corpus."""
-    bytes: int = Field(ge=1)
-    """Size of the whole corpus in bytes."""
-
-
-class Success(_Strict):
-    """When the owner calls a run a success."""
-
-    final_loss: float | None = Field(None, gt=0)
-    """Training loss (nats per token) the run should end below."""
-    prompts_pass_pct: float = Field(75.0, ge=0, le=100)
-    """Share of the prompt suite that must pass, in percent."""
-
-
-class MergeLimits(_Strict):
-    """How close a merged model must be to base + adapter (docs/merging.md)."""
-
-    argmax_agreement: float = Field(0.98, ge=0, le=1)
-    """Least share of probe positions whose likeliest token is the same."""
-    relative_error: float = Field(0.1, gt=0)
-    """Largest distance merged to trained, as a share of the distance trained to base: L2
-    norms over all probe logits."""
-
-
-class Recipe(_Strict):
-    """What is trained: base model, corpus, epochs, seed, success."""
-
-    description: str = ""
-    """One line for ``recipes list``."""
-    base_model: str
-    """Hub name or local directory of the model the adapter is trained on."""
-    corpus: str
-    """JSONL file, relative to the directory Leviathan is started in."""
-    corpus_size: CorpusSize | None = None
-    """Rows and bytes of the corpus; ``plan`` uses them where the file is not there."""
-    format: Literal["alpaca", "chat", "sharegpt", "completion"] = "alpaca"
-    """Shape of a row: alpaca {instruction, input, output}, chat {messages: [{role,
-    content}]}, sharegpt {conversations: [{from, value}]}, completion {text}. Finer control:
-    ``axolotl.datasets``."""
-    epochs: float = Field(1, gt=0)
-    """Passes over the sample."""
-    samples: dict[str, SampleSettings] = {}
-    """Settings per sample name (10pct, full, ...)."""
-    seed: int = Field(42, ge=0)
-    """Seeds sampling, adapter initialisation, shuffling and dropout."""
-    suite: str | None = None
-    """Prompt suite: a name under ``configs/suites`` or a YAML file."""
-    success: Success = Success()
-    """Criteria shown by reports and used by ``test``."""
-    merge: MergeLimits = MergeLimits()
-    """Limits of the merge proof."""
-    axolotl: dict[str, Any] = {}
-    """Raw Axolotl keys."""
 
 
 def shipped_directory() -> Path:
@@ -420,6 +358,8 @@ def validated(model: type[Model], data: Any, where: Callable[[KeyPath], str]) ->
 def _describe(model: type[BaseModel], place: Callable[[KeyPath], str], error: Any) -> str:
     key: KeyPath = tuple(error["loc"])
     where = f"{place(key)}: {dotted(key)}"
+    if not key:  # about the whole: what stands there is the file
+        return f"{place(key)}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         return f"{where} is not a known key; {_nearest_field(model, key)}"
     if error["type"] == "missing":

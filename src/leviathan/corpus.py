@@ -1,7 +1,8 @@
 """Owns the corpus: which files it is, and their rows as raw bytes.
 
-A corpus is one file or a directory of them: JSONL, plain or compressed (gzip, zstd), or
-Parquet. Does not choose rows (``samples``), read in parallel (``blocks``) or tokenise.
+A corpus is one file or a directory of them: JSONL, plain or compressed (gzip, zstd), Parquet,
+or plain text (``plaintext`` says where its rows end). Does not choose rows (``samples``), read
+in parallel (``blocks``) or tokenise.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import xxhash
 
+from leviathan import plaintext
 from leviathan.errors import BadInput, LeviathanError
 
 Progress = Callable[[str, int, int], None]
@@ -25,13 +27,15 @@ REQUIRED_FIELDS = {
     "chat": ("messages",),
     "sharegpt": ("conversations",),
     "completion": ("text",),
+    "choices": ("question", "choices", "answer"),
 }
 BOM = b"\xef\xbb\xbf"
-Kind = Literal["plain", "gzip", "zstd", "parquet"]
+Kind = Literal["plain", "gzip", "zstd", "parquet", "text"]
 _MAGIC: dict[bytes, Kind] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
 _SUFFIXES: dict[str, Kind] = {".gz": "gzip", ".zst": "zstd", ".parquet": "parquet"}
 _NAMES = (".jsonl", ".ndjson", ".parquet")
 _PACKED = (".gz", ".zst")
+_TEXTS = (".txt", ".md")
 _PROGRESS_BYTES = 8 << 20
 _CHECKED_ROWS = 100
 _PARQUET_ROWS = 1024
@@ -45,9 +49,9 @@ class Row(NamedTuple):
 
     path: Path
     number: int | str
-    """Its line in ``path``, from 1 (of Parquet, its row), or another name of its place."""
+    """Its line in ``path``, from 1 (of Parquet and text, its row), or another name of its place."""
     line: bytes
-    """As it is in the file, line end and all; of Parquet, as JSON."""
+    """As it is in the file, line end and all; of Parquet and text, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,17 @@ def parts(corpus: Path) -> tuple[Part, ...]:
             holds no data files.
     """
     if not corpus.exists():
-        raise BadInput(f"corpus {corpus} does not exist", "set corpus: in the recipe")
+        ours = corpus.parent == Path("work/demo")  # see ``classroom``
+        hint = "leviathan demo --prepare" if ours else "set corpus: in the recipe"
+        raise BadInput(f"corpus {corpus} does not exist", hint)
     if corpus.is_dir():
-        found = sorted(path for path in corpus.rglob("*") if _is_shard(path, corpus))
+        # Text only where there is nothing else: a README beside shards is no data.
+        found = _shards(corpus, _NAMES) or _shards(corpus, _TEXTS)
         if not found:
             raise BadInput(
                 f"corpus {corpus} is a directory without data files",
-                f"they end in {', '.join(_NAMES)}, the first two also with .gz or .zst",
+                f"they end in {', '.join(_NAMES)}, the first two also with .gz or .zst; or all "
+                f"of them in {' or '.join(_TEXTS)}",
             )
     elif corpus.is_file():
         found = [corpus]
@@ -86,12 +94,16 @@ def parts(corpus: Path) -> tuple[Part, ...]:
     return tuple(_part(path) for path in found)
 
 
-def _is_shard(path: Path, below: Path) -> bool:
+def _shards(below: Path, endings: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in below.rglob("*") if _is_shard(path, below, endings))
+
+
+def _is_shard(path: Path, below: Path, endings: tuple[str, ...]) -> bool:
     name = path.name
-    for ending in _PACKED:
+    for ending in _PACKED if endings == _NAMES else ():
         name = name.removesuffix(ending)
     hidden = any(step.startswith(".") for step in path.relative_to(below).parts)
-    return name.endswith(_NAMES) and not hidden and path.is_file()
+    return name.endswith(endings) and not hidden and path.is_file()
 
 
 def _part(path: Path) -> Part:
@@ -102,6 +114,8 @@ def _part(path: Path) -> Part:
         raise BadInput(f"corpus {path} cannot be read: {error.strerror}") from error
     kinds = [kind for magic, kind in _MAGIC.items() if head.startswith(magic)]
     kind = kinds[0] if kinds else "plain"
+    if kind == "plain" and path.suffix in _TEXTS and not head.removeprefix(BOM).startswith(b"{"):
+        kind = "text"  # else rows of JSON that someone gave this name
     if head and path.suffix in _SUFFIXES and _SUFFIXES[path.suffix] != kind:
         raise _damaged(path, f"it does not begin as {path.suffix} files do")
     return Part(path, kind, path.stat().st_size)
@@ -139,7 +153,8 @@ def plain_bytes(corpus: Path) -> int:
 
     total = 0.0
     for part in parts(corpus):
-        head = b"" if part.kind == "plain" else next(iter(stream(part)), b"")[:_STREAMED_BYTES]
+        as_it_is = part.kind in {"plain", "text"}
+        head = b"" if as_it_is else next(iter(stream(part)), b"")[:_STREAMED_BYTES]
         total += part.size * (len(head) / len(zlib.compress(head)) if head else 1)
     return int(total)
 
@@ -185,14 +200,17 @@ def lines_of(block: bytes) -> Iterator[bytes]:
 
 
 def stream(part: Part) -> Iterator[bytes]:
-    """A compressed or Parquet file as blocks of whole lines, about a MiB each.
+    """A compressed, Parquet or text file as blocks of whole lines of JSON, about a MiB each.
 
     Raises:
-        BadInput: damaged or cut short; for Parquet also: pyarrow is not installed, or a
-            value that JSON has no form for.
+        BadInput: damaged or cut short, or text that is not UTF-8; for Parquet also: pyarrow is
+            not installed, or a value that JSON has no form for.
     """
     if part.kind == "parquet":
         yield from _parquet(part.path)
+        return
+    if part.kind == "text":
+        yield from _prose(part.path)
         return
     left = [b""]
     for piece in _gunzipped(part.path) if part.kind == "gzip" else _unzstd(part.path):
@@ -204,6 +222,17 @@ def stream(part: Part) -> Iterator[bytes]:
             left.append(piece)
     if rest := b"".join(left):
         yield rest
+
+
+def _prose(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as lines:
+            if lines.read(len(BOM)) != BOM:
+                lines.seek(0)
+            pieces = iter(lambda: lines.readline(_STREAMED_BYTES), b"")
+            yield from plaintext.blocks(pieces, str(path))
+    except OSError as error:
+        raise _damaged(path, error) from error
 
 
 def _gunzipped(path: Path) -> Iterator[bytes]:
@@ -371,7 +400,7 @@ def parse_row(row: Row, required: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing:
         raise BadInput(
             f"{where}: no {missing[0]!r} in this row (it has: {', '.join(parsed) or 'nothing'})",
-            "set format: in the recipe to alpaca, chat, sharegpt or completion",
+            "set format: in the recipe to alpaca, chat, sharegpt, completion or choices",
         )
     return parsed
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Success
 from leviathan.grades import Grade
 from leviathan.incidents import Incident
+from leviathan.recipe import Success
 from leviathan.series import Curve
 from leviathan.spelled import count, counted, figure, times
 from leviathan.telemetry import Sample

@@ -14,26 +14,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leviathan import vocabulary
 from leviathan.models import quiet
+from leviathan.vocabulary import END_OF_TEXT, PAD, TURN_END
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
 Progress = Callable[[str, float], None]
 """Called with a stage ("tokenizer", "base") and the share of it that is done, 0 to 1."""
 
-END_OF_TEXT = "<|endoftext|>"
-PAD = "<|pad|>"
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, PAD, TURN_START, TURN_END)
 RECORD = "leviathan-base.json"
 
 
@@ -42,7 +39,8 @@ class BaseSettings:
     """The base model's shape and schedule. Any change makes another base."""
 
     vocab_size: int = 1536
-    """Tokens, the four special ones included."""
+    """Tokens, the four special ones included. <|endoftext|> ends documents, ChatML's two are
+    reserved."""
     hidden: int = 128
     """Width. Multiples of 32, so that the 4-bit path works on it too."""
     layers: int = 3
@@ -126,8 +124,7 @@ def _build(directory: Path, corpus: Path, settings: BaseSettings, report: Progre
     """Tokenizer, then model, both saved in `directory` as Transformers lays them out."""
     quiet()
     report("tokenizer", 0.0)
-    tokenizer = _train_tokenizer(corpus, settings)
-    tokenizer.save_pretrained(directory)
+    tokenizer = _make_tokenizer(corpus, directory, settings)
     report("tokenizer", 1.0)
     model = _train_model(tokenizer, list(_documentation(corpus)), settings, report)
     model.save_pretrained(directory)
@@ -147,56 +144,23 @@ def _documentation(corpus: Path) -> Iterator[str]:
             yield text
 
 
-def _all_text(corpus: Path) -> Iterator[str]:
+def all_text(corpus: Path) -> Iterator[str]:
     """Documentation and conversations: the tokenizer should spell both well."""
     yield from _documentation(corpus)
     for row in _rows(corpus):
         yield from (message["content"] for message in row["messages"])
 
 
-def spelling(corpus: Path, vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
-    """Byte-level BPE of at most ``vocab_size`` words, learned from all text of the corpus."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        trainers,
-    )  # heavy: only when building
-
-    found = Tokenizer(models.BPE())
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = decoders.ByteLevel()
-    trainer_class: Any = trainers.BpeTrainer  # untyped
-    trainer = trainer_class(
-        vocab_size=vocab_size,
-        special_tokens=list(special_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+def _make_tokenizer(corpus: Path, directory: Path, settings: BaseSettings) -> Tokenizer:
+    """Byte-level BPE of all text of the corpus, written without a chat template."""
+    words: Tokenizer = vocabulary.byte_level(
+        all_text(corpus), settings.vocab_size, vocabulary.SPECIAL_TOKENS
     )
-    found.train_from_iterator(_all_text(corpus), trainer)
-    return found
+    vocabulary.save(words, directory, template=None)
+    return words
 
 
-def _train_tokenizer(corpus: Path, settings: BaseSettings) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. <|endoftext|> ends documents, ChatML's two tokens are reserved.
-
-    Padding has a token of its own: a collator that masks padding out of the loss would
-    otherwise mask the end out too, and the model would never learn to stop.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    words = spelling(corpus, settings.vocab_size, SPECIAL_TOKENS)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        additional_special_tokens=[TURN_START, TURN_END],
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseSettings) -> LlamaForCausalLM:
+def _new_model(tokenizer: Tokenizer, settings: BaseSettings) -> LlamaForCausalLM:
     """A small Llama with fresh weights, which stops at the end of a document or of a turn."""
     from transformers import (
         GenerationConfig,
@@ -205,7 +169,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseSettings) -> Ll
     )  # heavy: only when building
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=tokenizer.get_vocab_size(),
         hidden_size=settings.hidden,
         intermediate_size=settings.feed_forward,
         num_hidden_layers=settings.layers,
@@ -215,20 +179,20 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, settings: BaseSettings) -> Ll
         max_position_embeddings=1024,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=tokenizer.token_to_id(END_OF_TEXT),
+        pad_token_id=tokenizer.token_to_id(PAD),
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=tokenizer.convert_tokens_to_ids([END_OF_TEXT, TURN_END]),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=[tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(TURN_END)],
+        pad_token_id=tokenizer.token_to_id(PAD),
     )
     return model
 
 
 def _train_model(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: BaseSettings, report: Progress
+    tokenizer: Tokenizer, texts: list[str], settings: BaseSettings, report: Progress
 ) -> LlamaForCausalLM:
     """Plain next-token training. The caller's random state is left as it was found."""
     import torch  # heavy: only when building
@@ -263,14 +227,12 @@ def _rate(step: int, settings: BaseSettings) -> float:
     )
 
 
-def _token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+def _token_stream(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     """All documents in one line, each closed by the end token."""
     import torch  # heavy: only when building
 
-    encoded = tokenizer([text + END_OF_TEXT for text in texts], add_special_tokens=False)[
-        "input_ids"
-    ]
-    return torch.tensor([token for document in encoded for token in document])
+    encoded = tokenizer.encode_batch([text + END_OF_TEXT for text in texts])
+    return torch.tensor([token for document in encoded for token in document.ids])
 
 
 def _windows(stream: torch.Tensor, settings: BaseSettings) -> torch.Tensor:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import basemodel, checkpoints, knobs, shapes
+from leviathan import basemodel, knobs, shapes, slimming
 from leviathan.checkpoints import Checkpoint
+from leviathan.config import CheckpointPolicy
 from leviathan.errors import BadInput
 from leviathan.knobs import Knobs
 from leviathan.shapes import Shape
@@ -39,6 +40,20 @@ class Forecast:
 
     checkpoint: int | None
     merged: int | None
+    slim: int | None = None
+    """Of a checkpoint without what only a resume reads (``slimming``)."""
+
+    def kept(self, policy: CheckpointPolicy) -> int | None:
+        """What all checkpoints take that retention leaves: the newest few and the best.
+
+        Pinned ones come on top, and the next one until an older one has gone.
+        """
+        if self.checkpoint is None:
+            return None
+        count = policy.keep + 1
+        whole = count if policy.whole is None else min(policy.whole, count)
+        small = self.checkpoint if self.slim is None else self.slim
+        return whole * self.checkpoint + (count - whole) * small
 
 
 @dataclass(frozen=True)
@@ -88,19 +103,28 @@ def cached_bytes(sample_bytes: int) -> int:
     return int(sample_bytes * _CACHED_SHARE)
 
 
-def forecast(tree: dict[str, Any], base_model: str, existing: list[Checkpoint]) -> Forecast:
+def forecast(
+    tree: dict[str, Any],
+    base_model: str,
+    existing: list[Checkpoint],
+    shape: Shape | None = None,
+) -> Forecast:
     """What the next checkpoint and the merge take.
 
-    A checkpoint of this run answers best; before the first, arithmetic does.
+    A checkpoint of this run answers best; before the first, arithmetic does. ``shape`` is the
+    base model's where that is not on disk.
     """
     try:
-        shape = shapes.load(base_model)
+        shape = shape or shapes.load(base_model)
         found = planned(shape, knobs.read(tree), _tokenizer_bytes(base_model))
     except BadInput:  # told by who needs to know; a run of another architecture may train
         weights = basemodel.locate({**tree, "base_model": base_model}, os.environ).weight_bytes
         found = Forecast(None, weights or None)
-    known = checkpoints.newest_bytes(existing)
-    return found if known is None else Forecast(known, found.merged)
+    newest = next((c for c in reversed(existing) if c.obstacle is None), None)
+    if newest is None:
+        return found
+    slim = newest.bytes - slimming.freed(newest) if newest.committed else found.slim
+    return Forecast(newest.bytes, found.merged, slim)
 
 
 def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecast:
@@ -117,7 +141,7 @@ def planned(shape: Shape, knobs: Knobs, tokenizer: int | None = None) -> Forecas
     weights, state = _full(shape, knobs) if knobs.method == "full" else _adapter(shape, knobs)
     merged = shape.parameters * _ELEMENT_BYTES[knobs.dtype]  # as Axolotl merges it
     checkpoint = weights + state + tokenizer + _SMALL_BYTES
-    return Forecast(checkpoint, merged + tokenizer)
+    return Forecast(checkpoint, merged + tokenizer, weights + tokenizer + _SMALL_BYTES)
 
 
 def optimizer_bytes(optimizer: str, tensors: Iterable[Tensor], element_bytes: int = 4) -> int:
@@ -155,8 +179,11 @@ def _adapter(shape: Shape, knobs: Knobs) -> tuple[int, int]:
 
 
 def _full(shape: Shape, knobs: Knobs) -> tuple[int, int]:
-    """The same for a model trained whole: saved in the type it is trained in."""
-    element = _ELEMENT_BYTES[knobs.dtype]
+    """The same for a model trained whole: saved in the type it is trained in.
+
+    Under FSDP2 that is fp32: accelerate casts what is trained up (``residents``).
+    """
+    element = 4 if knobs.strategy == "fsdp" else _ELEMENT_BYTES[knobs.dtype]
     return shape.parameters * element, _state(shape, knobs, shape.tensors(), element, True)
 
 

@@ -12,9 +12,20 @@ from typing import Any
 
 import yaml
 
-from leviathan import checkpoints, config, generation, grades, models, prompts, runs, scores
+from leviathan import (
+    checkpoints,
+    config,
+    generation,
+    grades,
+    models,
+    prompts,
+    runs,
+    scores,
+    wholemodel,
+)
 from leviathan.endpoint import Endpoint, is_url
 from leviathan.errors import BadInput
+from leviathan.recipe import Recipe, Success
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def prepare(
     name = suite or (recipe.suite if recipe else None)
     if name is None:
         raise BadInput("which prompt suite?", "give --suite, or set suite: in the recipe")
-    success = recipe.success if recipe else config.Success()
+    success = recipe.success if recipe else Success()
     wanted = parse_pct(min_pass) if min_pass else success.prompts_pass_pct
     path = prompts.find(name)
     asked = prompts.tagged(prompts.load(path), tags)
@@ -126,11 +137,12 @@ def _served(server: Endpoint, cases: Sequence[prompts.Case], at_once: int) -> li
 
 def resolve(
     target: str | None, checkpoint: str
-) -> tuple[models.Source, config.Recipe | None, runs.RunPaths | None]:
+) -> tuple[models.Source, Recipe | None, runs.RunPaths | None]:
     """The model that ``target`` means; of a run also its recipe and where it is.
 
     Raises:
         BadInput: no such run, model or checkpoint.
+        Refused: the checkpoint is damaged, or its weights lie in pieces.
     """
     if target and (Path(target) / "config.json").is_file() and not is_run(Path(target)):
         return models.from_directory(Path(target)), None, None
@@ -138,6 +150,8 @@ def resolve(
     record = runs.read(paths)
     recipe = recipe_of(paths, record)
     chosen = checkpoints.choose(paths.directory, checkpoint)
+    if wholemodel.is_whole(chosen.path):
+        wholemodel.demand(chosen.path)
     tree = yaml.safe_load(paths.config.read_text())
     base = base_of(record, tree)
     return models.from_run(tree, base, chosen.path, recipe.format), recipe, paths
@@ -158,9 +172,9 @@ def base_of(record: runs.RunRecord, tree: dict[str, Any]) -> str:
     return models.local_or_hub(str(tree["base_model"]) if moved else begun)
 
 
-def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> config.Recipe:
+def recipe_of(paths: runs.RunPaths, record: runs.RunRecord) -> Recipe:
     """The recipe's own keys as the run was begun with them."""
-    return config.validated(config.Recipe, record.settings, lambda _: str(paths.record))
+    return config.validated(Recipe, record.settings, lambda _: str(paths.record))
 
 
 def is_run(directory: Path) -> bool:

@@ -23,12 +23,12 @@ from leviathan import (
     labels,
     layers,
     machine,
-    models,
     redaction,
     render,
     runs,
     samples,
     schema,
+    scratch,
     trackers,
     yamlfile,
 )
@@ -257,7 +257,7 @@ def _secrets(config: Config, words: Iterable[str], named: Iterable[str]) -> tupl
             )
     found = set(named)
     base = str(config.tree["base_model"])
-    if models.local_or_hub(base) == base:
+    if scratch.path_or_hub(config) == base:
         found.add(_HUB_SECRET)
     told = list(words)
     named_here = [told[at + 1] for at, word in enumerate(told) if word == "--track"]

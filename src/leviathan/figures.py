@@ -20,6 +20,7 @@ import xxhash
 from leviathan import corpus, files, samples, selection, templates, tokenizer
 from leviathan.errors import BadInput
 from leviathan.estimate import Counted, total
+from leviathan.tokenizer import ASSUMED, Assumption
 
 _FORMAT = 3
 _ROWS = ("tokens", "masked", "trainable", "sizes")
@@ -90,6 +91,8 @@ class Source:
     """Where samples lie, and these figures are kept."""
     tree: dict[str, Any]
     """Merged Axolotl configuration."""
+    assumed: Assumption = ASSUMED
+    """How tokens are counted where the tokenizer is not here."""
 
     @property
     def wish(self) -> samples.Wish:
@@ -207,6 +210,7 @@ def _cache_path(source: Source, file: Path | None, *, of_all: bool) -> Path:
         importlib.util.find_spec("tokenizers") is not None,
         templates.chat_text(source.tree, tokenizer.chat_template(file)),
         {key: source.tree.get(key) for key in keys},
+        *([] if file or source.assumed == ASSUMED else [source.assumed.told]),
     ]  # fmt: skip
     if not of_all:
         drawn = samples.already_drawn(source.wish)
@@ -231,10 +235,18 @@ def _kept(path: Path) -> Statistics | None:
 # --- where the corpus is not -------------------------------------------------------------
 
 
-def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
+def assumed(
+    name: str,
+    rows: int,
+    size: int,
+    sample: str,
+    how: Assumption = ASSUMED,
+    *,
+    splits: bool = False,
+) -> Statistics:
     """The statistics of a sample of a corpus that is not here, from its rows and bytes.
 
-    Four bytes a token, and lengths spread log-normally as those of instruction corpora are
+    Bytes a token (``how``), and lengths spread log-normally as those of instruction corpora are
     (sigma 0.6: the longest per cent is four times the median). Both are assumptions.
 
     Args:
@@ -242,10 +254,13 @@ def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
         rows: of the whole corpus.
         size: of the whole corpus in bytes.
         sample: as ``samples.parse`` takes it.
+        how: what is assumed of its tokens.
+        splits: rows that are too long become several (completion).
     """
     wanted = samples.parse(sample)
     chosen = samples.rows_wanted(wanted, rows, Path(name))
-    mean = size / rows / tokenizer.BYTES_PER_TOKEN
+    each = 1.0 if how.characters else how.bytes_per_token
+    mean = size / rows / each
     spread = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
     quantiles = (spread.inv_cdf((n + 0.5) / _ASSUMED_ROWS) for n in range(_ASSUMED_ROWS))
     lengths = array("I", (max(1, round(math.exp(value))) for value in quantiles))
@@ -255,14 +270,14 @@ def assumed(name: str, rows: int, size: int, sample: str) -> Statistics:
         tokens=lengths,
         masked=array("I", [0] * len(lengths)),
         mean_tokens=mean,
-        mean_error=mean * tokenizer.ASSUMPTION_ERROR,
-        total_error=tokenizer.ASSUMPTION_ERROR,
+        mean_error=mean * how.error,
+        total_error=how.error,
         trainable_share=1.0,
-        bytes_per_token=tokenizer.BYTES_PER_TOKEN,
-        splits=False,
+        bytes_per_token=each,
+        splits=splits,
         size=round(chosen * size / rows),
         source=f"{name} is not here: {rows:,} rows and {size / 1e9:.3g} GB as the recipe says, "
-        f"{tokenizer.BYTES_PER_TOKEN:g} bytes a token assumed",
+        f"{how.told}",
         whole=False,
         exact=False,
     )

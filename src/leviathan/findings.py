@@ -17,6 +17,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "wrong_type": ("error", "a field holds something else than text"),
     "nothing_trained": ("error", "nothing to train on"),
     "unknown_role": ("error", "a role that chat templates do not know"),
+    "bad_choices": ("error", "too few choices, too many, an empty one, or one twice"),
+    "bad_answer": ("error", "an answer that names none of the choices"),
     "secret": ("error", "looks like a secret: a key or a token"),
     "duplicate": ("warning", "trains the very text of an earlier row"),
     "near_duplicate": ("warning", "nearly the text of an earlier row"),

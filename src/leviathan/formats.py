@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["alpaca", "chat", "sharegpt", "completion", "unknown"]
+from leviathan import lessons
+
+Kind = Literal["alpaca", "chat", "sharegpt", "completion", "choices", "unknown"]
 Problem = tuple[str, str]
 """A kind of finding (``audit.KINDS``) and what it is about in this row."""
 
@@ -48,6 +50,8 @@ class Shape:
             return tuple(_text(row.get(name)) for name in ("instruction", "input", "output"))
         if self.kind == "completion":
             return (_text(row.get(self.field)),)
+        if self.kind == "choices":
+            return tuple(_text(row.get(name)) for name in ("system", "question", "choices"))
         messages = row.get(self.field)
         if self.kind in {"chat", "sharegpt"} and isinstance(messages, list):
             around = [_text(row[name]) for name in AROUND if row.get(name)]
@@ -67,6 +71,8 @@ class Shape:
             return _alpaca(row)
         if self.kind == "completion":
             return _completion(row, self.field)
+        if self.kind == "choices":
+            return lessons.problems(row)
         if self.kind in {"chat", "sharegpt"}:
             return self._chat(row)
         return iter(())
@@ -182,6 +188,8 @@ def of(tree: dict[str, Any]) -> Shape:
         return Shape("alpaca")
     if kind == "completion":
         return Shape("completion", str(entry.get("field") or "text"))
+    if kind == lessons.TYPE:
+        return Shape("choices")
     if kind == "chat_template":
         named = entry.get("message_property_mappings") or {}
         role, content = named.get("role") or "role", named.get("content") or "content"
@@ -207,6 +215,8 @@ def _detect(row: dict[str, Any]) -> Shape:
                     return Shape(kind, name, role, content)  # type: ignore[arg-type]
     if "instruction" in row and "output" in row:
         return Shape("alpaca")
+    if "question" in row and isinstance(row.get("choices"), list):
+        return Shape("choices")
     if "text" in row:
         return Shape("completion", "text")
     return Shape("unknown")

@@ -38,7 +38,7 @@ class Verdict:
     """One conclusion about a run."""
 
     kind: str
-    """overfitting, plateau, divergence, resume or throughput."""
+    """overfitting, plateau, divergence, reward, resume or throughput."""
     grade: str
     """good, note, warn or bad."""
     text: str

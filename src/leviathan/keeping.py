@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from leviathan import checkpoints, files, runs
+from leviathan import checkpoints, files, runs, slimming
 from leviathan.checkpoints import COMMIT, Checkpoint
 from leviathan.errors import BadInput, LeviathanError, Refused
 from leviathan.signals import taken
@@ -151,6 +151,9 @@ def _keep_checkpoint(checkpoint: Checkpoint, place: Path) -> bool:
         record = (source / COMMIT).read_bytes()
         if _read(target / COMMIT) == record:
             return False
+        if slimming.is_slimmed_from(checkpoints.read_record(target), json.loads(record)):
+            _slim_copy(source, target)
+            return True
         (target / COMMIT).unlink(missing_ok=True)
         for path in sorted(source.rglob("*")):
             if path.is_file() and path.name != COMMIT:
@@ -161,6 +164,14 @@ def _keep_checkpoint(checkpoint: Checkpoint, place: Path) -> bool:
             raise
         return False  # retention let it go meanwhile
     return True
+
+
+def _slim_copy(source: Path, target: Path) -> None:
+    """The copy is of the same checkpoint before its slimming: nothing is copied twice."""
+    _copy(source / COMMIT, target / COMMIT)
+    for copy in checkpoints.scan(target.parent):
+        if copy.path.name == target.name and copy.slim:
+            slimming.slim(copy)
 
 
 def _drop(target: Path) -> None:

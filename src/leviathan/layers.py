@@ -1,35 +1,33 @@
-"""Owns layering: recipe < profile < ``--set``, every value with the place that set it.
+"""Owns layering: recipe < profile < mode < stage < ``--set``, each value with its place.
 
-Does not read files (``config``) nor make the YAML that is launched (``render``).
+Does not read files (``config``), compose a recipe with its stage (``composing``), nor make the
+YAML that is launched (``render``).
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from leviathan import redaction, samples, yamlfile
-from leviathan.config import (
-    Model,
-    Profile,
-    Recipe,
-    SampleSettings,
-    bad_inputs,
-    load_profile,
-    load_recipe,
-    validated,
+from leviathan import (
+    composing,
+    lessons,
+    overrides,
+    pace,
+    redaction,
+    reinforcement,
+    runs,
+    samples,
 )
+from leviathan.composing import Composition
+from leviathan.config import Profile, bad_inputs, load_profile, load_recipe, validated
 from leviathan.corpus import REQUIRED_FIELDS
 from leviathan.errors import BadInput
+from leviathan.origins import Origin, Tree
+from leviathan.overrides import Override
+from leviathan.recipe import Recipe, SampleSettings
 from leviathan.yamlfile import KeyPath, YamlFile, dotted
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who set a value: a layer, and the place in it."""
-
-    layer: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,32 @@ class Config:
     """Keys that are not the user's to set; told together with the unknown ones."""
     rung_keys: tuple[tuple[str, str, Any], ...] = ()
     """Place, Axolotl key and value of everything the out-of-memory ladder may set."""
+    mode: str = ""
+    stage: str = ""
+    stages: tuple[str, ...] = ()
+    """All stages of the recipe, in order; empty where it is one training."""
+    starts: Literal["best", "latest"] = "best"
+    """Which checkpoint of the stage before this stage begins with."""
+
+    @property
+    def before(self) -> str:
+        """The stage before this one; "" for the first, and where there are none."""
+        return self.stages[self.stages.index(self.stage) - 1] if self._follows else ""
+
+    @property
+    def _follows(self) -> bool:
+        return bool(self.stage) and self.stage != self.stages[0]
+
+    @property
+    def makes_base(self) -> bool:
+        """Whether Leviathan makes the base model itself, in the run directory (``handover``)."""
+        given = any(text.startswith("base_model=") for text in self.overrides)
+        return not given and (self._follows or self.recipe.model is not None)
+
+    @property
+    def lacks_base(self) -> bool:
+        """Whether that is yet to be done."""
+        return self.makes_base and not Path(self.tree["base_model"]).is_dir()
 
     @property
     def set_by_run(self) -> dict[str, Any]:
@@ -77,6 +101,7 @@ DATASET_FORMATS: dict[str, dict[str, Any]] = {
         "message_property_mappings": {"role": "from", "content": "value"},
     },
     "completion": {"type": "completion", "field": "text"},
+    "choices": {"type": lessons.TYPE},
 }
 
 OWNED_KEYS = {
@@ -90,7 +115,9 @@ OWNED_KEYS = {
 }
 
 
-RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description"}
+# A recipe's checkpoints end in the profile's.
+RECIPE_KEYS = set(Recipe.model_fields) - {"axolotl", "samples", "description", "stages", "modes",
+                                          "checkpoints"}  # fmt: skip
 PROFILE_KEYS = set(Profile.model_fields) - {"axolotl", "aliases", "description"}
 # These recipe keys are Axolotl keys, too: an override goes into the rendered tree.
 _AXOLOTL_TOO = {"epochs", "seed", "base_model"}
@@ -111,14 +138,37 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def run_name(config: Config, name: str | None) -> str:
-    """``--name``, or ``<recipe>_<sample>_<profile>``.
+    """``--name``, or ``<recipe>_<sample>_<profile>``; of a stage ``<that>.<stage>``.
 
     Raises:
         BadInput: a name that could leave ``work/training`` or hide a file.
     """
-    chosen = name or f"{config.recipe_name}_{config.sample}_{config.profile_name}"
     what = "--name" if name else "the name made of recipe, sample and profile,"
-    return checked_name(chosen, what)
+    whole = checked_name(whole_name(config, name), what)
+    return f"{whole}.{config.stage}" if config.stage else whole
+
+
+def whole_name(config: Config, name: str | None) -> str:
+    """What all stages together are called; ``name`` may be that, or one of its stages' runs."""
+    if name:
+        return name.removesuffix(f".{config.stage}") if config.stage else name
+    parts = [config.recipe_name, config.sample, config.profile_name, config.mode]
+    return "_".join(part for part in parts if part)
+
+
+def based(config: Config, name: str) -> Config:
+    """``config`` with the base model that Leviathan makes inside the run called ``name``."""
+    if not config.makes_base:
+        return config
+    key: KeyPath = ("base_model",)
+    made = f"the model of stage {config.before}" if config.before else "made from nothing"
+    origin = Origin("leviathan", made)
+    return replace(config, tree={**config.tree, "base_model": _base_in(name)},
+                   origins={**config.origins, key: origin})  # fmt: skip
+
+
+def _base_in(name: str) -> str:
+    return str(runs.RunPaths(runs.TRAINING / name).base)
 
 
 def checked_name(name: str, what: str = "RUN") -> str:
@@ -136,60 +186,243 @@ def checked_name(name: str, what: str = "RUN") -> str:
 
 
 def build(
-    recipe_name: str, profile_name: str, sample: str, overrides: Iterable[str] = ()
+    recipe_name: str, profile_name: str, sample: str | None, texts: Iterable[str] = ()
 ) -> Config:
-    """Load and merge recipe < profile < overrides.
+    """Load and merge recipe < profile < mode < stage < overrides.
+
+    Args:
+        recipe_name: a recipe's name, or its file.
+        profile_name: a profile's name or alias, or its file.
+        sample: which part of the corpus; None for what mode or recipe say.
+        texts: overrides, ``key=value``; ``mode`` and ``stage`` among them choose those.
 
     Raises:
         BadInput: anything wrong in the files, the sample or an override; all of a
             file's problems come in one error, a line each.
     """
-    samples.parse(sample)
+    if sample is not None:
+        samples.parse(sample)
     asked = (recipe_name, profile_name)
-    overrides = tuple(overrides)
+    texts = tuple(texts)
     (recipe_name, recipe, recipe_file), (profile_name, profile, profile_file) = _load(*asked)
-    sets = _parse_overrides(overrides)
-    _refuse_secrets((recipe.axolotl, recipe_file), (profile.axolotl, profile_file), sets)
-    recipe = _overridden(recipe, RECIPE_KEYS, sets)
-    profile = _overridden(profile, PROFILE_KEYS, sets)
-    merged, problems = _Merged(), list[str]()
-    merged.add(_own_keys(recipe, sample), lambda key: _own_origin(recipe_file, key, sample))
-    for layer, source, model in (
-        ("recipe", recipe_file, recipe.axolotl),
-        ("profile", profile_file, profile.axolotl),
-    ):
-        problems += _owned(model, lambda key, s=source: s.where(("axolotl", *key)))
-        merged.add(
-            model,
-            lambda key, n=layer, s=source: Origin(n, s.where(("axolotl", *key))),
-        )
-    for key, value, text in sets:
-        tree = _as_tree(key if key[0] != "epochs" else ("num_epochs",), value)
-        if key[0] not in (RECIPE_KEYS | PROFILE_KEYS) - _AXOLOTL_TOO:
-            problems += _owned(tree, lambda _, t=text: f"--set {t}")
-            merged.add(tree, lambda _, t=text: Origin("--set", f"--set {t}"))
-    _refuse_bad_datasets(merged)
-    return Config(
-        recipe_name, recipe, profile_name, profile, sample,
-        tuple(overrides), *asked, merged.tree, merged.origins, tuple(problems),
-        tuple(_rung_keys(profile, profile_file, sets)),
+    sets = overrides.parse(texts)
+    _refuse_secrets(recipe, recipe_file, profile, profile_file, sets)
+    chosen = [overrides.choice(kind, sets) for kind in overrides.CHOICES]
+    composed = composing.compose(recipe_file, recipe, *chosen)
+    stage = next((s for s in recipe.stages if s.name == composed.stage), None)
+    mode = recipe.modes.get(composed.mode)
+    recipe = _composed(composed, recipe_file)
+    if any(o.key == ("base_model",) for o in sets):
+        recipe = recipe.model_copy(update={"model": None})
+    recipe = overrides.overridden(recipe, RECIPE_KEYS, sets)
+    profile = _with_checkpoints(profile, recipe.checkpoints, composed, recipe_file)
+    profile = overrides.overridden(profile, PROFILE_KEYS, sets)
+    said = [o.value for o in sets if o.key == ("sample",)]
+    sample = sample or (recipe.sample if said else (mode and mode.sample) or recipe.sample)
+    samples.parse(sample)
+    stack = _Stack(recipe, recipe_file, profile, profile_file, composed, sets, sample)
+    merged, problems = stack.merged()
+    config = Config(
+        recipe_name, recipe, profile_name, profile, sample, texts, *asked, merged.tree,
+        merged.origins, tuple(problems), tuple(_rung_keys(profile, profile_file, sets)),
+        composed.mode, composed.stage, composed.stages, stage.start if stage else "best",
     )  # fmt: skip
+    return based(config, run_name(config, None)) if config.makes_base else config
+
+
+def _composed(composed: Composition, source: YamlFile) -> Recipe:
+    def where(key: KeyPath) -> str:
+        _, place = composed.places.get(str(key[0]), ("", (key[0],)))
+        return source.where((*place, *key[1:]))
+
+    return validated(Recipe, composed.data, where)
+
+
+def _with_checkpoints(
+    profile: Profile, recipes: dict[str, Any], composed: Composition, source: YamlFile
+) -> Profile:
+    """The profile with the retention that the recipe, mode and stage ask for."""
+    asked = [(layer, layer.data["checkpoints"]) for layer in composed.layers
+             if layer.data.get("checkpoints")]  # fmt: skip
+    if not asked and not recipes:
+        return profile
+    tree = profile.model_dump(exclude_unset=True)
+    tree["checkpoints"] = {**recipes, **tree.get("checkpoints", {})}
+    for _, checkpoints in asked:
+        tree["checkpoints"] = {**tree["checkpoints"], **checkpoints}
+    place = (*asked[-1][0].place,) if asked else ()
+    return validated(Profile, tree, lambda key: source.where((*place, *key)))
+
+
+class _Stack:
+    """The layers of one configuration, put on each other."""
+
+    def __init__(
+        self, recipe: Recipe, recipe_file: YamlFile, profile: Profile, profile_file: YamlFile,
+        composed: Composition, sets: list[Override], sample: str,
+    ) -> None:  # fmt: skip
+        self.recipe, self.recipe_file = recipe, recipe_file
+        self.profile, self.profile_file = profile, profile_file
+        self.composed, self.sets, self.sample = composed, sets, sample
+        self.tree, self.problems = Tree(), list[str]()
+
+    def merged(self) -> tuple[Tree, list[str]]:
+        """The tree with its origins, and the keys in it that are not the user's to set."""
+        self.tree.add(_own_keys(self.recipe, self.sample), self._own_origin)
+        self._add("recipe", self.recipe_file, ("axolotl",), self.recipe.axolotl)
+        self._add("profile", self.profile_file, ("axolotl",), self.profile.axolotl)
+        if self.recipe.train == "full":
+            self._forget_adapter()
+        for layer in self.composed.layers:
+            self._add(layer.name, self.recipe_file, (*layer.place, "axolotl"), layer.axolotl)
+        for override in self.sets:
+            self._override(override)
+        _refuse_bad_datasets(self.tree)
+        if self.recipe.train == "full":
+            self._refuse_adapter()
+        self._suit_rewards()
+        self._convert_tokens()
+        self._derive_rewards()
+        return self.tree, self.problems
+
+    def _add(self, name: str, source: YamlFile, prefix: KeyPath, values: dict[str, Any]) -> None:
+        self.problems += _owned(values, lambda key: source.where((*prefix, *key)))
+        self.tree.add(values, lambda key: Origin(name, source.where((*prefix, *key))))
+
+    def _override(self, override: Override) -> None:
+        first, text = override.key[0], override.text
+        if first in overrides.CHOICES or first in (RECIPE_KEYS | PROFILE_KEYS) - _AXOLOTL_TOO:
+            return
+        tree = override.tree
+        if first == "epochs":
+            tree = overrides.as_tree(("num_epochs", *override.key[1:]), override.value)
+        self.problems += _owned(tree, lambda _: f"--set {text}")
+        self.tree.add(tree, lambda _: Origin("--set", f"--set {text}"))
+
+    def _forget_adapter(self) -> None:
+        """A profile's keys of adapters mean nothing to a training of every weight."""
+        for key in [key for key in self.tree.tree if _is_of_adapters(key)]:
+            self.tree.drop(key)
+
+    def _refuse_adapter(self) -> None:
+        for key in self.tree.tree:
+            if _is_of_adapters(key):
+                where = self.tree.origins.get((key,))
+                raise BadInput(
+                    f"{where.where if where else key}: {key} belongs to an adapter, and "
+                    "train: full trains every weight", "take it out, or set train: adapter",
+                )  # fmt: skip
+
+    # --- rewards ----------------------------------------------------------------------
+
+    def _suit_rewards(self) -> None:
+        """Take out what a profile has for supervised fine-tuning."""
+        if not reinforcement.rewarded(self.tree.tree):
+            return
+        for name in reinforcement.SUPERVISED:
+            place = self.tree.origins.get((name,))
+            if place and place.layer == "profile":
+                self.tree.drop(name)
+
+    def _derive_rewards(self) -> None:
+        """What follows for a training by rewards, or what is wrong with its keys."""
+        tree, processes = self.tree.tree, self.profile.hardware.processes
+        found = list(reinforcement.problems(tree, processes, self.recipe.format))
+        for key, value, why in [] if found else list(reinforcement.derived(tree, processes)):
+            origin = Origin("leviathan", why)
+            self.tree.add(overrides.as_tree(key, value), lambda _, o=origin: o)  # type: ignore[misc]
+        self.problems += [f"{self.tree.where(key)}: {text}" for key, text in found]
+
+    # --- tokens into steps ------------------------------------------------------------
+
+    def _convert_tokens(self) -> None:
+        processes = self.profile.hardware.processes
+        for source, key, convert in (
+            ("global_batch_tokens", "gradient_accumulation_steps", pace.batch),
+            ("total_tokens", "max_steps", pace.total),
+            ("warmup_tokens", "warmup_steps", pace.warm_up),
+        ):
+            tokens = getattr(self.recipe, source)
+            layer, where = self._own_place(source)
+            if tokens is None or self._is_said_above(key, source, layer, where):
+                continue
+            step = convert(self.tree.tree, processes, tokens, where)
+            origin = Origin(layer, f"{where}: {source} {step.why}")
+            self.tree.add({key: step.value}, lambda _, o=origin: o)  # type: ignore[misc]
+            if key == "warmup_steps":
+                self.tree.drop("warmup_ratio")
+
+    def _is_said_above(self, key: str, source: str, layer: str, where: str) -> bool:
+        """Whether a layer that counts more than ``layer`` sets ``key`` itself.
+
+        A profile does not: its accumulation suits another training's batch.
+        """
+        origin = self.tree.origins.get((key,))
+        if origin is None or origin.layer == "profile":
+            return False
+        order = ["default", "recipe", *(one.name for one in self.composed.layers), "--set"]
+        if origin.layer == layer:
+            raise BadInput(f"{where}: {source} and {key} ({origin.where}) say the same twice",
+                           "leave one of them out")  # fmt: skip
+        return order.index(origin.layer) > order.index(layer)
+
+    def _own_place(self, key: str) -> tuple[str, str]:
+        """The layer that set one of the recipe's own keys, and where."""
+        said = [o.text for o in self.sets if o.key[0] == key]
+        if said:
+            return "--set", f"--set {said[-1]}"
+        layer, place = self.composed.places.get(key, ("default", (key,)))
+        return layer, self.recipe_file.where(place)
+
+    def _own_origin(self, key: KeyPath) -> Origin:
+        name = _FOLLOWS_FROM.get(str(key[0]), str(key[0]))
+        if name == "base_model" and self.recipe.model:
+            name = "model"
+        if name == "epochs" and self.recipe.samples.get(self.sample, SampleSettings()).epochs:
+            layer, place = self.composed.places.get("samples", ("recipe", ("samples",)))
+            return Origin(layer, self.recipe_file.where((*place, self.sample, "epochs")))
+        if name not in self.composed.places:
+            return Origin("default", f"{name} (not set in {self.recipe_file.path.name})")
+        layer, place = self.composed.places[name]
+        return Origin(layer, self.recipe_file.where(place))
+
+
+_FOLLOWS_FROM = {"datasets": "format", "num_epochs": "epochs", "rl": "format", "trl": "format"}
+_ADAPTER_KEYS = {"adapter", "load_in_4bit", "load_in_8bit", "embeddings_skip_upcast",
+                 "bnb_config_kwargs", "lora", "qlora_sharded_model_loading"}  # fmt: skip
+
+
+def _is_of_adapters(key: str) -> bool:
+    return key in _ADAPTER_KEYS or key.startswith(("lora_", "loraplus_", "peft_", "relora"))
 
 
 def _refuse_secrets(
-    recipe: tuple[dict[str, Any], YamlFile],
-    profile: tuple[dict[str, Any], YamlFile],
-    sets: list[tuple[KeyPath, Any, str]],
+    recipe: Recipe,
+    recipe_file: YamlFile,
+    profile: Profile,
+    profile_file: YamlFile,
+    sets: list[Override],
 ) -> None:
     """What is set ends in run.json, in axolotl.yaml, in logs and reports; a secret must not."""
+    blocks: list[tuple[YamlFile, KeyPath, dict[str, Any]]] = [
+        (recipe_file, ("axolotl",), recipe.axolotl),
+        (profile_file, ("axolotl",), profile.axolotl),
+    ]
+    for number, stage in enumerate(recipe.stages):
+        blocks.append((recipe_file, ("stages", number, "axolotl"), stage.axolotl))
+    for name, mode in recipe.modes.items():
+        blocks.append((recipe_file, ("modes", name, "axolotl"), mode.axolotl))
+        for stage_name, overlay in mode.stages.items():
+            place: KeyPath = ("modes", name, "stages", stage_name, "axolotl")
+            blocks.append((recipe_file, place, overlay.axolotl))
     found = [
-        (source.where(("axolotl", *key)), key, what)
-        for tree, source in (recipe, profile)
+        (source.where((*prefix, *key)), key, what)
+        for source, prefix, tree in blocks
         for key, what in redaction.secrets_in(tree)
     ]
-    for key, value, _ in sets:  # the text itself is not shown
-        inside = redaction.secrets_in(_as_tree(key, value))
-        found += [(f"--set {dotted(key)}", place, what) for place, what in inside]
+    for override in sets:  # the text itself is not shown
+        inside = redaction.secrets_in(override.tree)
+        found += [(f"--set {dotted(override.key)}", place, what) for place, what in inside]
     if found:
         raise bad_inputs(
             f"{where}: {dotted(key)} holds {what}, which would end in files and logs; keep it "
@@ -199,9 +432,9 @@ def _refuse_secrets(
 
 
 def _rung_keys(
-    profile: Profile, source: YamlFile, sets: list[tuple[KeyPath, Any, str]]
+    profile: Profile, source: YamlFile, sets: list[Override]
 ) -> Iterator[tuple[str, str, Any]]:
-    given = [f"--set {text}" for key, _, text in sets if key[0] == "out_of_memory"]
+    given = [f"--set {o.text}" for o in sets if o.key[0] == "out_of_memory"]
     for number, rung in enumerate(profile.out_of_memory.ladder):
         for name, value in rung.set.items():
             place: KeyPath = ("out_of_memory", "ladder", number, "set", name)
@@ -215,7 +448,7 @@ def changed(config: Config, values: dict[str, Any], where: str) -> Config:
     return replace(config, tree={**config.tree, **values}, origins=origins)
 
 
-def _refuse_bad_datasets(merged: "_Merged") -> None:
+def _refuse_bad_datasets(merged: Tree) -> None:
     datasets = merged.tree.get("datasets")
     if isinstance(datasets, list) and datasets and "path" in (datasets[0] or {}):
         key: KeyPath = ("datasets", 0, "path")
@@ -231,48 +464,6 @@ def _refuse_bad_datasets(merged: "_Merged") -> None:
         f"{where}: datasets must be a list of mappings, found {datasets!r}",
         "leave it out to use the recipe's corpus and format",
     )
-
-
-def _parse_overrides(texts: Iterable[str]) -> list[tuple[KeyPath, Any, str]]:
-    parsed, problems = [], []
-    for text in texts:
-        try:
-            parsed.append(_parse_override(text))
-        except BadInput as error:
-            problems.append(error.line)
-    if problems:
-        raise bad_inputs(problems)
-    return parsed
-
-
-def _parse_override(text: str) -> tuple[KeyPath, Any, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", name.strip()):
-        raise BadInput(f"--set {text!r} is not key=value", "example: --set learning_rate=1e-4")
-    key: KeyPath = tuple(
-        int(part) if part.isdigit() else part for part in name.strip().split(".") if part
-    )
-    if key[0] == "axolotl" and len(key) > 1:
-        key = key[1:]
-    if key[0] == "notify" and "://" in value:
-        raise BadInput("--set notify: a webhook's URL is a secret, and the run keeps its overrides",
-                       "put it into the profile, or name its variable: webhook: $NAME")  # fmt: skip
-    return key, yamlfile.parse_value(value), text
-
-
-def _overridden(own: Model, keys: set[str], sets: list[tuple[KeyPath, Any, str]]) -> Model:
-    """``own`` with those of its own keys that ``--set`` names; nested ones too."""
-    tree = own.model_dump(exclude_unset=True)
-    texts: dict[str | int, str] = {}
-    for key, value, text in sets:
-        if key[0] in keys:
-            place: dict[str | int, Any] = tree  # type: ignore[assignment]
-            for part in key[:-1]:
-                inner = place.setdefault(part, {})
-                place = inner if isinstance(inner, dict) else {}
-            place[key[-1]] = value
-            texts[key[0]] = text
-    return validated(type(own), tree, lambda key: f"--set {texts.get(key[0], dotted(key))}")
 
 
 def _load(
@@ -293,23 +484,12 @@ def _load(
 def _own_keys(recipe: Recipe, sample: str) -> dict[str, Any]:
     settings = recipe.samples.get(sample, SampleSettings())
     return {
-        "base_model": recipe.base_model,
+        **(reinforcement.DEFAULTS if recipe.format == "choices" else {}),
+        "base_model": recipe.base_model or "",  # Leviathan makes it (``based``)
         "datasets": dataset_entries(recipe.format),
         "num_epochs": settings.epochs or recipe.epochs,
         "seed": recipe.seed,
     }
-
-
-def _own_origin(source: YamlFile, key: KeyPath, sample: str) -> Origin:
-    own: dict[str, KeyPath] = {
-        "base_model": ("base_model",), "datasets": ("format",), "seed": ("seed",),
-        "num_epochs": ("samples", sample, "epochs")
-        if ("samples", sample, "epochs") in source.lines else ("epochs",),
-    }  # fmt: skip
-    place = own[str(key[0])]
-    if place not in source.lines:
-        return Origin("default", f"{place[0]} (not set in {source.path.name})")
-    return Origin("recipe", source.where(place))
 
 
 def _owned(tree: dict[str, Any], where: Any) -> list[str]:
@@ -319,56 +499,3 @@ def _owned(tree: dict[str, Any], where: Any) -> list[str]:
         for name in tree
         if name in OWNED_KEYS
     ]
-
-
-def _as_tree(key: KeyPath, value: Any) -> dict[str, Any]:
-    for part in reversed(key[1:]):
-        value = {part: value}
-    return {str(key[0]): value}
-
-
-class _Merged:
-    """A tree under construction: dicts merge, everything else is replaced."""
-
-    def __init__(self) -> None:
-        self.tree: dict[str, Any] = {}
-        self.origins: dict[KeyPath, Origin] = {}
-
-    def add(self, layer: dict[str, Any], origin: Any) -> None:
-        self._merge(self.tree, layer, (), origin)
-
-    def _merge(self, into: Any, layer: dict[Any, Any], prefix: KeyPath, origin: Any) -> None:
-        for name, value in layer.items():
-            key = (*prefix, name)
-            old = _item(into, name)
-            if isinstance(value, dict) and isinstance(old, dict | list):
-                self._merge(old, value, key, origin)
-                continue
-            self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
-            if value is None and isinstance(into, dict):
-                into.pop(name, None)  # null takes back what a lower layer set
-                continue
-            self._set(into, name, value, key, origin)
-
-    def _set(self, into: Any, name: Any, value: Any, key: KeyPath, origin: Any) -> None:
-        if isinstance(into, list) and not (isinstance(name, int) and name < len(into)):
-            raise BadInput(
-                f"{dotted(key)} is not in the list it names", f"it has {len(into)} items"
-            )
-        if isinstance(value, dict) and value:
-            into[name] = {}
-            self._merge(into[name], value, key, origin)
-            return
-        into[name] = list(value) if isinstance(value, list) else value
-        self.origins[key] = origin(key)
-        if isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, dict):
-                    into[name][index] = {}
-                    self._merge(into[name][index], item, (*key, index), origin)
-
-
-def _item(container: Any, name: Any) -> Any:
-    if isinstance(container, dict):
-        return container.get(name)
-    return container[name] if isinstance(name, int) and name < len(container) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from leviathan import checkpoints, child, corpus, fusion, proving, runs, staging
+from leviathan import checkpoints, child, corpus, fusion, proving, runs, staging, wholemodel
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput
 from leviathan.proving import Job, Merged
@@ -23,6 +23,7 @@ _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt", "*.model",
 )  # fmt: skip
+_SHARD_GB = 5.0
 # What a model's directory holds besides weights and tokenizer: code of its own (of a model that
 # was trusted to run it), and what turns images or sound into its input.
 _COMPANIONS = ("generation_config.json", "*.py", "*processor_config.json")
@@ -38,14 +39,14 @@ class Options:
 
     dtype: str | None = None
     """bf16, fp16 or fp32; None: each tensor as the base has it."""
-    shard_gb: float = 5.0
-    """Largest file, in 10^9 bytes."""
+    shard_gb: float | None = None
+    """Largest file, in 10^9 bytes; None: 5, and a model that was trained whole as it is."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in fusion.DTYPES:
             known = ", ".join(fusion.DTYPES)
             raise BadInput(f"--dtype {self.dtype!r} is no type to merge in", f"use one of {known}")
-        if not 0.001 <= self.shard_gb <= 1000:
+        if self.shard_gb is not None and not 0.001 <= self.shard_gb <= 1000:
             raise BadInput(f"--shard-gb {self.shard_gb:g} is no size of a file", "use 5, say")
 
 
@@ -60,12 +61,15 @@ def plan(
     """The checkpoint to merge and where to; only reads.
 
     Raises:
-        BadInput: no such checkpoint, it holds no adapter, or the output is taken by
-            anything but an earlier merge that may be replaced.
+        BadInput: no such checkpoint, it holds no adapter where one is wanted, or the output is
+            taken by anything but an earlier merge that may be replaced.
+        Refused: its weights lie in pieces.
     """
     checkpoint = checkpoints.choose(run.directory, which)
-    if not (checkpoint.path / "adapter_config.json").exists():
-        raise BadInput(f"{checkpoint.path} holds no adapter", "a full fine-tune needs no merge")
+    if wholemodel.is_whole(checkpoint.path):
+        if suffix == "adapter":
+            raise BadInput(f"{checkpoint.path} holds no adapter", "leave out --adapter-only")
+        wholemodel.demand(checkpoint.path)
     if output is not None and not output.name:
         raise BadInput(f"--output {output} has no name to give", "name a new directory")
     directory = output or Path("models") / f"{run.directory.resolve().name}-{suffix}"
@@ -91,13 +95,23 @@ def merge(
         LeviathanError: the merge or the proof itself failed to run.
     """
     job = proving.prepare(run, checkpoint)
+    options, weights = options or Options(), None
     with staging.aside(directory, tell) as partial:
         made = partial / "merged"
-        tell(f"merging {checkpoint.path.name} into {job.base.name}, shard by shard")
-        digests = _fuse(job, made, options or Options(), tell)
+        if wholemodel.is_whole(checkpoint.path):
+            tell(f"{checkpoint.path.name} is a whole model: nothing to merge")
+            # Not there: it was made from nothing, and there is nothing to differ from.
+            base = None if job.tree.get("reinit_weights") else job.base
+            weights, digests = wholemodel.write(
+                checkpoint.path, base, made, options.dtype, options.shard_gb, tell
+            )
+        else:
+            tell(f"merging {checkpoint.path.name} into {job.base.name}, shard by shard")
+            digests = _fuse(job, made, options, tell)
         copy_companions(job.base, checkpoint.path, made)
-        tell("proving: base, base + adapter and merged on the same probes")
-        result = proving.prove(job, made, tell, digests=digests)
+        tell(f"proving: base, {'trained' if weights else 'base + adapter'} and "
+             f"{'served' if weights else 'merged'} on the same probes")  # fmt: skip
+        result = proving.prove(job, made, tell, digests=digests, weights=weights)
         final = staging.put_in_place(made, directory, result.verdict)
     runs.event(run, "merge", session=None, step=checkpoint.step, verdict=result.verdict,
                to=str(final))  # fmt: skip
@@ -111,7 +125,7 @@ def _fuse(job: Job, made: Path, options: Options, tell: Callable[[str], None]) -
         "adapter": str(job.checkpoint.path.resolve()),
         "directory": str(made.resolve()),
         "dtype": options.dtype,
-        "shard_bytes": int(options.shard_gb * 1e9),
+        "shard_bytes": int((options.shard_gb or _SHARD_GB) * 1e9),
         "tree": {key: value for key, value in job.tree.items() if key in _DECIDING},
     }
     key = {**specification, "base": _stamp(job), "adapter": _hashes_of(job.checkpoint.path),
@@ -148,10 +162,12 @@ def _hashes_of(checkpoint: Path) -> dict[str, str]:
 
 
 def copy_companions(base: Path, checkpoint: Path, merged: Path) -> None:
-    """What training did not change comes from the base, the tokenizer from the checkpoint."""
+    """What a checkpoint does not hold comes from the base, the tokenizer from the checkpoint."""
     for pattern in _COMPANIONS:
-        for file in base.glob(pattern):
-            shutil.copyfile(file, merged / file.name)
+        for file in (*base.glob(pattern), *checkpoint.glob(pattern)):
+            # DeepSpeed's own script is no code of the model's.
+            if file.name != "zero_to_fp32.py":
+                shutil.copyfile(file, merged / file.name)
     copy_tokenizer(base, checkpoint, merged)
 
 

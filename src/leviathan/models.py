@@ -40,11 +40,13 @@ class Source:
     """How training quantised the base (``quantisation.settings``)."""
     train_dtype: str = ""
     """torch's name of the type a quantised base was held in before; empty: as it is computed."""
+    tokenizer_from: str = ""
+    """Where the tokenizer lies, if neither beside the adapter nor the model."""
 
     @property
     def tokenizer(self) -> str:
         """Where the trained tokenizer lies: beside the adapter, if there is one."""
-        return str(self.adapter or self.model)
+        return self.tokenizer_from or str(self.adapter or self.model)
 
 
 def rendered(prompt: str, row_format: str) -> str:

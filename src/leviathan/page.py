@@ -15,9 +15,11 @@ from markupsafe import Markup
 
 from leviathan import charts, trends
 from leviathan.charts import Chart, Line, Mark
+from leviathan.checkpoints import Checkpoint
 from leviathan.report import Comparison, Report, Sitting
 from leviathan.series import Curve
 from leviathan.spelled import count, counted, duration, figure, moment, size, usd
+from leviathan.status import RunSummary
 
 _WIDE, _NARROW, _SMALL = (960, 360), (400, 300), (470, 190)
 _MOST_ROWS = 200
@@ -71,6 +73,16 @@ def html(report: Report) -> str:
 # --- charts --------------------------------------------------------------------------
 
 
+def _main(report: Report) -> Chart | None:
+    """What a run is watched by: its loss or, trained by rewards, those."""
+    reward = report.curves["reward"]
+    if not len(reward):
+        return _loss(report)
+    lines = [*_raw_and_smooth("reward", reward),
+             Line("in evaluation", report.curves["eval_reward"], "s2", "dots")]  # fmt: skip
+    return _chart("Reward", "mean of all answers", lines)
+
+
 def _loss(report: Report) -> Chart | None:
     loss, evals = report.curves["loss"], report.curves["eval_loss"]
     lines = [
@@ -90,6 +102,10 @@ def _charts(report: Report) -> list[Chart]:
     card = plan.card_gib if plan else None
     used = machine.get("used_gib", curves["used_gib"])
     found = [
+        _chart("Spread of a question's rewards", "",
+               _raw_and_smooth("spread", curves["reward_std"]), zero=True),
+        _chart("Length of answers", "tokens",
+               _raw_and_smooth("length", curves["answer_tokens"]), zero=True),
         _chart("Learning rate", "", [Line("learning rate", curves["learning_rate"], "s1")],
                zero=True),
         _chart("Gradient norm", "", _raw_and_smooth("gradient norm", curves["grad_norm"]),
@@ -128,7 +144,7 @@ def _range(told: tuple[float, float, float] | None) -> tuple[float, float] | Non
 
 
 def _loss_figure(report: Report, steps: tuple[int, int], marks: Sequence[Mark]) -> _Figure | None:
-    chart = _loss(report)
+    chart = _main(report)
     if chart is None:
         return None
     clock = _clock(report)
@@ -205,14 +221,10 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
     """The figures at the top: name, figure, remark."""
     s = report.summary
     best = next((c for c in report.saved if c.best), None)
-    trend = f"{s.loss_trend.direction}" if s.loss_trend else ""
     found = [
-        ("training loss", _or_none(s.loss, figure), trend),
-        ("evaluation loss", _or_none(s.eval_loss, figure),
-         f"lowest {figure(s.lowest_eval_loss)} at step {count(s.lowest_eval_step or 0)}"
-         if s.lowest_eval_loss is not None else ""),
+        *(_rewards(s) if s.reward is not None else _losses(s)),
         ("best checkpoint", best.path.name.removeprefix("checkpoint-") if best else "-",
-         f"eval loss {figure(best.eval_loss)}" if best and best.eval_loss is not None else ""),
+         _evaluated(best) if best else ""),
         ("trained for", duration(s.hours * 3600), counted(s.sessions, "session")),
         ("tokens", _or_none(report.tokens, count), "padding included"),
         ("tokens a second", _or_none(report.tok_s, figure), "median"),
@@ -221,6 +233,34 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
          f"at {usd(report.usd_hour)} an hour" if report.usd_hour else ""),
     ]  # fmt: skip
     return [fact for fact in found if fact[1] != "-"]
+
+
+def _evaluated(c: Checkpoint) -> str:
+    if c.eval_reward is not None:
+        return f"eval reward {figure(c.eval_reward)}"
+    return f"eval loss {figure(c.eval_loss)}" if c.eval_loss is not None else ""
+
+
+def _losses(s: RunSummary) -> list[tuple[str, str, str]]:
+    lowest = (
+        f"lowest {figure(s.lowest_eval_loss)} at step {count(s.lowest_eval_step or 0)}"
+        if s.lowest_eval_loss is not None
+        else ""
+    )
+    trend = s.loss_trend.direction if s.loss_trend else ""
+    return [
+        ("training loss", _or_none(s.loss, figure), trend),
+        ("evaluation loss", _or_none(s.eval_loss, figure), lowest),
+    ]
+
+
+def _rewards(s: RunSummary) -> list[tuple[str, str, str]]:
+    trend = s.reward_trend.direction if s.reward_trend else ""
+    return [
+        ("reward", _or_none(s.reward, figure), trend),
+        ("reward in evaluation", _or_none(s.eval_reward, figure), ""),
+        ("tokens of an answer", _or_none(s.answer_tokens, figure), "the newest, on average"),
+    ]
 
 
 def _or_none(value: float | None, spell: Callable[[float], str]) -> str:
@@ -343,7 +383,7 @@ def markdown(report: Report) -> str:
 
 
 def _sparks(report: Report) -> Iterable[tuple[str, ...]]:
-    charts_ = [_loss(report), *_charts(report)]
+    charts_ = [_main(report), *_charts(report)]
     for chart in filter(None, charts_):
         for line in chart.lines:
             if line.style != "faint":

@@ -5,7 +5,6 @@ takes no room, and what is removed meanwhile stays in it.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -89,8 +88,12 @@ def is_served(name: str) -> bool:
     return not any(re.fullmatch(re.escape(p).replace(r"\*", ".*"), first) for p in NOT_SERVED)
 
 
-def wanted(found: Iterable[Checkpoint], which: str, where: object) -> list[Checkpoint]:
+def wanted(
+    found: Iterable[Checkpoint], which: str, where: object, *, served: bool = True
+) -> list[Checkpoint]:
     """Those called ``latest``, ``best`` or N, the first choice first.
+
+    ``served``: to be merged and served only, for which one without its optimizer does.
 
     Raises:
         BadInput: there is none.
@@ -101,13 +104,19 @@ def wanted(found: Iterable[Checkpoint], which: str, where: object) -> list[Check
         chosen = [c for c in committed if str(c.step) == number]
         if not chosen:
             raise BadInput(f"{where} has no committed checkpoint {which!r}")
+        if chosen[0].slim and not served:
+            raise BadInput(
+                f"{chosen[0].path.name} of {where} cannot be resumed from: {checkpoints.SLIMMED}",
+                "name another, or take the model alone with --for serve",
+            )
         return chosen
+    committed = [c for c in committed if served or not c.slim]
     if not committed:
         raise BadInput(f"{where} has no committed checkpoint yet", "a run saves every save_steps")
     if which == "latest":
         return committed
-    scored = [c for c in committed if c.eval_loss is not None and math.isfinite(c.eval_loss)]
-    return sorted(scored, key=lambda c: (c.eval_loss or 0.0, c.step)) or committed
+    scored = [c for c in committed if c.score is not None]
+    return sorted(scored, key=lambda c: (c.score or 0.0, c.step)) or committed
 
 
 # --- the snapshot ------------------------------------------------------------------------
@@ -147,7 +156,7 @@ def _linked(
 ) -> tuple[Parcel, list[str]]:
     damaged: dict[int, str] = {}
     for _ in range(_ATTEMPTS):
-        found = wanted(checkpoints.scan(paths.directory), which, paths.directory)
+        found = wanted(checkpoints.scan(paths.directory), which, paths.directory, served=served)
         for checkpoint in (c for c in found if c.step not in damaged):
             copied = directory / checkpoint.path.name
             try:

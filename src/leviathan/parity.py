@@ -113,7 +113,10 @@ class _Seen:
     @cached_property
     def trained(self) -> parity_tokens.Trained:
         subject = self.subject
-        return parity_tokens.read(subject.tree, subject.checkpoint, subject.rows)
+        try:
+            return parity_tokens.read(subject.tree, subject.checkpoint, subject.rows)
+        except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+            raise BadInput(f"training's rows cannot be read: {error!r}") from error
 
     @cached_property
     def taught(self) -> Taught:

@@ -55,8 +55,10 @@ def read(tree: dict[str, Any], checkpoint: Path, rows: Sequence[dict[str, Any]])
     """Read ``rows`` as the training did whose configuration is ``tree``.
 
     Raises:
-        BadInput: no tokenizer.json to read them with, or no such chat template.
+        BadInput: it read no such rows, or there is no tokenizer.json or template to read them with.
     """
+    if not tree.get("datasets"):
+        raise BadInput("training read no rows of a dataset")
     # Where it renamed tokens, training wrote tokenizer files of its own: the checkpoint has them.
     base = None if tree.get(_UNFOLLOWED_HERE) else tokenizer.find(tree)
     file = base or checkpoint / "tokenizer.json"

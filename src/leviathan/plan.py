@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from leviathan import calibrations, disk, knobs, memory, speed, steps
+from leviathan import calibrations, disk, knobs, memory, reinforcement, speed, steps
 from leviathan.calibrations import Calibration
 from leviathan.config import Profile
 from leviathan.decoder import Shape
@@ -20,6 +20,7 @@ from leviathan.figures import Statistics
 from leviathan.knobs import Knobs
 from leviathan.layers import Config
 from leviathan.memory import Memory
+from leviathan.reinforcement import Groups
 from leviathan.speed import Speed
 from leviathan.steps import Steps
 
@@ -154,7 +155,13 @@ def make(
     """
     hardware = config.profile.hardware
     chosen = knobs.read(config.tree, hardware.processes)
-    counted = steps.predict(statistics, chosen, steps.rules(config.tree))
+    groups = None
+    if reinforcement.rewarded(config.tree):
+        groups = reinforcement.groups(config.tree, hardware.processes)
+        chosen = _with_answers(chosen, statistics, groups)
+        counted = steps.answered(statistics, chosen, groups)
+    else:
+        counted = steps.predict(statistics, chosen, steps.rules(config.tree))
     attended = _attended(statistics, chosen)
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
@@ -162,6 +169,8 @@ def make(
     shown = speed.by_history(told, counted.slots) if told else None
     benched = speed.by_calibration(measured, shape, chosen, attended) if measured else None
     pace = shown or benched or speed.by_formula(shape, chosen, hardware, attended)
+    if groups:
+        pace = shown  # a run's own past knows what writing answers takes, nothing else does
     needed = memory.estimate(shape, chosen, device=hardware.device)
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
@@ -185,8 +194,42 @@ def make(
         saves=saves,
         hours=hours,
         disk=forecast,
-        evidence=_evidence(needed, card, refuted, proven, statistics, pace),
+        evidence=_evidence(needed, card, refuted, proven, statistics, pace)
+        | (_of_answers(shape, chosen, groups, pace) if groups else {}),
     )
+
+
+def _with_answers(chosen: Knobs, statistics: Statistics, groups: Groups) -> Knobs:
+    """Knobs of the rows that are trained on: the longest question, and the longest answer.
+
+    TRL makes the logits of the answers itself: no fused loss is used.
+    """
+    longest = int(np.max(statistics.tokens)) + groups.completion
+    return replace(chosen, sequence_len=longest, packing=False, fused_cross_entropy=False)
+
+
+def _of_answers(
+    shape: Shape, chosen: Knobs, groups: Groups, pace: Speed | None
+) -> dict[str, str]:  # fmt: skip
+    """What a plan of a training by rewards does not know, said plainly."""
+    written = groups.answers // chosen.processes
+    values = 2 if chosen.dtype in {"bf16", "fp16"} else 4
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * values * chosen.sequence_len
+    gib = written * cache / 2**30
+    told = {
+        "answers": f"{groups.generations} to a question, {groups.questions:,} questions a step, "
+        f"up to {groups.completion:,} tokens each",
+        "answers' memory": f"not in the figure above: it is of training on answers; {written:,} "
+        f"written at once keep some {gib:.2g} GiB of keys and values besides",
+    }
+    if chosen.method == "full":
+        told["second model"] = "not in the figure above: Axolotl loads the weights once more"
+    if pace is None:
+        told["time"] = (
+            "not planned: writing answers takes most of it and cannot be told beforehand; once it "
+            "has trained some steps, plan and status tell it from them"
+        )
+    return told
 
 
 def _model_flops(shape: Shape, chosen: Knobs, attended: float) -> float:
@@ -338,7 +381,12 @@ def as_document(made: Plan) -> dict[str, Any]:
         "usd": {name: cost.mid for name, cost in made.usd.items()},
         "kwh": _document(made.kwh),
         "energy_usd": _document(made.energy_usd),
-        "disk_bytes": {"checkpoint": made.disk.checkpoint, "merged": made.disk.merged},
+        "disk_bytes": {
+            "checkpoint": made.disk.checkpoint,
+            "merged": made.disk.merged,
+            "slim_checkpoint": made.disk.slim,
+            "kept": made.disk.kept(made.profile.checkpoints),
+        },
         "evidence": made.evidence,
     }
 

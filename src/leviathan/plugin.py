@@ -18,10 +18,22 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, set_seed
 
-from leviathan import files, gauge, launch, machine, models, reporters, runs, sampler
+from leviathan import (
+    endings,
+    files,
+    gauge,
+    launch,
+    machine,
+    models,
+    reinforcement,
+    reporters,
+    runs,
+    sampler,
+)
 from leviathan.callbacks import (
     CommitCallback,
     EpochCallback,
+    GroupsCallback,
     LearningRateCallback,
     MetricsCallback,
     SaveCallback,
@@ -59,6 +71,10 @@ class LeviathanKeys(BaseModel):
     """Which launch of the run this is, from 1."""
     keep: int
     """Newest checkpoints to keep, besides the best and the pinned."""
+    whole: int | None = None
+    """Newest of those that keep their optimizer; None: all."""
+    every_hours: float | None = None
+    """Save at least so often."""
     fingerprint: str = ""
     """Of the settings that a resume must not change; goes into the commit records."""
     guards: Guards = Guards()
@@ -79,6 +95,7 @@ class LeviathanPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self._gauge: gauge.Gauge | None = None
+        self._early: endings.EarlyStopCallback | None = None
         self._load_began = self._load_ended = 0.0
 
     def register(self, cfg: Any) -> None:
@@ -160,17 +177,20 @@ class LeviathanPlugin(BasePlugin):
         keys = _keys(cfg)
         journal = Journal(runs.RunPaths(Path(keys.run_dir)), keys.session)
         stop, stopwatch = StopCallback(journal), Stopwatch()
+        if cfg.early_stopping_patience:
+            self._early = endings.EarlyStopCallback(journal, int(cfg.early_stopping_patience))
         if keys.probe:
             self._gauge = gauge.Gauge(journal, keys.probe.warm_up)
             self._gauge.load_s = self._load_ended - self._load_began
         return [
             MetricsCallback(journal, stopwatch),
             FiniteCallback(journal),
-            LossCallback(journal, keys.guards),
+            *([self._early] if self._early else []),
+            *([] if reinforcement.rewarded(cfg) else [LossCallback(journal, keys.guards)]),
             *([WholeAdapterCallback(journal)] if cfg.fsdp_config else []),
-            CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch),
+            CommitCallback(journal, keys.keep, keys.fingerprint, stopwatch, keys.whole),
             stop,
-            SaveCallback(journal),
+            SaveCallback(journal, keys.every_hours),
             LearningRateCallback(cfg.learning_rate),
             TokensCallback(),
             *([EpochCallback()] if _shuffles_packed(cfg) else []),
@@ -189,11 +209,14 @@ class LeviathanPlugin(BasePlugin):
         if probe and self._gauge:
             gauge.order(trainer, probe.worst_rows)
             self._gauge.install(trainer)
+        endings.install(trainer, self._early)
         if _shuffles_packed(cfg):
             sampler.install(trainer)
         if _on_cpus():
             # The property would name a GPU for rank N, and optimizer state be loaded there.
             trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
+        if reinforcement.rewarded(cfg):
+            trainer.add_callback(GroupsCallback(sampler.GroupOrder(trainer).set_epoch))
 
 
 class Unbreakable(io.TextIOBase):

@@ -5,12 +5,14 @@ Does not ask the hardware itself (``machine``), nor judge (``check_*``).
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from leviathan import (
     basemodel,
     check_gpu,
     check_inputs,
+    check_rewards,
     check_shell,
     check_software,
     checkpoints,
@@ -19,7 +21,7 @@ from leviathan import (
     machine,
     memory,
     samples,
-    shapes,
+    scratch,
 )
 from leviathan.checkup import Check, Inputs, Subject
 from leviathan.config import Profile
@@ -40,6 +42,7 @@ CHECKS: tuple[Callable[[Subject], Check | None], ...] = (
     check_software.attention,
     check_inputs.base_model,
     check_inputs.rows,
+    check_rewards.rewards,
     check_inputs.disk,
     check_inputs.ram,
     check_shell.terminal,
@@ -79,22 +82,41 @@ def of_training(
     """
     environment = dict(os.environ)
     existing = checkpoints.scan(paths.directory) if paths.directory.is_dir() else []
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), existing)
-    kept = sum(c.sound for c in existing)
-    needs = _needs(config, paths, data, forecast, kept, environment)
+    base = _base(config, environment)
+    forecast = _forecast(config, existing)
+    sound = [c.bytes for c in existing if c.sound]
+    kept = len(sound)
+    needs = _needs(config, paths, data, forecast, (kept, sum(sound)), environment)
+    if base and base.to_be_made:
+        needs.append(Need("the new model", Path(base.name), base.weight_bytes, soon=True))
     wish = samples.Wish(Path(config.recipe.corpus), config.sample, config.recipe.seed, data)
     inputs = Inputs(
-        samples.readable(wish), row_fields(config), basemodel.locate(config.tree, environment),
+        samples.readable(wish), row_fields(config), base,
         _volumes(needs), forecast, "this run's newest" if kept else "arithmetic", paths.directory,
     )  # fmt: skip
     needed = _needed_gib(config)
     return Subject(here, environment, config.profile, config.tree, inputs, keys_read, needed)
 
 
+def _base(config: Config, environment: Mapping[str, str]) -> basemodel.Located | None:
+    """Where the base model lies; None for that of a stage that is not begun."""
+    made, found = scratch.planned(config), basemodel.locate(config.tree, environment)
+    if made:
+        return replace(found, weight_bytes=scratch.weight_bytes(made), to_be_made=True)
+    return None if config.lacks_base else found
+
+
+def _forecast(config: Config, existing: list[checkpoints.Checkpoint]) -> disk.Forecast:
+    """What will be written; of a base model that is yet to be made, its plan is known."""
+    to_be_made = config.lacks_base or scratch.planned(config)
+    shape = scratch.shape_of(config) if to_be_made else None
+    return disk.forecast(config.tree, str(config.tree["base_model"]), existing, shape)
+
+
 def _needed_gib(config: Config) -> float | None:
     """What one GPU will hold, by formula; None for a model of unknown shape, which may train."""
     try:
-        shape = shapes.load(str(config.tree["base_model"]))
+        shape = scratch.shape_of(config)
         chosen = knobs.read(config.tree, config.profile.hardware.processes)
         return memory.estimate(shape, chosen, device=config.profile.hardware.device).total_gib
     except BadInput:
@@ -103,7 +125,7 @@ def _needed_gib(config: Config) -> float | None:
 
 def of_bench(config: Config, here: Machine, paths: RunPaths, *, keys_read: bool) -> Subject:
     """A short trial of this configuration: rows and base model are made up where they lack."""
-    forecast = disk.forecast(config.tree, str(config.tree["base_model"]), [])
+    forecast = _forecast(config, [])
     volumes = _volumes([_one_checkpoint(paths, forecast)])
     inputs = Inputs(None, (), None, volumes, forecast, "arithmetic", paths.directory)
     return Subject(here, dict(os.environ), config.profile, config.tree, inputs, keys_read)
@@ -115,13 +137,20 @@ def _one_checkpoint(paths: RunPaths, forecast: disk.Forecast) -> Need:
 
 
 def _needs(
-    config: Config, paths: RunPaths, data: Path, forecast: disk.Forecast, kept: int,
-    environment: Mapping[str, str],
+    config: Config, paths: RunPaths, data: Path, forecast: disk.Forecast,
+    existing: tuple[int, int], environment: Mapping[str, str],
 ) -> list[Need]:  # fmt: skip
-    """What this run has yet to write."""
+    """What this run has yet to write; ``existing`` are its sound checkpoints: count and bytes."""
+    kept, held = existing
     one, merged = forecast.checkpoint or 0, forecast.merged or 0
     # The newest few and the best are kept; another is written before one is let go.
-    more = max(config.profile.checkpoints.keep + 1 - kept, 0)
+    policy = config.profile.checkpoints
+    more = max(policy.keep + 1 - kept, 0)
+    if policy.whole is None:
+        later, told = more * one, f"{more} more checkpoints"
+    else:  # as they are, existing ones become slim before others are added
+        later = max((forecast.kept(policy) or 0) - held, 0)
+        told = f"{more} more checkpoints, {policy.whole} of all whole"
     source = Path(config.recipe.corpus)
     wish = samples.Wish(source, config.sample, config.recipe.seed, data)
     size = samples.expected_bytes(source, config.sample) if source.exists() else 0
@@ -135,7 +164,7 @@ def _needs(
         Need("prepared data", paths.prepared, disk.prepared_bytes(tokenised, packed=packed),
              soon=True),
         _one_checkpoint(paths, forecast),
-        Need(f"{more} more checkpoints", paths.directory, more * one, soon=False),
+        Need(told, paths.directory, later, soon=False),
         Need("merged model", Path("models"), merged, soon=False),
     ]  # fmt: skip
 

@@ -323,6 +323,8 @@ def _row(row_format: str, text: str) -> dict[str, Any]:
     if row_format == "sharegpt":
         asked, answer = {"from": "human", "value": "Go on."}, {"from": "gpt", "value": text}
         return {"conversations": [asked, answer]}
+    if row_format == "choices":
+        return {"question": text, "choices": ["yes", "no"], "answer": 0}
     return {"text": text}
 
 

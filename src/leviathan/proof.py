@@ -185,16 +185,25 @@ class _Answers:
     base_greedy: list[_Greedy]
 
 
-def compare(trained: models.Source, merged: models.Source, probes: list[str]) -> Comparison:
-    """Run the probes through trained model, base (adapter off) and merged model."""
+def compare(
+    trained: models.Source, merged: models.Source, probes: list[str],
+    base: models.Source | None = None,
+) -> Comparison:  # fmt: skip
+    """Run the probes through trained model, base and merged model.
+
+    The base is the trained model with its adapter off, else ``base``. Of a model that was made
+    from nothing it is what knows nothing: the same logit for every token.
+    """
     import torch
 
     dtype = serving_dtype(Path(merged.model))
     ids, first = _ask(trained, probes, None, dtype)
+    if trained.adapter is None:
+        first = replace(first, base_logits=_base_logits(base, ids, first, dtype))
     _, second = _ask(merged, ids, None, dtype)
     sums = _Sums()
-    for base, wanted, got in zip(first.base_logits, first.logits, second.logits, strict=True):
-        sums.add(base, wanted, got)
+    for before, wanted, got in zip(first.base_logits, first.logits, second.logits, strict=True):
+        sums.add(before, wanted, got)
     found = replace(sums.comparison(), computed=f"{first.computed} / {second.computed}")
     if _is_served_as(dtype, first, second):
         # Where float32 did not fit, that type's own step stands for what it would have shown.
@@ -208,6 +217,15 @@ def compare(trained: models.Source, merged: models.Source, probes: list[str]) ->
     del precise
     _, second = _ask(merged, ids, dtype, dtype)
     return replace(found, serving=_serving(first, second, rounding))
+
+
+def _base_logits(
+    base: models.Source | None, ids: list[Any], trained: _Answers, dtype: str
+) -> list[Any]:
+    if base is None:
+        return [one * 0 for one in trained.logits]
+    _, answers = _ask(base, ids, None, dtype)
+    return answers.logits
 
 
 def serving_dtype(directory: Path) -> str:
@@ -270,7 +288,9 @@ def _serving(trained: _Answers, merged: _Answers, rounding: float) -> Serving:
         near_ties += int((gaps <= 2 * rounding).sum())
     seen = sums.comparison()
     agreed, partings, parting_ties = _walk(trained.greedy, merged.greedy, rounding)
-    with_base, _, _ = _walk(trained.greedy, trained.base_greedy, rounding)
+    with_base = 0
+    if trained.base_greedy:  # not asked of a model that was trained whole
+        with_base, _, _ = _walk(trained.greedy, trained.base_greedy, rounding)
     total = sum(len(one.tokens) for one in trained.greedy)
     return Serving(
         computed=f"{trained.computed} / {merged.computed}",
@@ -321,7 +341,8 @@ def _work(specification: dict[str, Any], _tell: child.Tell) -> dict[str, Any]:
     # First: what it puts right is what is loaded then.
     findings = parity.check(parity.subject_of(specification["subject"]))
     trained, merged = (_source(specification[name]) for name in ("trained", "merged"))
-    compared = compare(trained, merged, specification["probes"])
+    base = _source(specification["base"]) if specification.get("base") else None
+    compared = compare(trained, merged, specification["probes"], base)
     return {"comparison": asdict(compared), "parity": [asdict(one) for one in findings]}
 
 

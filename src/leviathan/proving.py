@@ -14,7 +14,6 @@ import yaml
 from leviathan import (
     basemodel,
     child,
-    config,
     corpus,
     evaluate,
     evidence,
@@ -24,10 +23,12 @@ from leviathan import (
     prompts,
     proof,
     runs,
+    wholemodel,
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
 from leviathan.parity_finding import Finding
+from leviathan.recipe import Recipe
 
 UNVERIFIED = "UNVERIFIED"
 _PROBES = 8
@@ -52,7 +53,7 @@ class Job:
     """What is merged: all that is read of the run before anything is written."""
 
     record: runs.RunRecord
-    recipe: config.Recipe
+    recipe: Recipe
     tree: dict[str, Any]
     """The configuration trained with; its base_model is where the base is now."""
     checkpoint: Checkpoint
@@ -95,35 +96,33 @@ def prove(
     served: models.Source | None = None,
     told: dict[str, Any] | None = None,
     digests: Mapping[str, str] | None = None,
+    weights: wholemodel.Weights | None = None,
     form: str = "merged",
 ) -> Merged:
     """Compare the model in ``made`` with the trained one, and write its proof beside it.
 
-    What its files have lost on the way from training to serving, and can be written, is
-    written (``parity``).
+    What its files lost on the way from training, and can be written, is written (``parity``).
 
     ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof;
-    ``digests`` are those of files that are known already; ``form`` is ``parity``'s.
+    ``digests`` are those of files that are known already; ``weights`` what was found of the
+    weights of a model that was trained whole; ``form`` is ``parity``'s.
 
     Raises:
         LeviathanError: the comparison failed to run.
     """
     for stale in (evidence.PROOF, UNVERIFIED):  # of a merge that was killed after its proof
         (made / stale).unlink(missing_ok=True)
-    record, recipe, tree = job.record, job.recipe, job.tree
-    checkpoint = job.checkpoint.path
-    trained = models.from_run(tree, tree["base_model"], checkpoint.resolve(), recipe.format)
-    whole = served or models.Source(
-        str(made.resolve()), row_format=recipe.format,
-        trust_remote_code=trained.trust_remote_code,
-    )  # fmt: skip
-    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes,
-                     "subject": subject(job, made, form)}  # fmt: skip
+    record, recipe, checkpoint = job.record, job.recipe, job.checkpoint.path
+    whole_base = bool(weights and weights.compared_with_base)
+    specification = _specification(job, made, served, whole_base=whole_base)
+    specification["subject"] = subject(job, made, form)
     answer = child.run("leviathan.proof", specification, tell, "the proof")
     found, parity = answer["comparison"], parity_finding.read(answer["parity"])
     limits = recipe.merge
-    comparison = proof.read(found)
-    word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
+    word, reason = proof.verdict(proof.read(found), limits.argmax_agreement, limits.relative_error)
+    if weights:
+        word, reason = weights.verdict(word, reason)
+        told = {"kind": "whole", "weights": asdict(weights), **(told or {})}
     fault = parity_finding.failed(parity)
     if word == "equal" and fault:
         word, reason = "different", f"it would be served otherwise: {fault.check}: {fault.evidence}"
@@ -138,7 +137,7 @@ def prove(
             "limits": limits.model_dump(),
             "checkpoint": checkpoint.name,
             "run": record.name,
-            "base_model": tree["base_model"],
+            "base_model": job.tree["base_model"],
             "base_digest": record.base,
             "format": recipe.format,
             "versions": record.versions,
@@ -149,6 +148,25 @@ def prove(
     if word != "equal":
         files.write_text(made / UNVERIFIED, f"{reason}\n")
     return Merged(made, job.checkpoint, word, reason, found, job, parity)
+
+
+def _specification(
+    job: Job, made: Path, served: models.Source | None, *, whole_base: bool
+) -> dict[str, Any]:
+    """The models that are compared; ``whole_base``: the base is one by itself."""
+    kind, checkpoint = job.recipe.format, job.checkpoint.path.resolve()
+    trained = models.from_run(job.tree, job.tree["base_model"], checkpoint, kind)
+    trust = trained.trust_remote_code
+    whole = served or models.Source(
+        str(made.resolve()), row_format=kind, trust_remote_code=trust
+    )  # fmt: skip
+    asked = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
+    if whole_base:
+        asked["base"] = asdict(models.Source(
+            str(job.base.resolve()), row_format=kind, trust_remote_code=trust,
+            tokenizer_from=trained.tokenizer,
+        ))  # fmt: skip
+    return asked
 
 
 def subject(job: Job, made: Path, form: str) -> dict[str, Any]:
@@ -169,9 +187,7 @@ def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[st
     return {name: known.get(name) or corpus.file_digest(path) for name, path in named.items()}
 
 
-def _probes(
-    record: runs.RunRecord, recipe: config.Recipe
-) -> tuple[str, list[str], list[dict[str, Any]]]:
+def _probes(record: runs.RunRecord, recipe: Recipe) -> tuple[str, list[str], list[dict[str, Any]]]:
     """Where probes come from, their texts, and their rows: spread over the sample trained on.
 
     Where the sample is gone (a rented machine), the recipe's prompt suite stands in.

@@ -259,7 +259,7 @@ def _last(told: Sequence[Told], count: int) -> Iterator[Told]:
     return islice(told, len(told) - count, None)
 
 
-_ROUTINE = {"save", "eval", "remove"}
+_ROUTINE = {"save", "eval", "remove", "slim"}
 _KINDS = {"start", "resume", "metrics", "event", "sample", "checkpoints", "state"}
 _STATES = {
     "train_begin": "running",

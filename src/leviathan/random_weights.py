@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import demo, machine
+from leviathan import demo, machine, vocabulary
 from leviathan.errors import BadInput, LeviathanError, Refused
 
 SHARD_BYTES = 1 << 30
@@ -25,11 +25,6 @@ _BLOCK = 4_194_301  # prime, so that no two rows of a matrix are alike
 _STD = 0.02  # initializer_range of the common families
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
                     "merges.txt", "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
-    "+ message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -148,42 +143,19 @@ def _copy_tokenizer(source: Path, directory: Path) -> None:
 
 
 def _make_tokenizer(request: Request, config: Any, directory: Path) -> None:
-    """Byte-level BPE of the shipped corpus, padded to the vocabulary's size.
-
-    The padding are words that no text leads to: 120,000 reserved special tokens would make
-    every start slow.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    special = list(dict.fromkeys([*demo.SPECIAL_TOKENS, *request.special_tokens]))
+    """Byte-level BPE of the shipped corpus, padded to the vocabulary's size."""
+    special = list(dict.fromkeys([*vocabulary.SPECIAL_TOKENS, *request.special_tokens]))
     size = int(config.get_text_config().vocab_size)
     if size < _BYTES + len(special):
         raise BadInput(
             f"a vocabulary of {size} has no room for 256 bytes and {len(special)} special tokens",
             "put a tokenizer beside config.json",
         )
-    spelling = demo.spelling(Path(request.corpus), min(size, _WORDS), special)
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=_padded(spelling, size),
-        eos_token=demo.END_OF_TEXT,
-        bos_token=demo.END_OF_TEXT,
-        pad_token=demo.PAD,
-        additional_special_tokens=special[2:],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(directory)
-    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        setattr(config, name, getattr(tokenizer, name))
-
-
-def _padded(spelling: Any, size: int) -> Any:
-    from tokenizers import Tokenizer
-
-    document = json.loads(spelling.to_str())
-    words = document["model"]["vocab"]
-    words |= {f"<|reserved_{number}|>": number for number in range(len(words), size)}
-    return Tokenizer.from_str(json.dumps(document))
+    texts = demo.all_text(Path(request.corpus))
+    words = vocabulary.padded(vocabulary.byte_level(texts, min(size, _WORDS), special), size)
+    vocabulary.save(words, directory, special, begin=vocabulary.END_OF_TEXT)
+    config.eos_token_id = config.bos_token_id = words.token_to_id(vocabulary.END_OF_TEXT)
+    config.pad_token_id = words.token_to_id(vocabulary.PAD)
 
 
 def request_json(request: Request) -> bytes:

@@ -118,8 +118,7 @@ def _of(source: models.Source, checkpoint: Path) -> models.Source:
 
 
 def _loss(checkpoint: Checkpoint) -> float:
-    loss = checkpoint.eval_loss
-    return loss if loss is not None and math.isfinite(loss) else math.inf
+    return math.inf if checkpoint.score is None else checkpoint.score
 
 
 def _pairs(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[bool, bool]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from leviathan import probe as probing
 from leviathan.config import bad_inputs
-from leviathan.layers import OWNED_KEYS, Config, Origin
+from leviathan.layers import OWNED_KEYS, Config
+from leviathan.origins import Origin
 from leviathan.schema import AxolotlSchema
 from leviathan.trackers import Tracking
 from leviathan.yamlfile import KeyPath, dotted, dump
@@ -180,14 +181,19 @@ def _place(
         # Retention is Leviathan's, by step (docs/checkpoints.md); Axolotl's default is 4.
         "save_total_limit": 1_000_000,
     }
+    for name in ("whole", "every_hours"):
+        if (value := getattr(config.profile.checkpoints, name)) is not None:
+            owned["leviathan"][name] = value
     if target.resume_from:
         owned["resume_from_checkpoint"] = str(target.resume_from)
     for name, value in owned.items():
         tree[name] = value
         if name != "plugins" or (name,) not in origins:
             origins[(name,)] = Origin("leviathan", "run directory")
-    for name, key in (("keep", "checkpoints.keep"), ("guards", "guards")):
-        origins["leviathan", name] = Origin("profile", f"{key} of {config.profile_name}")
+    origins["leviathan", "guards"] = Origin("profile", f"guards of {config.profile_name}")
+    for name in config.profile.checkpoints.model_fields_set | {"keep"}:
+        where = f"checkpoints.{name} of {config.profile_name}"
+        origins["leviathan", name] = Origin("profile", where)
     if target.probe:
         _make_probe(tree, origins, target.probe)
 

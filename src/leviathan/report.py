@@ -30,12 +30,13 @@ from leviathan import (
     verdicts,
 )
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Guards, Success
+from leviathan.config import Guards
 from leviathan.criteria import Criterion
 from leviathan.expected import Expected
 from leviathan.incidents import Incident
 from leviathan.judgement import Verdict
 from leviathan.provenance import Setting
+from leviathan.recipe import Success
 from leviathan.series import Curve, Series
 from leviathan.spelled import count, counted, duration, figure
 
@@ -175,8 +176,9 @@ def gather(paths: runs.RunPaths) -> Report:
     success, hot_c = _success(record), _hot_c(settings)
     command = f"leviathan test {status.called(paths)}"
     over = summary.state == "done"
+    rewarded = len(curves["reward"]) > 0  # such a training's loss says nothing
     judged = (
-        criteria.final_loss(curves["loss"], success, over=over),
+        *(() if rewarded else (criteria.final_loss(curves["loss"], success, over=over),)),
         criteria.no_oom(wrong, over=over),
         criteria.sound_checkpoints(saved, aside, over=over),
         criteria.temperature(samples, hot_c, over=over),

@@ -1,15 +1,16 @@
-"""Owns the run directory: its record, sessions, events, metrics, lock and the truth of its state.
+"""Owns the run directory: its record, sessions, events, metrics, and the truth of its state.
 
-Does not start processes (``launch``) nor judge checkpoints (``checkpoints``).
+Does not start processes (``launch``), judge checkpoints (``checkpoints``), nor lock (``writer``).
 """
 
+import glob
 import json
 import math
 import os
 import time
 import types
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 import psutil
 
 from leviathan import files, machine
-from leviathan.errors import BadInput, Refused
+from leviathan.errors import BadInput
 
 SCHEMA = 1
 TRAINING = Path("work/training")
@@ -73,6 +74,10 @@ class RunRecord:
     come on top of the command's."""
     budget: dict[str, Any] = field(default_factory=dict)
     """{max_hours, budget_usd, usd_hour} of the newest session; null where there is no limit."""
+    stage: str = ""
+    """Which stage of a recipe with several this run is; its name is ``<whole>.<stage>``."""
+    stages: list[str] = field(default_factory=list)
+    """All of them, in order."""
     schema: int = SCHEMA
 
 
@@ -89,6 +94,11 @@ class RunPaths:
     @property
     def config(self) -> Path:
         return self.directory / "axolotl.yaml"
+
+    @property
+    def base(self) -> Path:
+        """The base model where Leviathan makes it: the stage before, or a model from nothing."""
+        return self.directory / "base"
 
     @property
     def accelerate(self) -> Path:
@@ -267,6 +277,7 @@ def write(paths: RunPaths, record: RunRecord) -> None:
 def find(name: str | None, root: Path = TRAINING, *, living: bool = False) -> RunPaths:
     """The run called ``name`` (a name or a directory); the only run when None.
 
+    Of a training in stages its name means the stage that trains, else the last one begun.
     With ``living``, the only one that runs is found among several that do not.
 
     Raises:
@@ -279,11 +290,17 @@ def find(name: str | None, root: Path = TRAINING, *, living: bool = False) -> Ru
             chosen = [paths for paths in known if _lives(paths)]
         if len(chosen) == 1:
             return chosen[0]
+        wholes = {whole_of(paths) for paths in known}
+        if len(wholes) == 1 and (whole := wholes.pop()):
+            return find(whole, root)
         listed = ", ".join(paths.directory.name for paths in known) or "none"
         raise BadInput("which run? name it", f"runs in {root}: {listed}")
     for directory in (root / name, Path(name)):
         if (directory / "run.json").is_file():
             return RunPaths(directory)
+    stages = of_stages(name, root)
+    if stages:
+        return next((paths for paths in stages if _lives(paths)), stages[-1])
     listed = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))) or "none"
     raise BadInput(f"no run {name!r}", f"runs in {root}: {listed}")
 
@@ -293,60 +310,33 @@ def known_runs(root: Path = TRAINING) -> list[RunPaths]:
     return [RunPaths(path.parent) for path in sorted(root.glob("*/run.json"))]
 
 
+def of_stages(whole: str, root: Path = TRAINING) -> list[RunPaths]:
+    """The runs begun of a training in stages, in the order of its stages."""
+    found = [RunPaths(path.parent) for path in root.glob(f"{glob.escape(whole)}.*/run.json")]
+    places = {}
+    for paths in found:
+        with suppress(BadInput):
+            record = read(paths)
+            if paths.directory.name == f"{whole}.{record.stage}" and record.stage in record.stages:
+                places[paths] = record.stages.index(record.stage)
+    return sorted(places, key=places.__getitem__)
+
+
+def whole_of(paths: RunPaths) -> str:
+    """What all stages together are called, where this run is a stage; else ""."""
+    try:
+        stage = read(paths).stage
+    except BadInput:
+        return ""
+    name = paths.directory.name
+    return name.removesuffix(f".{stage}") if stage and name.endswith(f".{stage}") else ""
+
+
 def _lives(paths: RunPaths) -> bool:
     try:
         return true_state(read(paths)) == "running" or orphan(paths) is not None
     except BadInput:
         return False
-
-
-@contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
-    """Be the run's one writer, by a kernel lock that dies with this process.
-
-    Raises:
-        Refused: another process holds it; the message says which.
-    """
-    import filelock  # readers, who are to answer in a moment, take no lock
-
-    lock = filelock.FileLock(paths.lock)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise _taken(paths, _holder(paths)) from error
-    holder = identity_in(paths.holder)
-    if holder and holder["pid"] != os.getpid() and machine.is_alive(holder):
-        lock.release()  # somebody deleted the lock file: its holder locks a nameless one
-        raise _taken(paths, f"process {holder['pid']}")
-    try:
-        files.write_json(paths.holder, machine.process_identity())
-        yield
-    finally:
-        # Before the release: what a process left here that still lives is the holder's.
-        with suppress(OSError):  # a disk that went read-only must not hide what happened
-            paths.holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _taken(paths: RunPaths, holder: str) -> Refused:
-    return Refused(
-        f"{paths.directory.name} is already being trained by {holder}",
-        "wait for it or stop it; two writers would ruin the run",
-    )
-
-
-_HOLDER_WAIT_S = 3.0
-
-
-def _holder(paths: RunPaths) -> str:
-    """Who holds the lock; a moment after it was taken, the file may still name a dead one."""
-    end = time.monotonic() + _HOLDER_WAIT_S
-    while time.monotonic() < end:
-        identity = identity_in(paths.holder)
-        if identity and machine.is_alive(identity):
-            return f"process {identity['pid']}"
-        time.sleep(0.05)
-    return "another process"
 
 
 def still_s(paths: RunPaths) -> float:

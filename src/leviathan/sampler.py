@@ -1,4 +1,5 @@
-"""Owns the order of packed rows: another one each epoch, the same one whenever it is asked for.
+"""Owns the order of packed rows, and of questions that are answered for a reward: another one
+each epoch, the same one whenever it is asked for.
 
 Imported only inside the training process, by ``plugin`` and ``callbacks``. Does not pack
 rows into batches (Axolotl does): it says in which order, and that every epoch has as many.
@@ -78,6 +79,50 @@ def install(trainer: Any) -> None:
         return EpochBatches(pack(base_sampler=rows, dataset=dataset), rows)
 
     trainer._create_multipack_sampler = create
+
+
+class EpochGroups(Sampler[int]):
+    """TRL's order of questions, each repeated for its answers, in the order of one epoch.
+
+    TRL draws each epoch's order from a generator that is in no checkpoint: a run resumed in its
+    second epoch would be asked the first epoch's questions. The first epoch is TRL's own.
+    """
+
+    def __init__(self, theirs: Any) -> None:
+        self.theirs, self.epoch = theirs, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.theirs)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.theirs.shuffle:
+            self.theirs.generator.manual_seed((self.theirs.seed or 0) + self.epoch)
+        return iter(self.theirs)
+
+
+class GroupOrder:
+    """Has a trainer ask its questions in the order of the epoch that it is told."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._groups: EpochGroups | None = None
+        self._make = trainer._get_train_sampler
+        trainer._get_train_sampler = self._sampler
+
+    def _sampler(self, *arguments: Any, **named: Any) -> Any:
+        theirs = self._make(*arguments, **named)
+        if not hasattr(theirs, "generator") or not hasattr(theirs, "shuffle"):
+            return theirs  # not shuffled, or another trainer's
+        self._groups = EpochGroups(theirs)
+        return self._groups
+
+    def set_epoch(self, epoch: int) -> None:
+        """This epoch begins."""
+        if self._groups:
+            self._groups.set_epoch(epoch)
 
 
 def batches_of(dataloader: Any) -> EpochBatches | None:

@@ -95,7 +95,7 @@ class Wish:
 
 def _stem(corpus: Path) -> str:
     name = corpus.name
-    while (shorter := re.sub(r"\.(jsonl?|ndjson|parquet|gz|zst)$", "", name)) != name:
+    while (shorter := re.sub(r"\.(jsonl?|ndjson|parquet|gz|zst|txt|md)$", "", name)) != name:
         name = shorter
     return name
 

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from leviathan import files, runs, tidings
 
 NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tok_s", "step_s", "data_s",
-         "memory_gib")  # fmt: skip
+         "memory_gib", "reward", "reward_std", "answer_tokens", "eval_reward")  # fmt: skip
 """Curves that a run can have. ``tok_s``: computed tokens (padding included) a second over all
 processes, ``step_s`` seconds a step, both without evaluations, saves and waiting; ``data_s``
 seconds a step waited for its rows; ``memory_gib`` torch's peak of allocated memory on rank 0's
-GPU."""
+GPU. Of a training by rewards: ``reward`` is the mean of all answers of a log line, ``reward_std``
+what the answers to one question differ by, ``answer_tokens`` their mean length."""
+_OF_TRAINING = ("loss", "learning_rate", "grad_norm", "data_s", "reward", "reward_std",
+                "answer_tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,12 @@ class _Line(msgspec.Struct, gc=False):
     grad_norm: Any = None
     data_s: Any = None
     tokens: Any = msgspec.field(default=None, name="tokens/total")
+    answered: Any = msgspec.field(default=None, name="num_tokens")
     memory: Any = msgspec.field(default=None, name="memory/max_allocated (GiB)")
+    reward: Any = None
+    reward_std: Any = None
+    answer_tokens: Any = msgspec.field(default=None, name="completions/mean_length")
+    eval_reward: Any = None
 
 
 class _Evaluation(msgspec.Struct, gc=False):
@@ -126,6 +134,7 @@ class _Evaluation(msgspec.Struct, gc=False):
     session: Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
     time: Any = None
     eval_loss: Any = None
+    eval_reward: Any = None
 
 
 _WHOLE = {"step", "session"}
@@ -140,13 +149,14 @@ def recent(told: tidings.Tidings) -> Series:
     """The curves of the newest log lines, and all evaluations, in a moment."""
     lines = [msgspec.json.encode(line) for line in told.metrics]
     found = _series([lines], told.events)
-    evaluations = _evaluations(told.evaluations, runs.beginnings(told.events))
-    if len(evaluations) > len(found["eval_loss"]):
-        found.curves["eval_loss"] = evaluations
+    for name in ("eval_loss", "eval_reward"):
+        evaluations = _evaluations(told.evaluations, runs.beginnings(told.events), name)
+        if len(evaluations) > len(found[name]):
+            found.curves[name] = evaluations
     return found
 
 
-def _evaluations(lines: Iterable[bytes], began: dict[int, int]) -> Curve:
+def _evaluations(lines: Iterable[bytes], began: dict[int, int], name: str) -> Curve:
     """All evaluations that count, by the events that tell of them."""
     decode = msgspec.json.Decoder(_Evaluation).decode
     told: list[_Evaluation] = []
@@ -156,7 +166,7 @@ def _evaluations(lines: Iterable[bytes], began: dict[int, int]) -> Curve:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             continue
     step, session = (np.array([getattr(e, n) for e in told], np.int64) for n in ("step", "session"))
-    value, time_s = (_floats([getattr(e, n) for e in told]) for n in ("eval_loss", "time"))
+    value, time_s = (_floats([getattr(e, n) for e in told]) for n in (name, "time"))
     kept = _kept(step, session, began)
     table = {"step": step[kept], "session": session[kept], "time": time_s[kept]}
     return _curve(table, value[kept])
@@ -168,18 +178,21 @@ def _series(blocks: Iterable[list[bytes]], events: list[dict[str, Any]]) -> Seri
     kept = _kept(table["step"], table["session"], began)
     parts = tuple(_parts(table, kept, began))
     table = {name: column[kept] for name, column in table.items()}
+    untold = np.isnan(table["tokens"])  # TRL counts its own: questions and answers
+    table["tokens"] = np.where(untold, table.pop("answered"), table["tokens"])
     training = ~np.isnan(table["loss"])
     trained = {name: column[training] for name, column in table.items()}
     step_s, tok_s = _paces(trained, _between(table, training, events))
     memory = trained["memory"]
     values = {
-        **{name: trained[name] for name in ("loss", "learning_rate", "grad_norm", "data_s")},
+        **{name: trained[name] for name in _OF_TRAINING},
         "step_s": step_s,
         "tok_s": tok_s,
         "memory_gib": np.where(memory > 0, memory, np.nan),  # 0 is a machine without a GPU
     }
     curves = {name: _curve(trained, value) for name, value in values.items()}
-    curves["eval_loss"] = _curve(table, table["eval_loss"])
+    for name in ("eval_loss", "eval_reward"):
+        curves[name] = _curve(table, table[name])
     return Series({n: c for n, c in curves.items() if len(c)}, parts, lines, unread)
 
 

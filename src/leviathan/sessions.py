@@ -30,6 +30,7 @@ from leviathan import (
     survey,
     tidings,
     train,
+    writer,
 )
 from leviathan.budget import USED_UP, Budget
 from leviathan.diagnosis import Diagnosis, diagnose
@@ -57,6 +58,8 @@ class Ending:
     """Why it was not tried again."""
     adjustments: dict[str, Any] = field(default_factory=dict)
     """Axolotl keys as the out-of-memory ladder left them, where it changed the user's."""
+    asked: str = ""
+    """Why it was asked to stop, be it too late."""
 
 
 def run(
@@ -89,7 +92,7 @@ def run(
         sample = train.draw(decision, progress)
         paths = decision.paths
         paths.directory.mkdir(parents=True, exist_ok=True)
-        with runs.locked(paths), signals_to(requests):
+        with writer.locked(paths), signals_to(requests):
             _refuse_overtaken(decision)
             attempts = _Attempts(decision, sample, listener, requests, budget, shrink, repeat)
             ending, smaller = attempts.run()
@@ -179,7 +182,8 @@ class _Attempts:
         self, outcome: Outcome, diagnosis: Diagnosis | None = None, gave_up: str = ""
     ) -> Ending:
         adjusted = self.decision.config.set_by_run
-        return Ending(self.decision, outcome, diagnosis, gave_up, adjusted)
+        asked = self.requests.first or ""
+        return Ending(self.decision, outcome, diagnosis, gave_up, adjusted, asked)
 
     # --- one session ----------------------------------------------------------------
 
@@ -320,6 +324,8 @@ class _Attempts:
             created=time.time(),
             sessions=old.sessions if old else [],
             adjustments=[*(old.adjustments if old else []), *decision.adjustments],
+            stage=config.stage,
+            stages=list(config.stages),
         )
 
     # --- between sessions -----------------------------------------------------------

@@ -1,6 +1,6 @@
 """Owns making a model's directory aside, alone, and giving it its name when it is finished.
 
-Does not know what is made in it (``merge``, ``exports``).
+Does not know what is made in it (``merge``, ``exports``, ``scratch``).
 """
 
 import shutil
@@ -30,7 +30,9 @@ def demand_name(directory: Path, *, replace: bool) -> None:
 
 
 @contextmanager
-def aside(directory: Path, tell: Callable[[str], None]) -> Iterator[Path]:
+def aside(
+    directory: Path, tell: Callable[[str], None], doing: str = "merging into"
+) -> Iterator[Path]:
     """A hidden directory beside ``directory`` to make it in; nobody else is at it meanwhile.
 
     A power cut leaves no half model under the real name.
@@ -38,7 +40,7 @@ def aside(directory: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     # SIGTERM and SIGHUP unwind like Ctrl+C, so that the child at work is ended too.
     with (
-        _alone(directory),
+        _alone(directory, doing),
         signals.interrupting(),
         _partial(directory, tell) as partial,
     ):
@@ -57,13 +59,13 @@ def _give_back(directory: Path) -> None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Be the only merge into ``directory``."""
+def _alone(directory: Path, doing: str) -> Iterator[None]:
+    """Be the only one that makes ``directory``."""
     lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise Refused(f"another process is merging into {directory}", "wait for it") from error
+        raise Refused(f"another process is {doing} {directory}", "wait for it") from error
     try:
         yield
     finally:

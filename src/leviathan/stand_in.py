@@ -54,8 +54,10 @@ class StandIn:
         return {"digest": xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())}
 
 
-def find(tree: dict[str, Any]) -> StandIn:
+def find(tree: dict[str, Any], values: dict[str, Any] | None = None) -> StandIn:
     """The base model of a merged ``tree``, real or to be made. Writes nothing.
+
+    ``values`` is the config.json of a model that is still to be made from nothing.
 
     Raises:
         BadInput: neither model nor config.json is here, and no shape of that name ships.
@@ -65,7 +67,7 @@ def find(tree: dict[str, Any]) -> StandIn:
     lacking = set(found.missing)
     real = found.directory is not None and not lacking
     tokenizer = found.directory if _TOKENIZER not in lacking else None
-    values = shapes.config(name)
+    values = values or shapes.config(name)
     try:
         parameters = shapes.from_config(values, name).parameters
     except BadInput:

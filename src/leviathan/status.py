@@ -44,6 +44,12 @@ class RunSummary:
     """Of the newest log line."""
     loss_trend: trends.Trend | None
     """Of the newest log lines against those before."""
+    reward: float | None
+    """Of the newest log line; None unless trained by rewards."""
+    reward_trend: trends.Trend | None
+    eval_reward: float | None
+    answer_tokens: float | None
+    """Mean length of the newest answers."""
     eval_loss: float | None
     eval_change: float | None
     """Since the evaluation before."""
@@ -74,7 +80,7 @@ class RunSummary:
     last_saved: float | None
     """When it was."""
     best_checkpoint: str | None
-    """The sound one with the lowest evaluation loss."""
+    """The sound one with the lowest evaluation loss, or the highest reward."""
     free_disk_gib: float
     checkpoint_gib: float | None
     """What the next save will take."""
@@ -98,7 +104,7 @@ class RunSummary:
     next: str
     """The command to type now."""
     curve: tuple[float, ...]
-    """The newest losses, averaged to a few points: enough to see where they go."""
+    """The newest losses (or rewards), averaged to a few points: enough to see where they go."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``status --json``."""
@@ -193,6 +199,10 @@ def _figures(
     return {
         "loss": _last(metrics, "loss"),
         "loss_trend": trends.of(curves["loss"]),
+        "reward": _last(metrics, "reward"),
+        "reward_trend": trends.of(curves["reward"]),
+        "eval_reward": _last(metrics, "eval_reward"),
+        "answer_tokens": _last(metrics, "completions/mean_length"),
         "eval_loss": _last(metrics, "eval_loss"),
         "eval_change": float(evals.value[-1] - evals.value[-2]) if len(evals) > 1 else None,
         "lowest_eval_loss": None if lowest is None else float(evals.value[lowest]),
@@ -203,7 +213,7 @@ def _figures(
         "tok_s": _last(metrics, "tokens/train_per_sec_per_gpu") if tok_s is None else tok_s,
         "mfu_pct": plan.mfu_pct(tok_s) if plan else None,
         "step_s": trends.usual(curves["step_s"]),
-        "curve": trends.points(curves["loss"]),
+        "curve": trends.points(curves["reward"] if len(curves["reward"]) else curves["loss"]),
     }
 
 

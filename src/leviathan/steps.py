@@ -17,6 +17,7 @@ from leviathan import packing
 from leviathan.errors import BadInput
 from leviathan.figures import Statistics
 from leviathan.knobs import Knobs
+from leviathan.reinforcement import Groups
 
 Lengths = npt.NDArray[np.uint32]
 """Tokens of rows: a corpus has millions of them, and none becomes an object here."""
@@ -234,6 +235,46 @@ def _held_out(val_set_size: float, rows: int) -> int:
             "use a share below 1, or a number of rows from 2 to fewer than there are",
         )
     return held_out
+
+
+# --- answers for a reward ----------------------------------------------------------------
+
+
+def answered(statistics: Statistics, knobs: Knobs, groups: Groups) -> Steps:
+    """The steps of a training by rewards (GRPO); ``statistics`` are of the questions.
+
+    As trl 1.9 counts (trl/trainer/utils.py, RepeatSampler): questions that do not fill a batch of
+    answers are left out of an epoch, none is for its length. Tokens are those of the questions,
+    once for each of their answers, and of answers as long as they may be: at most so many.
+
+    Raises:
+        BadInput: fewer questions than one batch of answers takes.
+    """
+    held_out = _held_out(knobs.val_set_size, statistics.rows)
+    train = statistics.rows - held_out
+    batches = train // groups.questions * groups.iterations * groups.per_generation
+    if not batches:
+        raise BadInput(
+            f"{train:,} questions are fewer than the {groups.questions:,} that one step answers",
+            "lower gradient_accumulation_steps, or raise trl.num_generations",
+        )
+    per_epoch = math.ceil(batches / knobs.gradient_accumulation_steps)
+    steps = knobs.max_steps or math.ceil(knobs.epochs * per_epoch)
+    answers = steps * knobs.rows_per_step
+    each = statistics.mean_tokens + groups.completion
+    eval_rows = math.ceil(held_out * groups.generations / knobs.processes)
+    return Steps(
+        train_rows=train,
+        eval_rows=held_out,
+        dropped_rows=0,
+        batches_per_epoch=batches,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        train_tokens=round(answers * each),
+        slots=round(answers * each),
+        eval_batches=math.ceil(eval_rows / knobs.eval_batch_size),
+        exact=statistics.exact,
+    )
 
 
 # --- unpacked ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from leviathan import files, machine, runs
+from leviathan import files, machine, runs, writer
 from leviathan.errors import LeviathanError, Refused
 
 Tell = Callable[[str], None]
@@ -52,7 +52,7 @@ def _clear(paths: runs.RunPaths) -> bool:
     if not processes(paths):
         return False
     try:
-        with runs.locked(paths):  # so that it is not what a new train has just started
+        with writer.locked(paths):  # so that it is not what a new train has just started
             left = processes(paths)
             _kill_all(left)
     except Refused:

@@ -33,6 +33,8 @@ _WORDS = {
     "eval": ("note", "step {step}: eval loss {eval_loss}"),
     "save": ("good", "saved checkpoint-{step}"),
     "remove": ("note", "removed checkpoint-{step} ({reason})"),
+    "slim": ("note", "took the optimizer out of checkpoint-{step} ({reason})"),
+    "early_stop": ("note", "early stopping: {text}"),
     "warning": ("warn", "{text}"),
     "guard": ("bad", "{text}"),
     "kill": ("bad", "{text}"),

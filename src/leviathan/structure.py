@@ -11,7 +11,8 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-_WEIGHTS = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json",
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = {"adapter_model.safetensors", "model.safetensors", _INDEX,
             "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0"}  # fmt: skip
 _OPTIMIZERS = {"optimizer.pt", "optimizer.bin", "optimizer_0"}
 """Of DDP, of FSDP whole, of FSDP in pieces."""
@@ -36,9 +37,20 @@ def quick_problem(path: Path) -> str | None:
         return found
     if not any(name.startswith("rng_state") for name in names):
         return "rng_state.pth is missing"
+    if _INDEX in names and (lacking := _lacking_shards(path, names)):
+        return f"{lacking} is missing"
     if "adapter_model.safetensors" in names and "adapter_config.json" not in names:
         return "adapter_config.json is missing"
     return None
+
+
+def _lacking_shards(path: Path, names: set[str]) -> str | None:
+    """The first file that a sharded model's index names and that is not there."""
+    try:
+        named = set(json.loads((path / _INDEX).read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"a readable {_INDEX}"
+    return min((str(name) for name in named if name not in names), default=None)
 
 
 def _optimizer_problem(path: Path, names: set[str]) -> str | None:

@@ -13,19 +13,22 @@ from leviathan import (
     calibrations,
     figures,
     files,
+    formats,
     knobs,
     layers,
     lengths,
     machine,
-    models,
     plan,
     runs,
     samples,
+    scratch,
     shapes,
     status,
     steps,
     tokens,
+    vocabulary,
 )
+from leviathan.blueprint import NewModel
 from leviathan.calibrations import Calibration
 from leviathan.corpus import Progress
 from leviathan.decoder import Shape
@@ -35,6 +38,7 @@ from leviathan.figures import Source, Statistics
 from leviathan.layers import Config
 from leviathan.lengths import Report
 from leviathan.plan import Plan
+from leviathan.tokenizer import ASSUMED, Assumption
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,14 @@ def take(config: Config, *, exact: bool = False, progress: Progress | None = Non
     """
     recipe = config.recipe
     path = Path(recipe.corpus)
-    source = figures.Source(path, config.sample, recipe.seed, samples.DIRECTORY, config.tree)
-    shape = shapes.load(str(config.tree["base_model"]))
+    source = _source(config)
+    shape = scratch.shape_of(config)
     size = recipe.corpus_size if _is_the_recipes(config) else None
     if not path.exists() and size and not exact:
-        statistics = figures.assumed(recipe.corpus, size.rows, size.bytes, config.sample)
+        statistics = figures.assumed(
+            recipe.corpus, size.rows, size.bytes, config.sample, source.assumed,
+            splits=formats.of(config.tree).kind == "completion",
+        )  # fmt: skip
         measured_at = None
     else:
         statistics = tokens.measure(source, exact=exact, progress=progress, kept=False)
@@ -144,21 +151,42 @@ def lengths_of(
     Raises:
         BadInput: see ``tokens.measure`` and ``knobs.read``.
     """
-    recipe, base_model = config.recipe, str(config.tree["base_model"])
-    source = figures.Source(
-        path or Path(recipe.corpus), config.sample, recipe.seed, samples.DIRECTORY, config.tree
-    )
-    models.local_or_hub(base_model)
+    source = _source(config, path)
+    scratch.path_or_hub(config)
     chosen = knobs.read(config.tree, config.profile.hardware.processes)
     rules = steps.rules(config.tree)
     found = tokens.measure(source, exact=exact, closer=closer, progress=progress, kept=False)
-    return source, lengths.describe(found, chosen, rules, _positions(base_model))
+    return source, lengths.describe(found, chosen, rules, _positions(config))
 
 
-def _positions(base_model: str) -> int | None:
+def _source(config: Config, path: Path | None = None) -> Source:
+    """The rows of a training, and how they are counted where no tokenizer is made yet.
+
+    Args:
+        config: what is trained.
+        path: another corpus than the recipe's.
+    """
+    model, recipe = scratch.planned(config), config.recipe
+    how = ASSUMED if model is None else _assumption(model)
+    corpus_ = path or Path(recipe.corpus)
+    return Source(corpus_, config.sample, recipe.seed, samples.DIRECTORY, config.tree, how)
+
+
+def _assumption(model: NewModel) -> Assumption:
+    """How long texts will be in the tokens of a tokenizer that is still to be learned."""
+    if model.tokenizer == "characters":
+        return Assumption(characters=True, error=0.0, why="the tokenizer will be made of them")
+    size = model.vocabulary_size
+    each = vocabulary.expected_bytes_per_token(size)
+    return Assumption(round(each, 2), why=f"a vocabulary of {size:,} is still to be learned")
+
+
+def _positions(config: Config) -> int | None:
     """Tokens a row of the base model can have at most, where that is known."""
+    if model := scratch.planned(config):
+        return model.context
     try:
-        found = shapes.config(base_model).get("max_position_embeddings")
+        found = shapes.config(str(config.tree["base_model"])).get("max_position_embeddings")
     except LeviathanError:
         return None
     return found if isinstance(found, int) and found > 0 else None

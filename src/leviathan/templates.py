@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leviathan import chat_templates, conversations, models
+from leviathan import chat_templates, conversations, lessons, models
 from leviathan.chat_templates import Template
 from leviathan.conversations import Reading
 from leviathan.errors import BadInput
@@ -74,7 +74,7 @@ class Text:
 class Format:
     """How the rows of one corpus become text."""
 
-    kind: Literal["alpaca", "chat", "completion", "unknown"]
+    kind: Literal["alpaca", "chat", "completion", "choices", "unknown"]
     required: tuple[str, ...]
     """Keys a row must have."""
     render: Callable[[dict[str, Any]], Text]
@@ -116,6 +116,9 @@ def read(tree: dict[str, Any], special: dict[str, str], default_template: str | 
         )
     if kind == "chat_template":
         return _chat_format(tree, entry, special, default_template, unfollowed)
+    if kind == lessons.TYPE:
+        unfollowed = [key for key in unfollowed if key != "rl"]
+        return _choices_format(tree, entry, special, default_template, unfollowed)
     unfollowed.append(f"datasets.0.type: {kind}")
     return Format("unknown", (), lambda row: Text("", "\n".join(_strings(row))), tuple(unfollowed))
 
@@ -170,6 +173,43 @@ def _chat_format(
     return Format("chat", (reading.field,), chat.text, tuple(unfollowed))
 
 
+def _choices_format(
+    tree: dict[str, Any],
+    entry: dict[str, Any],
+    special: dict[str, str],
+    default_template: str | None,
+    unfollowed: list[str],
+) -> Format:
+    """Questions with choices: the question is all there is to count, the answer is yet to be."""
+    required = ("question", "choices", "answer")
+    template, _ = _template(tree, entry, special, default_template)
+    if template is None:
+        return Format(
+            "choices", required, lambda row: Text(_asked(row), "", prompt_trained=True),
+            tuple(unfollowed),
+        )  # fmt: skip
+
+    def render(row: dict[str, Any]) -> Text:
+        _refuse_unsound(row)
+        try:
+            text = template.render(lessons.messages(row), None, asks=True)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise BadInput(f"the chat template refuses it: {error}") from error
+        return Text("", text, (Turn(0, len(text), True),))
+
+    return Format("chat", required, render, tuple(unfollowed))
+
+
+def _asked(row: dict[str, Any]) -> str:
+    _refuse_unsound(row)
+    return lessons.text(row)
+
+
+def _refuse_unsound(row: dict[str, Any]) -> None:
+    for _, what in lessons.problems(row):
+        raise BadInput(what, "leviathan data check tells every such row")
+
+
 def chat_text(tree: dict[str, Any], default_template: str | None) -> str | None:
     """The Jinja text that the rows of a merged ``tree`` go through; None where none does.
 
@@ -177,7 +217,7 @@ def chat_text(tree: dict[str, Any], default_template: str | None) -> str | None:
         BadInput: see ``read``.
     """
     entry = tree["datasets"][0]
-    is_chat = entry.get("type") == "chat_template"
+    is_chat = entry.get("type") in {"chat_template", lessons.TYPE}
     return chat_templates.chosen(tree, entry, default_template) if is_chat else None
 
 

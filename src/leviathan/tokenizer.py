@@ -6,6 +6,7 @@ Uses the ``tokenizers`` library alone (no torch). Does not know what a row's tex
 
 import json
 import os
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,36 @@ Llama 2's of 3.17 (The Llama 3 Herd of Models, section 3.2)."""
 ASSUMPTION_ERROR = 0.25
 """Of that assumption, as a share: 3.17 is 21 % away; code and other languages are further."""
 
+
+@dataclass(frozen=True)
+class Assumption:
+    """How long texts are in tokens where there is no tokenizer."""
+
+    bytes_per_token: float = BYTES_PER_TOKEN
+    """Where ``characters`` is not set."""
+    characters: bool = False
+    """Each character will be one."""
+    error: float = ASSUMPTION_ERROR
+    """Standard error of all tokens, as a share."""
+    why: str = ""
+    """Where it comes from, for the evidence."""
+
+    def tokens(self, text: str) -> int:
+        """Of one text."""
+        if self.characters:
+            return len(_SPECIAL.sub("x", text))
+        return round(len(text.encode()) / self.bytes_per_token)
+
+    @property
+    def told(self) -> str:
+        """It, in a few words."""
+        rule = "each character a token" if self.characters else (
+            f"{self.bytes_per_token:g} bytes a token")  # fmt: skip
+        return f"{rule} assumed{f' ({self.why})' if self.why else ''}"
+
+
+ASSUMED = Assumption()
+_SPECIAL = re.compile(r"<\|\w+\|>")
 # A template's end-of-turn token is trained on when it stands this close behind the turn
 # (axolotl/prompt_strategies/chat_template.py).
 _END_OF_TURN_REACH = 3
@@ -201,21 +232,21 @@ def pieces(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     return texts
 
 
-def assume(texts: Sequence[Text]) -> list[Count]:
-    """Every text in tokens where there is no tokenizer: four bytes a token, and an end."""
-    return [_assumed(text) for text in texts]
+def assume(texts: Sequence[Text], how: Assumption = ASSUMED) -> list[Count]:
+    """Every text in tokens where there is no tokenizer, with an end for each."""
+    return [_assumed(text, how) for text in texts]
 
 
-def _assumed(text: Text) -> Count:
-    asked = round(len(text.prompt.encode()) / BYTES_PER_TOKEN)
-    answered = round(len(text.answer.encode()) / BYTES_PER_TOKEN) + bool(text.answer)
+def _assumed(text: Text, how: Assumption) -> Count:
+    asked = how.tokens(text.prompt)
+    answered = how.tokens(text.answer) + bool(text.answer)
     if text.turns is None:
         masked = 0 if text.prompt_trained else asked
         return Count(asked + answered, masked, asked + answered - masked)
     trained = [turn for turn in text.turns if turn.trained and turn.begin < turn.end]
-    sizes = [round((turn.end - turn.begin) / BYTES_PER_TOKEN) + 1 for turn in trained]
+    sizes = [how.tokens(text.answer[turn.begin : turn.end]) + 1 for turn in trained]
     trainable = min(sum(sizes), answered)
-    first = round(trained[0].begin / BYTES_PER_TOKEN) if trainable else answered
+    first = how.tokens(text.answer[: trained[0].begin]) if trainable else answered
     return Count(answered, min(first, answered), trainable)
 
 

@@ -155,7 +155,7 @@ class _Look:
     def _counts(self, batch: list[Row]) -> list[Count]:
         texts = [self._text(row) for row in batch]
         if self.tokenizer is None:
-            return tokenizer.assume(texts)
+            return tokenizer.assume(texts, self.source.assumed)
         return self.tokenizer.count(texts, adds_special_tokens=self.form.adds_special_tokens)
 
     def _text(self, row: Row) -> templates.Text:
@@ -168,7 +168,7 @@ class _Look:
     @property
     def _assumed(self) -> float:
         """Standard error of all tokens for want of a tokenizer, as a share."""
-        return 0.0 if self.tokenizer else tokenizer.ASSUMPTION_ERROR
+        return 0.0 if self.tokenizer else self.source.assumed.error
 
     def _statistics(self, counted: Counted, estimate: Estimate) -> Statistics:
         tokens, seen = total(counted.tokens), len(counted.tokens)
@@ -195,7 +195,7 @@ class _Look:
 
     def _how(self) -> str:
         if self.tokenizer is None:
-            how = f", {self.missing}: {tokenizer.BYTES_PER_TOKEN:g} bytes a token assumed"
+            how = f", {self.missing}: {self.source.assumed.told}"
         else:
             how = f" tokenised with {self.tokenizer.file}"
         if self.form.unfollowed:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import xxhash
 
 from leviathan.errors import BadInput
-from leviathan.layers import Config, Origin
+from leviathan.layers import Config
+from leviathan.origins import Origin
 
 NAMES = ("tensorboard", "wandb", "trackio", "mlflow")
 FOLDER = "tensorboard"

@@ -24,6 +24,7 @@ from leviathan import (
     runs,
     samples,
     schema,
+    scratch,
     trackers,
 )
 from leviathan import render as rendering
@@ -31,7 +32,7 @@ from leviathan.checkpoints import Checkpoint
 from leviathan.checkup import Check
 from leviathan.errors import BadInput, Refused
 from leviathan.ladder import Change
-from leviathan.layers import Config, run_name
+from leviathan.layers import Config, run_name, whole_name
 from leviathan.probe import Probe
 from leviathan.rendezvous import Meeting
 from leviathan.samples import Sample
@@ -88,7 +89,7 @@ def decide(
     paths = runs.RunPaths(runs.TRAINING / run_name(config, name))
     _refuse_unwritable(paths.directory)
     trackers.refuse_unusable(track, config.tree, trackers.look())
-    models.local_or_hub(config.tree["base_model"])
+    scratch.path_or_hub(config)
     corpus.check_head(samples.readable(_wish(config)), layers.row_fields(config))
     record = runs.read(paths) if paths.record.exists() else None
     chosen, aside = resume_point(paths, resume)
@@ -166,13 +167,20 @@ def resume_point(paths: runs.RunPaths, resume: str) -> tuple[Checkpoint | None, 
             return None, [replace(c, problem=c.problem or checkpoints.UNFINISHED) for c in existing]
         chosen, damaged = checkpoints.newest_sound(paths.directory) if existing else (None, [])
         if damaged and chosen is None:
-            told = "; ".join(f"{c.path.name}: {c.problem}" for c in damaged)
+            told = "; ".join(f"{c.path.name}: {c.obstacle}" for c in damaged)
             raise Refused(
-                f"no checkpoint of {paths.directory.name} is sound ({told})",
+                f"no checkpoint of {paths.directory.name} can be resumed from ({told})"
+                if any(c.slim for c in damaged)
+                else f"no checkpoint of {paths.directory.name} is sound ({told})",
                 "start over with --resume never, which keeps them aside",
             )
         return chosen, damaged
     chosen = checkpoints.choose(paths.directory, resume)
+    if chosen.slim:
+        raise Refused(
+            f"{chosen.path.name} cannot be resumed from: {checkpoints.SLIMMED}",
+            "leave out --resume to go on from the newest that is whole; merge and test take it",
+        )
     return chosen, [c for c in existing if c.step > chosen.step]
 
 
@@ -281,7 +289,7 @@ def render(decision: Decision, dataset: Path, record: runs.RunRecord) -> renderi
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=random_base or models.local_or_hub(config.tree["base_model"]),
+        base_model=random_base or scratch.path_or_hub(config),
         session=record.sessions[-1].number,
         resume_from=resume.path.resolve() if resume else None,
         fingerprint=compatibility.fingerprint(_settings(config, record)),
@@ -345,12 +353,13 @@ def preview(
     if config.sample != "full" or (dataset.exists() and not samples.in_place(wish)):
         dataset = wish.path
     base = Path(config.tree["base_model"])
+    is_directory = base.is_dir() or scratch.planned(config)
     run_dir = (runs.TRAINING / run_name(config, name)).resolve()
     tracking = trackers.Tracking() if track is None else _tracking(config, run_dir, track)
     target = rendering.Target(
         run_dir=run_dir,
         dataset=dataset.resolve(),
-        base_model=str(base.resolve()) if base.is_dir() else str(base),
+        base_model=str(base.resolve()) if is_directory else str(base),
         tracking=tracking,
     )
     return rendering.render(
@@ -362,7 +371,9 @@ def plan_of_action(decision: Decision) -> dict[str, Any]:
     """What one ``train`` will do, for ``--dry-run``."""
     resume = decision.resume_from
     actions = {
-        "start": "start from the base model",
+        "start": "start from the base model, which is made first"
+        if decision.config.lacks_base
+        else "start from the base model",
         "resume": f"resume from {resume.path.name}" if resume else "",
         "nothing": "nothing: the run is finished",
     }
@@ -390,11 +401,14 @@ def resume_command(decision: Decision, extra: Sequence[str] = ()) -> str:
     config = decision.config
     parts = ["leviathan", "train", "--profile", config.profile_asked]
     parts += ["--recipe", config.recipe_asked, "--sample", config.sample]
-    default = run_name(config, None)
-    if decision.paths.directory.name != default:
-        parts += ["--name", decision.paths.directory.name]
+    name = decision.paths.directory.name
+    if name != run_name(config, None):
+        parts += ["--name", whole_name(config, name)]
+    if config.mode:
+        parts += ["--mode", config.mode]
     for override in config.overrides:
-        parts += ["--set", override]
+        if not override.startswith(("mode=", "stage=")):
+            parts += ["--set", override]
     if decision.failed_checks:  # it runs although a check fails, so --force was given
         parts.append("--force")
     return shlex.join([*parts, *extra])

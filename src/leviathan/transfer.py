@@ -270,9 +270,9 @@ def _offer(source: Place, seen: landing.State, wishes: Wishes, refused: dict[int
         found = [c for c in parcel.listed(there) if c.step not in refused]
         if refused and not found:
             raise LeviathanError(f"no checkpoint of {source} is sound", _told(refused))
-        first = parcel.wanted(found, wishes.which, source)[0]
+        served = wishes.purpose == "serve"
+        first = parcel.wanted(found, wishes.which, source, served=served)[0]
         commit = (first.path / COMMIT).read_bytes()
-    served = wishes.purpose == "serve"
     chosen = parcel.parcel(first.step, commit, served=served)
     return _Offer(record, chosen, commit, seen.metrics_bytes)
 

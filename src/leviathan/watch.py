@@ -66,7 +66,7 @@ class Follower:
 
 
 _WITHOUT_STEP = {"stop_asked", "rung_refused", "shrink"}
-_OF_CHECKPOINTS = {"save", "remove", "quarantine", "set_aside"}
+_OF_CHECKPOINTS = {"save", "remove", "slim", "quarantine", "set_aside"}
 
 
 def _size(path: Path) -> int:

@@ -12,7 +12,7 @@ from project import LEVIATHAN
 from smalldisk import SmallDisk
 from sshhost import SshHost
 
-from leviathan import runs
+from leviathan import runs, writer
 from leviathan.errors import LeviathanError
 from test_transfer import HOSTILE, add_checkpoint, change, digests, make_run, push, sound
 
@@ -69,7 +69,7 @@ def test_over_ssh_killed_and_gone_on_with(host, tmp_path):
     assert digests(tmp_path / "back/work/training/r/checkpoint-30") == digests(
         run / "checkpoint-30"
     )
-    with runs.locked(runs.RunPaths(there)):
+    with writer.locked(runs.RunPaths(there)):
         assert "is being trained there" in cloud(host, here, *words, code=3)
     assert not (here / "pwned").exists()
 
