@@ -112,7 +112,7 @@ def trained(tmp_path_factory):
     return directory
 
 
-def compared(trained, directory, change=None, dtype=None, tree=None):
+def compared(trained, directory, change=None, dtype=None, tree=None, ends=None):
     """The proof of a merge of the adapter as ``change`` leaves it, against the true adapter."""
     from safetensors.torch import load_file, save_file
 
@@ -126,6 +126,8 @@ def compared(trained, directory, change=None, dtype=None, tree=None):
     fusion.fuse(job, print)
     for file in (trained / "adapter").glob("tokenizer*"):
         shutil.copy(file, made)
+    if ends:
+        (made / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     source = models.Source(
         str(trained / "base"), trained / "adapter",
         quantised=quantisation.settings(tree or {}, "llama"),
@@ -236,6 +238,12 @@ def test_in_float32_the_served_figures_are_the_precise_ones(trained, tmp_path):
     assert found.serving.greedy_agreement == 1.0
     assert found.serving.max_abs_diff == found.max_abs_diff < 1e-5
     assert found.serving.greedy_tokens == proof.NEW_TOKENS * len(PROBES)
+
+
+def test_what_files_tell_of_a_texts_end_changes_no_token_of_the_proof(trained, tmp_path):
+    """A merge may write other ids than the base's: they are kept out of neither model's way."""
+    found = compared(trained, tmp_path, ends=list(range(4, 400)))
+    assert found.serving.greedy_agreement == 1.0
 
 
 def test_eight_bits_are_merged_up_to_the_rounding_of_activations(trained, tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,13 +115,17 @@ def _result(run: Any, merged: Any, summary: dict[str, Any], seconds: float) -> d
         "seconds": round(seconds, 1),
         "held_out_loss": {"before": losses[0], "after": min(losses)},
         "suite_pass_pct": {"before": summary["base_pass_pct"], "after": summary["pass_pct"]},
-        "merge": {"verdict": merged.verdict, **merged.comparison},
+        "merge": {
+            "verdict": merged.verdict,
+            **merged.comparison,
+            "serving_parity": [asdict(one) for one in merged.parity],
+        },
         "model": str(merged.directory),
     }
 
 
 def _tell(run: Any, merged: Any, result: dict[str, Any]) -> None:
-    from leviathan import ui
+    from leviathan import parity_finding, ui
 
     loss, suite, found = result["held_out_loss"], result["suite_pass_pct"], merged.comparison
     change = 100 * (loss["after"] / loss["before"] - 1)
@@ -137,6 +142,8 @@ def _tell(run: Any, merged: Any, result: dict[str, Any]) -> None:
         f"merge proof: {merged.verdict}; {found['argmax_agreement']:.1%} of positions agree, "
         f"max difference {found['max_abs_diff']:.1g} of an effect of {found['adapter_effect']:.2g}"
     )
+    for line in parity_finding.lines(merged.parity):
+        ui.say(line)
     ui.say()
     ui.say("next:")
     ui.say(f"  leviathan infer {merged.directory} --prompt 'What kind of object is `json.dumps`?'")

@@ -1,5 +1,6 @@
 """Owns the command ``merge``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +99,8 @@ def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: boo
             document["gguf"] = str(more["gguf"])
         ui.document(document)
     if result.verdict != "equal":
+        if not as_json:
+            _parity(result)
         raise Refused(
             f"{result.directory} is unverified: {result.reason}",
             f"see {result.directory / evidence.PROOF}",
@@ -108,17 +111,27 @@ def _show(result: Any, more: dict[str, Any], *, as_json: bool, adapter_only: boo
     done = "is ready in" if as_it_is else "merged into"
     ui.say(f"{result.checkpoint.path.name} {done} {result.directory}")
     ui.say(f"proof: equal; {_figures(result.comparison)}")
+    _parity(result)
     if "quantised" in more:
         found = more["quantised"]
         ui.say(f"quantised into {found.directory}")
         ui.say(f"  against the trained model: {found.verdict}; {_figures(found.comparison)}")
+        _parity(found)
     if "gguf" in more:
         ui.say(f"GGUF in {more['gguf']}, not proven: nothing here runs it")
 
 
 def _document(result: Any) -> dict[str, Any]:
     return {"verdict": result.verdict, "reason": result.reason,
-            "output": str(result.directory), **result.comparison}  # fmt: skip
+            "output": str(result.directory), **result.comparison,
+            "serving_parity": [asdict(one) for one in result.parity]}  # fmt: skip
+
+
+def _parity(result: Any) -> None:
+    from leviathan import parity_finding, ui
+
+    for line in parity_finding.lines(result.parity):
+        ui.say(line)
 
 
 def _figures(found: dict[str, Any]) -> str:

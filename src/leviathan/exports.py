@@ -15,7 +15,18 @@ from typing import Any
 
 import yaml
 
-from leviathan import corpus, evidence, files, merge, models, proving, quantisation, runs, staging
+from leviathan import (
+    corpus,
+    evidence,
+    files,
+    merge,
+    models,
+    parity_finding,
+    proving,
+    quantisation,
+    runs,
+    staging,
+)
 from leviathan.checkpoints import Checkpoint
 from leviathan.diagnosis import last_error
 from leviathan.errors import BadInput, LeviathanError, Refused
@@ -60,9 +71,10 @@ def adapter(run: runs.RunPaths, checkpoint: Checkpoint, directory: Path, tell: T
             str(job.base.resolve()), made.resolve(), row_format=job.recipe.format,
             trust_remote_code=bool(job.tree.get("trust_remote_code")),
         )  # fmt: skip
-        result = proving.prove(job, made, tell, served, {"kind": "adapter"})
+        result = proving.prove(job, made, tell, served, {"kind": "adapter"}, form="adapter")
         final = staging.put_in_place(made, directory, result.verdict)
-    if result.verdict == "different" and quantisation.settings(job.tree, ""):
+    is_by_files = parity_finding.failed(result.parity) is not None
+    if result.verdict == "different" and not is_by_files and quantisation.settings(job.tree, ""):
         reason = f"trained on a quantised base, on the base as it is stored {result.reason}"
         result = replace(result, reason=f"{reason}; merge it instead")
     return replace(result, directory=final)
@@ -109,7 +121,8 @@ def quantised(job: Job, merged: Path, kind: str, tell: Tell) -> Merged:
         _axolotl_quantize(merged, QUANTISED[kind], partial)
         merge.copy_tokenizer(merged, merged, made)
         tell("proving: base, base + adapter and quantised on the same probes")
-        result = proving.prove(job, made, tell, told={"kind": f"quantised {kind}"})
+        told = {"kind": f"quantised {kind}"}
+        result = proving.prove(job, made, tell, told=told, form="quantised")
         final = staging.put_in_place(made, directory, "equal")  # under a name that says what it is
     return replace(result, directory=final)
 

@@ -263,6 +263,9 @@ class Model:
                 temperature=None,
                 top_p=None,
                 top_k=None,
+                # Which ids end a text is told by files, and a base's may tell others than a merged
+                # model's. They are kept out of the way here, so all must keep out the same.
+                eos_token_id=self.tokenizer.eos_token_id,
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 output_scores=True,
                 return_dict_in_generate=True,

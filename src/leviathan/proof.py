@@ -2,8 +2,9 @@
 
 Twice: in float32, which takes rounding out and tells whether the arithmetic is right; and in
 the type that is served, which tells whether that type's rounding spoils it. Runs as
-``python -m leviathan.proof``, a ``child``, so that the models' memory goes back. Does not
-merge; ``merge`` writes what is proven here.
+``python -m leviathan.proof``, a ``child``, so that the models' memory goes back, and has
+``parity`` look at the files in the same process. Does not merge; ``merge`` writes what is
+proven here.
 """
 
 import json
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leviathan import child, models, shards
+from leviathan import child, models, parity, shards
 
 MAX_PROBE_TOKENS = 256
 MAX_PROMPT_TOKENS = 128
@@ -336,9 +337,13 @@ def read(document: dict[str, Any]) -> Comparison:
 
 
 def _work(specification: dict[str, Any], _tell: child.Tell) -> dict[str, Any]:
+    models.quiet()
+    # First: what it puts right is what is loaded then.
+    findings = parity.check(parity.subject_of(specification["subject"]))
     trained, merged = (_source(specification[name]) for name in ("trained", "merged"))
     base = _source(specification["base"]) if specification.get("base") else None
-    return asdict(compare(trained, merged, specification["probes"], base))
+    compared = compare(trained, merged, specification["probes"], base)
+    return {"comparison": asdict(compared), "parity": [asdict(one) for one in findings]}
 
 
 def _source(document: dict[str, Any]) -> models.Source:

@@ -19,6 +19,7 @@ from leviathan import (
     evidence,
     files,
     models,
+    parity_finding,
     prompts,
     proof,
     runs,
@@ -26,6 +27,7 @@ from leviathan import (
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.errors import BadInput, Refused
+from leviathan.parity_finding import Finding
 from leviathan.recipe import Recipe
 
 UNVERIFIED = "UNVERIFIED"
@@ -42,6 +44,8 @@ class Merged:
     reason: str
     comparison: dict[str, Any]
     job: "Job"
+    parity: tuple[Finding, ...] = ()
+    """What was looked at of its files."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Job:
     probes: list[str]
     """Texts that the models are compared on."""
     probes_from: str
+    rows: tuple[dict[str, Any], ...] = ()
+    """Rows of the sample trained on; none where it is gone."""
 
 
 def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
@@ -79,8 +85,8 @@ def prepare(run: runs.RunPaths, checkpoint: Checkpoint) -> Job:
     if base is None:
         raise Refused(f"the base model {name} is not in the hub's cache", "download it again")
     recipe = evaluate.recipe_of(run, record)
-    source, probes = _probes(record, recipe)
-    return Job(record, recipe, tree, checkpoint, base, probes, source)
+    source, probes, rows = _probes(record, recipe)
+    return Job(record, recipe, tree, checkpoint, base, probes, source, tuple(rows))
 
 
 def prove(
@@ -91,50 +97,47 @@ def prove(
     told: dict[str, Any] | None = None,
     digests: Mapping[str, str] | None = None,
     weights: wholemodel.Weights | None = None,
+    form: str = "merged",
 ) -> Merged:
     """Compare the model in ``made`` with the trained one, and write its proof beside it.
 
+    What its files lost on the way from training, and can be written, is written (``parity``).
+
     ``served`` is how it is loaded, if it is not a whole model; ``told`` goes into the proof;
     ``digests`` are those of files that are known already; ``weights`` what was found of the
-    weights of a model that was trained whole.
+    weights of a model that was trained whole; ``form`` is ``parity``'s.
 
     Raises:
         LeviathanError: the comparison failed to run.
     """
     for stale in (evidence.PROOF, UNVERIFIED):  # of a merge that was killed after its proof
         (made / stale).unlink(missing_ok=True)
-    record, recipe, tree = job.record, job.recipe, job.tree
-    checkpoint = job.checkpoint.path
-    trained = models.from_run(tree, tree["base_model"], checkpoint.resolve(), recipe.format)
-    whole = served or models.Source(
-        str(made.resolve()), row_format=recipe.format,
-        trust_remote_code=trained.trust_remote_code,
-    )  # fmt: skip
-    specification = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
-    if weights and weights.compared_with_base:
-        base = models.Source(
-            str(job.base.resolve()), row_format=recipe.format,
-            trust_remote_code=trained.trust_remote_code, tokenizer_from=trained.tokenizer,
-        )  # fmt: skip
-        specification["base"] = asdict(base)
-    found = child.run("leviathan.proof", specification, tell, "the proof")
-    comparison = proof.read(found)
+    record, recipe, checkpoint = job.record, job.recipe, job.checkpoint.path
+    whole_base = bool(weights and weights.compared_with_base)
+    specification = _specification(job, made, served, whole_base=whole_base)
+    specification["subject"] = subject(job, made, form)
+    answer = child.run("leviathan.proof", specification, tell, "the proof")
+    found, parity = answer["comparison"], parity_finding.read(answer["parity"])
     limits = recipe.merge
-    word, reason = proof.verdict(comparison, limits.argmax_agreement, limits.relative_error)
+    word, reason = proof.verdict(proof.read(found), limits.argmax_agreement, limits.relative_error)
     if weights:
         word, reason = weights.verdict(word, reason)
         told = {"kind": "whole", "weights": asdict(weights), **(told or {})}
+    fault = parity_finding.failed(parity)
+    if word == "equal" and fault:
+        word, reason = "different", f"it would be served otherwise: {fault.check}: {fault.evidence}"
     files.write_json(
         made / evidence.PROOF,
         {
             "verdict": word,
             "reason": reason,
             **found,
+            "serving_parity": answer["parity"],
             "probes": {"from": job.probes_from, "count": len(job.probes)},
             "limits": limits.model_dump(),
             "checkpoint": checkpoint.name,
             "run": record.name,
-            "base_model": tree["base_model"],
+            "base_model": job.tree["base_model"],
             "base_digest": record.base,
             "format": recipe.format,
             "versions": record.versions,
@@ -144,7 +147,38 @@ def prove(
     )
     if word != "equal":
         files.write_text(made / UNVERIFIED, f"{reason}\n")
-    return Merged(made, job.checkpoint, word, reason, found, job)
+    return Merged(made, job.checkpoint, word, reason, found, job, parity)
+
+
+def _specification(
+    job: Job, made: Path, served: models.Source | None, *, whole_base: bool
+) -> dict[str, Any]:
+    """The models that are compared; ``whole_base``: the base is one by itself."""
+    kind, checkpoint = job.recipe.format, job.checkpoint.path.resolve()
+    trained = models.from_run(job.tree, job.tree["base_model"], checkpoint, kind)
+    trust = trained.trust_remote_code
+    whole = served or models.Source(
+        str(made.resolve()), row_format=kind, trust_remote_code=trust
+    )  # fmt: skip
+    asked = {"trained": asdict(trained), "merged": asdict(whole), "probes": job.probes}
+    if whole_base:
+        asked["base"] = asdict(models.Source(
+            str(job.base.resolve()), row_format=kind, trust_remote_code=trust,
+            tokenizer_from=trained.tokenizer,
+        ))  # fmt: skip
+    return asked
+
+
+def subject(job: Job, made: Path, form: str) -> dict[str, Any]:
+    """``parity.Subject`` as JSON."""
+    return {
+        "directory": str(made.resolve()),
+        "base": str(job.base.resolve()),
+        "checkpoint": str(job.checkpoint.path.resolve()),
+        "tree": job.tree,
+        "rows": job.rows,
+        "form": form,
+    }
 
 
 def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[str, str]:
@@ -153,8 +187,8 @@ def _hashes(checkpoint: Path, merged: Path, known: Mapping[str, str]) -> dict[st
     return {name: known.get(name) or corpus.file_digest(path) for name, path in named.items()}
 
 
-def _probes(record: runs.RunRecord, recipe: Recipe) -> tuple[str, list[str]]:
-    """Where probes come from, and their texts: rows spread over the sample trained on.
+def _probes(record: runs.RunRecord, recipe: Recipe) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Where probes come from, their texts, and their rows: spread over the sample trained on.
 
     Where the sample is gone (a rented machine), the recipe's prompt suite stands in.
 
@@ -163,22 +197,23 @@ def _probes(record: runs.RunRecord, recipe: Recipe) -> tuple[str, list[str]]:
     """
     path = Path(record.corpus["path"])
     if path.is_file():
-        return str(path), _spread_rows(path, int(record.corpus["rows"]))
+        rows = _spread_rows(path, int(record.corpus["rows"]))
+        return str(path), [_text(row) for row in rows], [r for r in rows if isinstance(r, dict)]
     if recipe.suite:
         suite = prompts.find(recipe.suite)
-        return str(suite), [case.question for case in prompts.load(suite).cases]
+        return str(suite), [case.question for case in prompts.load(suite).cases], []
     raise BadInput(
         f"nothing to prove the merge with: {path} is gone and the recipe has no suite",
         "restore the sample, or draw it again with leviathan data sample",
     )
 
 
-def _spread_rows(path: Path, count: int) -> list[str]:
+def _spread_rows(path: Path, count: int) -> list[Any]:
     wanted = {round(i * (count - 1) / (_PROBES - 1)) for i in range(_PROBES)}
     rows = []
     for index, row in enumerate(corpus.read_rows(path)):
         if index in wanted:
-            rows.append(_text(corpus.parse_row(row)))
+            rows.append(corpus.parse_row(row))
         if index >= max(wanted):
             break
     return rows

@@ -110,8 +110,16 @@ class Tokenizer:
 
     def _id(self, name: str) -> int | None:
         text = self.special.get(name)
-        found = self._backend.token_to_id(text) if text else None
+        return self.number(text) if text else None
+
+    def number(self, text: str) -> int | None:
+        """The id of a token; None where there is none."""
+        found = self._backend.token_to_id(text)
         return None if found is None else int(found)
+
+    def text(self, number: int) -> str:
+        """A token as the vocabulary spells it."""
+        return str(self._backend.id_to_token(number))
 
     def count(self, texts: Sequence[Text], *, adds_special_tokens: bool) -> list[Count]:
         """Every text in tokens, as Axolotl 0.19 makes them (``prompt_tokenizers.py``)."""

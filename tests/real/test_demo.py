@@ -22,6 +22,11 @@ def test_the_demo_learns_merges_and_answers(tmp_path):
     # The base has no chat template; what is served must bring the one trained with.
     assert "<|im_start|>" in (merged / "chat_template.jinja").read_text()
     assert not (tmp_path / "work/demo/base/chat_template.jinja").exists()
+    # Rows that Axolotl put through it have the same tokens as those a server makes.
+    findings = {one["check"]: one for one in result["merge"]["serving_parity"]}
+    assert len(findings) == 9
+    assert {one["state"] for one in findings.values()} <= {"ok", "fixed"}, findings
+    assert findings["rendered tokens"]["evidence"].endswith("equal to those trained on")
     tested = project.run("test", str(merged), "--suite", "demo", "--json")
     assert tested.code == 0, tested.err
     assert json.loads(tested.out)["pass_pct"] == suite["after"]

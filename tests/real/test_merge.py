@@ -1,12 +1,15 @@
 """Merges by the real Axolotl, and the proof that tells a good one from a bad one."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from project import RUN, TINY, Project
 
 import tiny
+from leviathan import checkpoints, parity, proving, runs
 
 pytestmark = pytest.mark.real
 
@@ -21,6 +24,13 @@ def proof(project: Project, name: str = f"{RUN}-merged") -> dict:
     return json.loads((project.directory / "models" / name / "merge-proof.json").read_text())
 
 
+def passes(project: Project, name: str = f"{RUN}-merged", checks: int = 9) -> bool:
+    """Whether every check of what servers read is simply ok."""
+    findings = proof(project, name)["serving_parity"]
+    assert {one["state"] for one in findings} == {"ok"}, findings
+    return len(findings) == checks
+
+
 def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     done = finished.run("merge", "--quantize", "int8-int4", "--json")
     assert done.code == 0, done.err
@@ -30,6 +40,7 @@ def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     assert found["max_abs_diff"] < 1e-4 < found["adapter_effect"]
     assert found["differs_from_base"]
     assert "model.safetensors" in found["hashes"]
+    assert passes(finished)
     merged = finished.directory / "models" / f"{RUN}-merged"
     assert not (merged / "UNVERIFIED").exists()
     assert not list(merged.parent.glob(".*.partial"))
@@ -41,6 +52,8 @@ def test_merged_equals_what_was_trained_and_differs_from_the_base(finished):
     said = json.loads(done.out)
     assert (said["verdict"], said["quantised"]["verdict"]) == ("equal", "different")
     assert said["quantised"]["max_abs_diff"] == four["max_abs_diff"]
+    assert said["serving_parity"] == found["serving_parity"]
+    assert passes(finished, f"{RUN}-merged-int8-int4", checks=6)
     answer = finished.run("infer", str(merged), "--prompt", "Repeat: alpha beta")
     assert answer.code == 0, answer.err
 
@@ -55,6 +68,7 @@ def test_the_adapter_alone_is_proven_on_its_base(finished):
     found = proof(finished, shipped.name)
     assert (found["verdict"], found["kind"]) == ("equal", "adapter")
     assert found["max_abs_diff"] == 0 < found["adapter_effect"]
+    assert passes(finished, shipped.name, checks=6)
     assert found["hashes"]["adapter_model.safetensors"] == found["hashes"][
         "checkpoint/adapter_model.safetensors"]  # fmt: skip
 
@@ -86,10 +100,14 @@ def test_the_trained_chat_template_is_what_is_shipped(finished):
     assert done.code == 0, done.err
     merged = finished.directory / "models/with-template"
     assert (merged / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+    # But the rows were alpaca's: a conversation put through it is none that was trained.
+    assert "serving parity: 8 of 9 checks pass" in done.out
+    assert "chat template, warn: the tokenizer brings one that training did not use" in done.out
 
 
 QLORA = ("adapter=qlora", "load_in_4bit=true")
 TRAINED_EMBEDDINGS = ("lora_modules_to_save=[embed_tokens,lm_head]",)
+CHAT = ("chat_template=chatml", "special_tokens={eos_token: <|im_end|>}")
 ADDED_TOKENS = ("tokens=['<|tool|>','<|end|>','<|think|>']",)
 
 
@@ -97,7 +115,7 @@ ADDED_TOKENS = ("tokens=['<|tool|>','<|end|>','<|think|>']",)
     ("family", "tied", "sets", "options"),
     [
         ("qwen2", True, (*QLORA, *TRAINED_EMBEDDINGS, *ADDED_TOKENS), ("--shard-gb", "0.001")),
-        ("gemma3", True, QLORA, ()),
+        ("gemma3", True, (*QLORA, *CHAT), ()),
         ("qwen3", False, (*ADDED_TOKENS, *TRAINED_EMBEDDINGS), ("--dtype", "bf16")),
     ],
 )
@@ -109,6 +127,8 @@ def test_every_family_merges_into_what_was_trained(
     base, rows = project.directory / "base", project.directory / "rows.jsonl"
     vocabulary = len(json.loads((template / "base/tokenizer.json").read_text())["model"]["vocab"])
     tiny.write_model(base, rows, family, tied=tied, vocabulary=vocabulary, max_shard_size="100KB")
+    if CHAT[0] in sets:
+        in_conversations(project)
     short = ("save_steps=30", "eval_steps=30", "max_steps=30")
     done = project.run(*TINY[:7], *(part for text in (*short, *sets) for part in ("--set", text)))
     assert done.code == 0, done.err
@@ -117,6 +137,11 @@ def test_every_family_merges_into_what_was_trained(
     found = proof(project)
     served = found["serving"]
     assert found["verdict"] == "equal"
+    assert "serving parity: 9 of 9 checks pass" in done.out
+    if CHAT[0] in sets:
+        serves_conversations(project, proof(project)["serving_parity"])
+    else:
+        assert passes(project)
     assert served["disagreements"] == served["near_ties"]
     assert served["greedy_partings"] == served["greedy_near_ties"]
     if "bf16" in options:
@@ -127,9 +152,55 @@ def test_every_family_merges_into_what_was_trained(
         assert found["max_abs_diff"] < 2e-5 < 1e-2 * found["adapter_effect"]
     merged = project.directory / "models" / f"{RUN}-merged"
     told = json.loads((merged / "config.json").read_text())
-    trained_apart = sets[-1:] != QLORA[-1:] and tied
+    trained_apart = TRAINED_EMBEDDINGS[0] in sets and tied
     assert told["tie_word_embeddings"] == (tied and not trained_apart)
     assert told["vocab_size"] == vocabulary + (3 if ADDED_TOKENS[0] in sets else 0)
+
+
+def in_conversations(project: Project) -> None:
+    """Turn the recipe and its rows into conversations."""
+    recipe, rows = project.directory / "configs/recipes/tiny.yaml", project.directory / "rows.jsonl"
+    recipe.write_text(recipe.read_text().replace("format: alpaca", "format: chat"))
+    with rows.open() as lines:
+        pairs = [(row["instruction"], row["output"]) for row in map(json.loads, lines)]
+    with rows.open("w") as out:
+        for asked, said in pairs:
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            out.write(json.dumps({"messages": turns}) + "\n")
+
+
+def serves_conversations(project: Project, findings: list[dict]) -> None:
+    """The base had no template and ended texts elsewhere; what is shipped does as trained.
+
+    And does not, where its template is deleted and its eos token is the base's again.
+    """
+    found = {one["check"]: one for one in findings}
+    assert {name: one["state"] for name, one in found.items() if one["state"] != "ok"} == {
+        "stop ids": "fixed"}  # fmt: skip
+    assert found["rendered tokens"]["evidence"].endswith("equal to those trained on")
+    merged = project.directory / "models" / f"{RUN}-merged"
+    template, ends = merged / "chat_template.jinja", merged / "generation_config.json"
+    assert json.loads(ends.read_text())["eos_token_id"] == [2, 0]
+    assert set(states(project, repair=False).values()) == {"ok"}
+    trained = template.read_text()
+    template.unlink()
+    ends.write_text(json.dumps({"eos_token_id": 0}))
+    wrong = {name for name, state in states(project, repair=False).items() if state == "fail"}
+    assert wrong == {"stop ids", "chat template", "rendered tokens"}
+    put_right = {name for name, state in states(project).items() if state == "fixed"}
+    assert put_right == {"stop ids", "chat template"}
+    assert template.read_text() == trained
+    assert set(states(project, repair=False).values()) == {"ok"}
+
+
+def states(project: Project, **more) -> dict[str, str]:
+    """What every check comes to, as in a merge; the run names its base from its directory."""
+    with contextlib.chdir(project.directory):
+        run = runs.RunPaths(project.path(RUN))
+        job = proving.prepare(run, checkpoints.choose(run.directory, "best"))
+        merged = project.directory / "models" / f"{RUN}-merged"
+        subject = parity.subject_of(proving.subject(job, merged, "merged"))
+        return {one.check: one.state for one in parity.check(replace(subject, **more))}
 
 
 def test_the_alpaca_prompt_is_axolotls_own():
