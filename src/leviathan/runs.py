@@ -312,6 +312,8 @@ def known_runs(root: Path = TRAINING) -> list[RunPaths]:
 
 def of_stages(whole: str, root: Path = TRAINING) -> list[RunPaths]:
     """The runs begun of a training in stages, in the order of its stages."""
+    if "/" in whole:  # a directory, not a name
+        return []
     found = [RunPaths(path.parent) for path in root.glob(f"{glob.escape(whole)}.*/run.json")]
     places = {}
     for paths in found:
