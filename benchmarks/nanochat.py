@@ -2,7 +2,8 @@
 """From raw text to a model that answers: nanochat's demo mode, all four stages, and its suite.
 
 python benchmarks/nanochat.py          # seconds, CPU seconds, what passes
-python benchmarks/nanochat.py --kill   # killed with SIGKILL in every stage, and begun again
+python benchmarks/nanochat.py --kill   # killed with SIGKILL in every stage, and begun again; the
+                                       # CPU seconds are then without those of the killed
 
 Exit code 1 where the model is not better than guessing, or a stage does not resume.
 """
