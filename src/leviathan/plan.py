@@ -154,14 +154,7 @@ def make(
         BadInput: see ``knobs.read`` and ``steps.predict``.
     """
     hardware = config.profile.hardware
-    chosen = knobs.read(config.tree, hardware.processes)
-    groups = None
-    if reinforcement.rewarded(config.tree):
-        groups = reinforcement.groups(config.tree, hardware.processes)
-        chosen = _with_answers(chosen, statistics, groups)
-        counted = steps.answered(statistics, chosen, groups)
-    else:
-        counted = steps.predict(statistics, chosen, steps.rules(config.tree))
+    chosen, counted, groups = _counted(config, statistics)
     attended = _attended(statistics, chosen)
     digest = calibrations.shape_digest(str(config.tree["base_model"]), shape.parameters)
     measured = calibrations.find(known, device, digest, chosen)
@@ -169,8 +162,7 @@ def make(
     shown = speed.by_history(told, counted.slots) if told else None
     benched = speed.by_calibration(measured, shape, chosen, attended) if measured else None
     pace = shown or benched or speed.by_formula(shape, chosen, hardware, attended)
-    if groups:
-        pace = shown  # a run's own past knows what writing answers takes, nothing else does
+    pace = shown if groups else pace  # nothing but a run's own past knows what answers take
     needed = memory.estimate(shape, chosen, device=hardware.device)
     card = hardware.memory_gib if hardware.device == "cuda" else ram_gib
     refuted = calibrations.refuting(known, device, digest, chosen)
@@ -201,6 +193,17 @@ def make(
         evidence=_evidence(needed, card, refuted, proven, statistics, pace)
         | (_of_answers(shape, chosen, groups, pace) if groups else {}),
     )
+
+
+def _counted(config: Config, statistics: Statistics) -> tuple[Knobs, Steps, Groups | None]:
+    """Knobs and steps; the groups of answers of a training by rewards."""
+    processes = config.profile.hardware.processes
+    chosen = knobs.read(config.tree, processes)
+    if not reinforcement.rewarded(config.tree):
+        return chosen, steps.predict(statistics, chosen, steps.rules(config.tree)), None
+    groups = reinforcement.groups(config.tree, processes)
+    chosen = _with_answers(chosen, statistics, groups)
+    return chosen, steps.answered(statistics, chosen, groups), groups
 
 
 def _with_answers(chosen: Knobs, statistics: Statistics, groups: Groups) -> Knobs:
