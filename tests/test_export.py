@@ -432,3 +432,39 @@ def test_setup_makes_an_environment_once(exported, project):
     assert [line.partition("--quiet ")[2] for line in asked] == [
         "-r torch.txt", "-r requirements.txt ./leviathan_train-0.1.0-py3-none-any.whl",
     ]  # fmt: skip
+
+
+# --- stages -------------------------------------------------------------------------------
+
+
+def write_stages(project: Path) -> None:
+    recipe = (project / "configs/recipes/tiny.yaml").read_text()
+    stages = "stages:\n  - name: mid\n  - name: sft\n    axolotl: {weight_decay: 0.1}\n"
+    (project / "configs/recipes/staged.yaml").write_text(recipe + stages)
+
+
+def test_a_bundle_is_of_one_stage(run_cli, project, exported):
+    write_stages(project)
+    common = ["-p", "tiny", "-r", "staged", "-s", "50pct"]
+    whole = run_cli("cloud", "export", *common, "-o", "whole")
+    assert whole.exit_code == 2
+    assert "is trained in stages (mid, sft), and a bundle is of one" in whole.stderr
+    early = run_cli("cloud", "export", *common, "--set", "stage=sft", "-o", "early")
+    assert early.exit_code == 2
+    assert "stage sft begins with the model of mid, which is not here" in early.stderr
+    base = project / "work/training/staged_50pct_tiny.sft/base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    _, manifest = exported(*common, "--set", "stage=sft", "--include-data")
+    words = manifest["command"]
+    assert words[words.index("--name") + 1] == "staged_50pct_tiny.sft"
+    assert "stage=sft" in words
+    assert 'base_model="work/training/staged_50pct_tiny.sft/base"' in words
+
+
+def test_mode_and_stage_of_a_run_go_along(project):
+    paths = write_run(
+        project, "mode=demo", "stage=sft", "lora_r=4",
+        again="leviathan train --profile tiny --recipe staged --mode demo --set lora_r=4",
+    )  # fmt: skip
+    assert export.overrides(runs.read(paths)) == ["lora_r=4", "mode=demo", "stage=sft"]

@@ -373,6 +373,14 @@ def test_a_template_whose_prompt_is_another_is_told(subject):
     assert "a server's prompt goes on with ': ', training with '\\n" in one.evidence
 
 
+def test_of_a_training_by_rewards_no_row_shows_an_answer(subject):
+    questions = ({"question": "Which?", "choices": ["a", "b"], "answer": "A"},)
+    rewarded = replace(subject, tree={**subject.tree, "rl": "grpo"}, rows=questions)
+    assert {name: one.state for name, one in found(rewarded).items() if one.state != "ok"} == {}
+    (subject.directory / "chat_template.jinja").unlink()
+    assert found(rewarded)["chat template"].state == "fixed"
+
+
 def test_arguments_that_training_gave_the_template_are_told(base, tmp_path):
     subject = made(base, tmp_path, "chat_template", chat_template_kwargs={"mood": "kind"})
     template = "{{ mood }}" + TEMPLATE

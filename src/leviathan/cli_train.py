@@ -122,15 +122,23 @@ def train(
 def _budget(
     merged: Any, max_hours: float | None, budget_usd: float | None, usd_hour: float | None
 ) -> Any:
-    """The limits asked for, else the recipe's."""
-    from leviathan import plan
+    """The limits asked for, else the recipe's.
+
+    What a recipe may cost is limited even where nobody said what the machine does: by the
+    dearest price that its profile knows.
+    """
+    from leviathan import plan, ui
     from leviathan.budget import Budget
 
-    yours = plan.prices(merged.profile).get("yours")
-    price = yours if usd_hour is None else usd_hour
-    usd = merged.recipe.budget_usd if budget_usd is None else budget_usd
-    hours = merged.recipe.max_hours if max_hours is None else max_hours
-    return Budget(hours, usd, price)
+    prices = plan.prices(merged.profile)
+    price = prices.get("yours") if usd_hour is None else usd_hour
+    usd, hours = merged.recipe.budget_usd, merged.recipe.max_hours
+    if budget_usd is None and usd and price is None and prices:
+        provider = max(prices, key=prices.__getitem__)
+        price = prices[provider]
+        ui.notice(f"budget: ${usd:g} at ${price:g} an hour ({provider}); yours? --usd-hour")
+    return Budget(hours if max_hours is None else max_hours,
+                  usd if budget_usd is None else budget_usd, price)  # fmt: skip
 
 
 @dataclass(frozen=True)

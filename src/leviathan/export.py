@@ -36,6 +36,7 @@ from leviathan.budget import Budget
 from leviathan.config import bad_inputs
 from leviathan.errors import BadInput
 from leviathan.layers import Config
+from leviathan.overrides import CHOICES
 from leviathan.samples import Sample
 
 GRACE_S = 600
@@ -123,6 +124,7 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
     paths = runs.find(wanted.run) if wanted.run else None
     record = runs.read(paths) if paths else None
     merged = _config(wanted, record)
+    _refuse_several(merged)
     render.check_keys(merged, schema.load())
     Budget(wanted.max_hours, wanted.budget_usd, wanted.usd_hour or merged.profile.price_usd_hour)
     more_words = wanted.more or (repeated(record.again) if record else ())
@@ -143,13 +145,27 @@ def of(wanted: Wanted, progress: corpus.Progress | None = None, *, draw: bool = 
     )  # fmt: skip
 
 
+def _refuse_several(config: Config) -> None:
+    """A bundle is of one training: it carries one sample and one base model."""
+    if config.stages and not any(text.startswith("stage=") for text in config.overrides):
+        raise BadInput(
+            f"{config.recipe_name} is trained in stages ({', '.join(config.stages)}), and a bundle "
+            "is of one", f"say which: --set stage={config.stages[0]}",
+        )  # fmt: skip
+    if config.before and config.lacks_base:
+        raise BadInput(
+            f"stage {config.stage} begins with the model of {config.before}, which is not here",
+            f"train that first, or pull its run: leviathan train --until {config.before}",
+        )
+
+
 def _config(wanted: Wanted, record: runs.RunRecord | None) -> Config:
     told = asked(record) if record else {}
     nodes = [] if wanted.nodes is None else [f"hardware.nodes={wanted.nodes}"]
     return layers.build(
         wanted.recipe or told.get("recipe", "leviathan"),
         wanted.profile or told.get("profile", "a4000"),
-        wanted.sample or (record.sample if record else "10pct"),
+        wanted.sample or (record.sample if record else None),
         [*(overrides(record) if record else []), *wanted.sets, *nodes],
     )
 
@@ -158,7 +174,8 @@ def overrides(record: runs.RunRecord) -> list[str]:
     """Those of the newest session, whose command is kept."""
     words = shlex.split(record.again)
     told = [after for before, after in pairwise(words) if before == "--set"]
-    return told if words else list(record.overrides)
+    chosen = [text for text in record.overrides if text.partition("=")[0] in CHOICES]
+    return [*told, *chosen] if words else list(record.overrides)
 
 
 def asked(record: runs.RunRecord) -> dict[str, str]:
@@ -323,7 +340,7 @@ def _data(
     config: Config, sample: Sample | None
 ) -> tuple[list[Carried], dict[str, bytes], dict[str, str]]:
     """The sample and the local base model; the sample's manifest; paths that must change."""
-    more, moved = _base_model(str(config.tree["base_model"]))
+    more, moved = _base_model(config)
     if sample is None:
         return more, {}, moved
     wish = _wish(config)
@@ -343,11 +360,13 @@ def _data(
     return carried + more, texts, replaced | moved
 
 
-def _base_model(base: str) -> tuple[list[Carried], dict[str, str]]:
-    directory = Path(base)
+def _base_model(config: Config) -> tuple[list[Carried], dict[str, str]]:
+    directory = Path(config.tree["base_model"])
     if not directory.is_dir():
         return [], {}
     name, moved = _inside(directory), dict[str, str]()
+    if name and config.makes_base:  # there it is given: the stage before is not there
+        moved["base_model"] = name
     if name is None:
         name = moved["base_model"] = f"base_model/{_plain(directory.resolve().name)}"
     found = [

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leviathan import chat_templates, conversations, files, preview, templates, tokenizer
+from leviathan import (
+    chat_templates,
+    conversations,
+    files,
+    preview,
+    reinforcement,
+    templates,
+    tokenizer,
+)
 from leviathan.conversations import Reading
 from leviathan.errors import BadInput
 from leviathan.parity_finding import Finding
@@ -19,6 +27,7 @@ from leviathan.parity_settings import Taught
 from leviathan.tokenizer import Spelled, Tokenizer
 
 TEMPLATE, TOKENS = "chat template", "rendered tokens"
+REWARDS = "rewards"
 JINJA = "chat_template.jinja"
 _UNFOLLOWED_HERE = "added_tokens_overrides"
 Asked = Callable[["Trained"], list[list[int]] | None]
@@ -39,7 +48,7 @@ class Trained:
     """How training read the rows of its corpus."""
 
     kind: str
-    """alpaca, chat, completion or unknown."""
+    """alpaca, chat, completion, rewards or unknown."""
     rows: tuple[Row, ...]
     template: str | None
     """The Jinja text that conversations went through; None: none did, or none is at hand."""
@@ -71,8 +80,10 @@ def read(tree: dict[str, Any], checkpoint: Path, rows: Sequence[dict[str, Any]])
     eot = (tree.get("eot_tokens") or []) if form.kind == "chat" else []
     turn_ends = [text for text in eot if text in (template or "")]
     eos = [special["eos_token"]] if special.get("eos_token") else []
+    # Answers that earn rewards are the model's own: no row shows how one ends.
+    kind, shown = (REWARDS, ()) if reinforcement.rewarded(tree) else (form.kind, rows)
     return Trained(
-        form.kind, tuple(_rows(form, made, rows)), template,
+        kind, tuple(_rows(form, made, shown)), template,
         tuple(dict.fromkeys([*eos, *turn_ends])), ", ".join(form.unfollowed), made, tree,
     )  # fmt: skip
 
@@ -128,7 +139,7 @@ def lost(served: Any, checkpoint: Path, *, trust_remote_code: bool) -> str:
 def chat_template(directory: Path, trained: Trained, *, repair: bool) -> Finding:
     """The directory brings the template that training put conversations through."""
     served = tokenizer.chat_template(directory / "tokenizer.json")
-    if trained.kind != "chat":
+    if trained.kind not in ("chat", REWARDS) or (trained.kind == REWARDS and not trained.template):
         return _without_conversations(served, trained.kind)
     if trained.template is None:
         evidence = "training's template is not at hand: Axolotl is not installed"
@@ -184,6 +195,9 @@ def tokens(served: Any, trained: Trained, ask: Asked | None = None) -> Finding:
         trained: how training read the same rows.
         ask: who knows better, if they differ.
     """
+    if trained.kind == REWARDS:
+        evidence = "trained by rewards: questions went through the tokenizer's own template"
+        return Finding(TOKENS, "ok", evidence)
     if trained.kind == "unknown" or not trained.rows:
         why = trained.unsure if trained.kind == "unknown" else "no row of the sample is here"
         return Finding(TOKENS, "warn", f"not compared: {why}", "compare a prompt by hand")
