@@ -80,6 +80,17 @@ def compose(source: YamlFile, recipe: Recipe, mode: str, stage: str) -> Composit
     return Composition(data, layers, places, mode, stage, stages)
 
 
+def axolotl_blocks(recipe: Recipe) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Every block of raw Axolotl keys in a recipe's file, with its place."""
+    yield ("axolotl",), recipe.axolotl
+    for number, stage in enumerate(recipe.stages):
+        yield ("stages", number, "axolotl"), stage.axolotl
+    for name, mode in recipe.modes.items():
+        yield ("modes", name, "axolotl"), mode.axolotl
+        for stage_name, overlay in mode.stages.items():
+            yield ("modes", name, "stages", stage_name, "axolotl"), overlay.axolotl
+
+
 def merged(lower: Any, upper: Any) -> Any:
     """``upper`` over ``lower``: mappings key by key, anything else replaced."""
     if not (isinstance(lower, dict) and isinstance(upper, dict)):

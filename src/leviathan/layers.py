@@ -404,17 +404,8 @@ def _refuse_secrets(
     sets: list[Override],
 ) -> None:
     """What is set ends in run.json, in axolotl.yaml, in logs and reports; a secret must not."""
-    blocks: list[tuple[YamlFile, KeyPath, dict[str, Any]]] = [
-        (recipe_file, ("axolotl",), recipe.axolotl),
-        (profile_file, ("axolotl",), profile.axolotl),
-    ]
-    for number, stage in enumerate(recipe.stages):
-        blocks.append((recipe_file, ("stages", number, "axolotl"), stage.axolotl))
-    for name, mode in recipe.modes.items():
-        blocks.append((recipe_file, ("modes", name, "axolotl"), mode.axolotl))
-        for stage_name, overlay in mode.stages.items():
-            place: KeyPath = ("modes", name, "stages", stage_name, "axolotl")
-            blocks.append((recipe_file, place, overlay.axolotl))
+    blocks = [(recipe_file, prefix, tree) for prefix, tree in composing.axolotl_blocks(recipe)]
+    blocks.append((profile_file, ("axolotl",), profile.axolotl))
     found = [
         (source.where((*prefix, *key)), key, what)
         for source, prefix, tree in blocks
