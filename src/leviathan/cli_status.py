@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,49 +28,18 @@ def register(app: typer.Typer) -> None:
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """How a run stands: progress, losses and where they go, speed, machine, checkpoints, money,
     warnings, and what to type next."""
-    from leviathan import runs, ui
+    from leviathan import course, runs, ui
     from leviathan import status as statuses
 
     paths = runs.find(run, living=True)
-    found = statuses.summarize(paths)
-    whole = runs.whole_of(paths)
-    legs = [statuses.summarize(one) for one in runs.of_stages(whole)] if whole else []
-    names = runs.read(paths).stages if whole else []
+    found, whole = statuses.summarize(paths), course.of(paths)
     if as_json:
-        stages = [_stage_document(leg, whole) for leg in legs]
-        ui.document({**found.to_json(), **({"whole": whole, "stages": stages} if whole else {})})
+        ui.document(found.to_json() | (whole.to_json() if whole else {}))
         return
     if whole:
-        _show_stages(whole, names, legs)
+        ui.title(whole.whole, whole.done, "")
+        ui.table(course.HEADS, [list(one.row) for one in whole.stages])
     show(found)
-
-
-def _stage_document(leg: "RunSummary", whole: str) -> dict[str, Any]:
-    return {"stage": leg.name.removeprefix(f"{whole}."), "run": leg.name, "state": leg.state,
-            "step": leg.step, "max_steps": leg.max_steps, "loss": leg.loss,
-            "eval_loss": leg.eval_loss}  # fmt: skip
-
-
-def _show_stages(whole: str, names: list[str], legs: list["RunSummary"]) -> None:
-    """How far a training in stages has come; those not begun, too."""
-    from leviathan import ui
-
-    begun = {leg.name.removeprefix(f"{whole}."): leg for leg in legs}
-    rows = []
-    for name in names:
-        leg = begun.get(name)
-        if leg is None:
-            rows.append([name, "not begun", "", "", ""])
-            continue
-        of = f"{leg.max_steps:,}" if leg.max_steps else "?"
-        rows.append([name, leg.state, f"{leg.step:,} of {of}", _number(leg.loss),
-                     _number(leg.eval_loss)])  # fmt: skip
-    ui.title(whole, f"{sum(leg.state == 'done' for leg in legs)} of {len(names)} stages done", "")
-    ui.table(["stage", "state", "steps", "loss", "eval loss"], rows)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def show(found: "RunSummary") -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from leviathan import charts, trends
+from leviathan import charts, course, trends
 from leviathan.charts import Chart, Line, Mark
 from leviathan.checkpoints import Checkpoint
 from leviathan.report import Comparison, Report, Sitting
@@ -58,6 +58,8 @@ def html(report: Report) -> str:
         figures=[_Figure(chart, _drawn(chart, steps, marks, _SMALL), Markup())
                  for chart in _charts(report)],
         mark_kinds={mark.kind for mark in marks},
+        stages=[one.row for one in _stages(report)],
+        stage_heads=course.HEADS,
         comparisons=[_compared(c) for c in report.comparisons],
         sittings=_rows(report.sittings, _sitting),
         incidents=_incidents(report),
@@ -68,6 +70,10 @@ def html(report: Report) -> str:
         made_of=_made_of(report),
         good_kinds=_good_kinds(report),
     )  # fmt: skip
+
+
+def _stages(report: Report) -> tuple[course.Standing, ...]:
+    return report.course.stages if report.course else ()
 
 
 # --- charts --------------------------------------------------------------------------
@@ -358,6 +364,7 @@ def markdown(report: Report) -> str:
         f"# {_plain(s.name)}: {s.state}",
         _plain(report.headline),
         f"{_plain(_made_of(report))} · written {moment(report.made_s)} UTC",
+        _table("Stages", course.HEADS, [one.row for one in _stages(report)]),
         _table("Success criteria", ["criterion", "wanted", "actual", "verdict", "evidence"],
                [(c.name, c.wanted, c.actual, c.verdict, c.evidence) for c in report.criteria]),
         _table("Figures", ["", "", ""], _facts(report)),

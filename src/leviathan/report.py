@@ -15,6 +15,7 @@ import numpy as np
 
 from leviathan import (
     checkpoints,
+    course,
     criteria,
     expected,
     files,
@@ -31,6 +32,7 @@ from leviathan import (
 )
 from leviathan.checkpoints import Checkpoint
 from leviathan.config import Guards
+from leviathan.course import Course
 from leviathan.criteria import Criterion
 from leviathan.expected import Expected
 from leviathan.incidents import Incident
@@ -117,6 +119,8 @@ class Report:
     machine: dict[str, Curve]
     """temperature_c, used_gib, power_w and resident_gib, at the step that was trained then."""
     test_command: str
+    course: Course | None = None
+    """All stages, where this run is one of several."""
 
     @property
     def usd_hour(self) -> float | None:
@@ -139,6 +143,7 @@ class Report:
         return {
             "summary": self.summary.to_json(),
             "headline": self.headline,
+            **(self.course.to_json() if self.course else {}),
             "criteria": [asdict(criterion) for criterion in self.criteria],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "comparisons": [asdict(c) | {"verdict": c.verdict} for c in self.comparisons],
@@ -212,6 +217,7 @@ def gather(paths: runs.RunPaths) -> Report:
         curves=curves,
         machine=_by_step(samples, curves["loss"]),
         test_command=command,
+        course=course.of(paths),
     )
 
 

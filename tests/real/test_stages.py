@@ -64,6 +64,9 @@ def test_the_whole_is_shown_tested_and_finished(walked):
         ("mid", "done"), ("sft", "done"),
     ]  # fmt: skip
     assert "2 of 2 stages done" in walked.run("status").out
+    report = json.loads(walked.run("report", "two", "--json").out)
+    assert (report["whole"], report["stages"]) == ("two", document["stages"])
+    assert "## Stages" in walked.run("report", "two", "--markdown").out
     again = walked.run(*WALK)
     assert (again.code, "nothing to do" in again.out) == (0, True)
 
