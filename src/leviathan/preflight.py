@@ -5,6 +5,7 @@ Does not ask the hardware itself (``machine``), nor judge (``check_*``).
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,8 +109,10 @@ def _base(config: Config, environment: Mapping[str, str]) -> basemodel.Located |
 
 def _forecast(config: Config, existing: list[checkpoints.Checkpoint]) -> disk.Forecast:
     """What will be written; of a base model that is yet to be made, its plan is known."""
-    to_be_made = config.lacks_base or scratch.planned(config)
-    shape = scratch.shape_of(config) if to_be_made else None
+    shape = None
+    if config.lacks_base or scratch.planned(config):
+        with suppress(BadInput):  # of another architecture, which may train
+            shape = scratch.shape_of(config)
     return disk.forecast(config.tree, str(config.tree["base_model"]), existing, shape)
 
 
