@@ -114,3 +114,27 @@ def test_the_command(begun, run_cli, project):
     refused = run_cli("cloud", "promote", "r", "--profile", "large")
     assert (refused.exit_code, path.read_text()) == (2, "mine: 1\n")
     assert runs.read(paths).overrides == ["micro_batch_size=2", "gradient_accumulation_steps=2"]
+
+
+def test_a_stage_stays_the_stage_it_is_with_its_batch(project):
+    (project / "configs/profiles/large.yaml").write_text(LARGE)
+    recipe = (project / "configs/recipes/tiny.yaml").read_text()
+    stages = "stages:\n  - name: mid\n    axolotl: {micro_batch_size: 4, weight_decay: 0.1}\n"
+    (project / "configs/recipes/staged.yaml").write_text(recipe + stages)
+    paths = runs.RunPaths(make_run(project))
+    record = runs.read(paths)
+    sets = ["gradient_accumulation_steps=2", "mode=full", "stage=mid"]
+    record.tree = layers.build("staged", "tiny", "full", sets).tree
+    record.recipe, record.overrides, record.processes = "staged", sets, 1
+    record.stage, record.stages = "mid", ["mid"]
+    record.again = (
+        "leviathan train --profile tiny --recipe staged --sample full "
+        "--set gradient_accumulation_steps=2"
+    )
+    runs.write(paths, record)
+    made = promotion.of(paths, "large", 2)
+    assert made.config.stage == "mid"
+    assert made.config.tree["weight_decay"] == 0.1
+    # Eight rows a step on two processes: the stage's own 4 rows of a pass give way.
+    assert {*made.sets} >= {"stage=mid", "micro_batch_size=2"}
+    assert made.config.tree["gradient_accumulation_steps"] == 2

@@ -27,6 +27,7 @@ from leviathan import config as configs
 from leviathan.config import Profile
 from leviathan.errors import BadInput, LeviathanError, Refused
 from leviathan.layers import Config
+from leviathan.overrides import CHOICES
 from leviathan.plan import Plan, Range
 
 DIRECTORY = Path("configs/profiles")
@@ -303,12 +304,18 @@ class _Draft:
             path = Path(directory, f"{self.name}.yaml")
             path.write_text(text, encoding="utf-8")
             config = layers.build(self.recipe, str(path), self.record.sample, sets)
-        return config, text, sets
+            # A stage's own batch is over any profile's: only an override is over that.
+            over = (f"{key}={tree[key]}" for key in _BATCH
+                    if key in tree and config.tree.get(key) != tree[key])  # fmt: skip
+            if said := tuple(over):
+                sets += said
+                config = layers.build(self.recipe, str(path), self.record.sample, sets)
+        return layers.based(config, self.record.name), text, sets
 
     def _says_something(self, text: str) -> bool:
         """Whether an override is neither in the profile now nor about the old machine."""
         key = text.partition("=")[0].strip().removeprefix("axolotl.").split(".")[0]
-        return key in _RECIPES or key in layers.RECIPE_KEYS
+        return key in _RECIPES or key in layers.RECIPE_KEYS or key in CHOICES
 
     def _text(self, tree: dict[str, Any]) -> str:
         machine = self.new.model_dump(
