@@ -62,9 +62,13 @@ def test_what_is_there_is_left_and_what_was_changed_is_written_again(tmp_path):
 def test_the_corpora_are_made_where_a_stage_asks_for_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = layers.build("nanochat", "a100-40gb", None, ["stage=sft"])
-    stages.legs(whole)
+    stages.select(stages.legs(whole), None, None)
     assert not Path("work").exists()  # its corpora are the user's own
-    stages.legs(layers.build("nanochat", "cpu", None, ["mode=demo"]))
+    legs = stages.legs(layers.build("nanochat", "cpu", None, ["mode=demo"]))
+    with pytest.raises(BadInput, match="no stage"):
+        stages.select(legs, "sftt", None)
+    assert not Path("work").exists()
+    stages.select(legs, "sft", None)
     assert sorted(path.name for path in Path("work/demo").iterdir()) == sorted(classroom.NAMES)
     with pytest.raises(BadInput) as refused:
         corpus.parts(Path("work/demo/other.jsonl"))

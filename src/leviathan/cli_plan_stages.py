@@ -23,7 +23,7 @@ def show(config: "Config", asked: list[str], *, exact: bool, as_json: bool) -> N
 
     if asked:
         raise BadInput(f"{asked[0]} is answered for one stage", "say which: --stage")
-    legs, keys = stages.legs(config), schema.load()
+    legs, keys = stages.select(stages.legs(config), None, None), schema.load()
     for leg in legs:
         render.check_keys(leg.config, keys)
     made = []
@@ -36,7 +36,7 @@ def show(config: "Config", asked: list[str], *, exact: bool, as_json: bool) -> N
         ui.document({
             "verdict": worst,
             "stages": [{"stage": name, **planning.as_document(one)} for name, one in made],
-            "total": _total([one for _, one in made]),
+            "total": _total(made),
         })  # fmt: skip
     else:
         _screen(config, made, worst)
@@ -62,15 +62,15 @@ def _screen(config: "Config", made: list[tuple[str, "Plan"]], worst: str) -> Non
             time_text(one.hours) if one.hours else "unknown", _cheapest(one),
         ])  # fmt: skip
     ui.table(["stage", "fits", "memory", "steps x tokens", "tokens", "time", "money"], rows)
-    total = _total([one for _, one in made])
-    if total["hours"] is None:
-        ui.facts([("in all", "unknown: a stage has no speed; run leviathan bench --stage ...")])
+    total = _total(made)
+    hours, left_out = total["hours"], ", ".join(total["without"])
+    if hours is None:
+        ui.facts([("in all", "unknown: no stage has a speed; run leviathan bench --stage NAME")])
     else:
-        hours = total["hours"]
-        text = time_text(Range(**hours))
-        money = ", ".join(f"{name} ${usd:,.0f}" for name, usd in total["usd"].items())
+        money = "".join(f", {name} ${usd:,.0f}" for name, usd in total["usd"].items())
+        rest = f"; and {left_out}, whose time is not known" if left_out else ""
         limits = _limits(config, hours["mid"], total["usd"])
-        ui.facts([("in all", f"{text}{', ' + money if money else ''}"), *limits])
+        ui.facts([("in all", f"{time_text(Range(**hours))}{money}{rest}"), *limits])
     ui.facts([("more", "--stage NAME shows a stage with its evidence")])
 
 
@@ -105,12 +105,14 @@ def _worst(made: list["Plan"]) -> str:
     return max((one.verdict for one in made), key=order.index)
 
 
-def _total(made: list["Plan"]) -> dict[str, Any]:
-    """Hours and dollars of all stages; hours None where one of them has no speed."""
-    ranges = [one.hours for one in made if one.hours]
-    if len(ranges) < len(made):
-        return {"hours": None, "usd": {}}
-    hours = {end: sum(getattr(r, end) for r in ranges) for end in ("low", "mid", "high")}
-    names = set.intersection(*(set(one.usd) for one in made))
-    usd = {name: sum(one.usd[name].mid for one in made) for name in sorted(names)}
-    return {"hours": hours, "usd": usd}
+def _total(made: list[tuple[str, "Plan"]]) -> dict[str, Any]:
+    """Hours and dollars of the stages, ``without`` those whose speed is not known."""
+    known = [one for _, one in made if one.hours]
+    without = [name for name, one in made if not one.hours]
+    if not known:
+        return {"hours": None, "usd": {}, "without": without}
+    ends = ("low", "mid", "high")
+    hours = {end: sum(getattr(one.hours, end) for one in known) for end in ends}
+    names = set.intersection(*(set(one.usd) for one in known))
+    usd = {name: sum(one.usd[name].mid for one in known) for name in sorted(names)}
+    return {"hours": hours, "usd": usd, "without": without}

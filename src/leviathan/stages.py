@@ -43,7 +43,6 @@ def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     for stage in config.stages:
         asked = [*_without_stage(config), f"stage={stage}"]
         one = layers.build(config.recipe_asked, config.profile_asked, config.sample, asked)
-        classroom.provide(one.recipe.corpus)
         run = layers.run_name(one, name)
         paths = RunPaths(runs.TRAINING / run)
         found.append(Leg(layers.based(one, run), paths, found[-1].paths if found else None))
@@ -55,7 +54,7 @@ def _without_stage(config: Config) -> list[str]:
 
 
 def select(all_legs: tuple[Leg, ...], stage: str | None, until: str | None) -> tuple[Leg, ...]:
-    """The stages asked for: one of them, or all up to one.
+    """The stages asked for: one of them, or all up to one; shipped corpora are put in their place.
 
     Raises:
         BadInput: there is none of that name, or both were given.
@@ -67,9 +66,12 @@ def select(all_legs: tuple[Leg, ...], stage: str | None, until: str | None) -> t
         if asked and asked not in names:
             raise BadInput(f"{option} {asked!r} is no stage of this recipe",
                            f"stages: {', '.join(names) or 'none'}")  # fmt: skip
-    if stage:
-        return (all_legs[names.index(stage)],)
-    return all_legs[: names.index(until) + 1] if until else all_legs
+    last = stage or until
+    first = names.index(stage) if stage else 0
+    end = names.index(last) + 1 if last else len(all_legs)
+    for leg in (chosen := all_legs[first:end]):
+        classroom.provide(leg.config.recipe.corpus)
+    return chosen
 
 
 def check(chosen: tuple[Leg, ...]) -> None:
