@@ -144,3 +144,13 @@ def test_the_dearest_known_price_limits_a_recipe_s_budget(staged):
     )  # fmt: skip
     assert cli_train._budget(merged, None, None, None).hours == 2.5
     assert cli_train._budget(merged, 1.0, None, 20.0).hours == 0.5
+
+
+def test_stopped_while_a_base_is_made_the_command_can_be_given_again(staged, run_cli, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(handover, "prepare", interrupted)
+    done = run_cli("train", *COMMON, "--no-smoke")
+    assert done.exit_code == 4
+    assert "stopped before stage mid began" in done.stderr

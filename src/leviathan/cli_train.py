@@ -191,10 +191,23 @@ def _walk(wish: _Wish, all_legs: Any, legs: Any) -> None:
         if len(all_legs) > 1 and not wish.as_json:
             ui.heading(f"stage {number} of {len(legs)}: {leg.stage}")
         if not wish.dry_run:
-            (handover.prepare if head else handover.wait)(leg, ui.notice)
+            _prepare(handover.prepare if head else handover.wait, leg)
         # What the stages before took is known only now.
         if not _train(replace(one, budget=stages.budget_for(leg, all_legs, wish.budget))):
             return
+
+
+def _prepare(prepare: Any, leg: Any) -> None:
+    """See that the base model is there; a Ctrl+C meanwhile leaves all to be gone on with."""
+    from leviathan import ui
+
+    try:
+        prepare(leg, ui.notice)
+    except KeyboardInterrupt:
+        what = f"stage {leg.stage}" if leg.stage else leg.paths.directory.name
+        ui.notice(f"stopped before {what} began: its base model is not made yet; the same command "
+                  "goes on")  # fmt: skip
+        raise typer.Exit(4) from None
 
 
 def _show_plans(wishes: list[_Wish]) -> None:
