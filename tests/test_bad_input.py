@@ -191,7 +191,6 @@ CASES = {
     "suite with two errors": (both(make_run(5), write("s.yaml", "cases:\n  - nam: a\n    prompt: p\n    checks: [{exact: b}]\n")), ["test", "r", "--suite", "s.yaml"], ["s.yaml:2: cases.0.name is required and missing", "s.yaml:2: cases.0.nam is not a known key; did you mean name?"]),
     "tasks and all checkpoints": (make_run(5), ["test", "r", "--tasks", "a", "--all-checkpoints"], ["--tasks and --all-checkpoints together; --checkpoint N takes --tasks"]),
     "a path of tasks without tasks": (make_run(5), ["test", "r", "--task-path", "."], ["--task-path without --tasks; name the tasks"]),
-    "tasks of a server": (nothing, ["test", "http://127.0.0.1:9", "--tasks", "a"], ["--tasks needs the model itself, not its server"]),
     "all checkpoints of a server": (nothing, ["test", "http://127.0.0.1:9", "--suite", "leviathan", "--all-checkpoints"], ["--all-checkpoints is about a run; name the run"]),
     "nothing to ask": (make_run(5), ["infer", "r"], ["nothing to ask: no --prompt and no terminal"]),
     "three wrong --set at once": (nothing, [*RENDER, "--set", "lora_r", "--set", "a b=1", "--set", "x=[1"], ["--set 'lora_r' is not", "--set 'a b=1' is not", "cannot read '[1'"]),

@@ -11,8 +11,8 @@ import pytest
 from fakes.processes import listing
 from leviathan import criteria, files, grades, incidents, page, report, runs, series, spelled
 from leviathan.checkpoints import Checkpoint
-from leviathan.config import Success
 from leviathan.errors import BadInput
+from leviathan.recipe import Success
 from leviathan.report import Comparison
 from leviathan.series import Curve
 from telling import STEP_S, Telling

@@ -12,9 +12,10 @@ COMMAND = ("train", "--profile", "long", "--recipe", "two-epochs", "--sample", "
 
 
 @pytest.fixture(scope="session")
-def whole(make_project) -> Project:
+def whole(make_project, fork_server) -> Project:
     """Two packed epochs, never interrupted; every checkpoint is kept."""
     project = make_project("packed")
+    project.server = fork_server
     done = project.run(*COMMAND)
     assert done.code == 0, done.err
     return project
@@ -25,9 +26,11 @@ def test_every_epoch_has_the_same_steps_and_another_order(whole):
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(whole, epoch, tmp_path):
+def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(
+    whole, epoch, tmp_path, fork_server
+):
     shutil.copytree(whole.directory, tmp_path / "project")
-    resumed = Project(tmp_path / "project")
+    resumed = Project(tmp_path / "project", fork_server)
     steps = whole.steps_per_epoch(RUN)
     step = next(s for s in whole.saved(RUN) if (epoch - 1) * steps < s < epoch * steps)
     done = resumed.run(*COMMAND, "--resume", f"checkpoint-{step}")

@@ -15,12 +15,12 @@ WHOLE = "nanochat_full_cpu_demo"
 WALK = ("train", "--recipe", "nanochat", "--profile", "cpu", "--mode", "demo")
 # The recipe's demo takes four minutes of a core, and passes four of five questions.
 SHORTER = {
-    "total_tokens: 160_000": "total_tokens: 100_000",
+    "total_tokens: 160_000": "total_tokens: 88_000",
     "max_steps: 150\n          save_steps: 50\n          eval_steps: 50": (
-        "max_steps: 70\n          save_steps: 35\n          eval_steps: 35"
+        "max_steps: 50\n          save_steps: 25\n          eval_steps: 25"
     ),
     "max_steps: 160\n          save_steps: 80\n          eval_steps: 80": (
-        "max_steps: 110\n          save_steps: 55\n          eval_steps: 55"
+        "max_steps: 90\n          save_steps: 45\n          eval_steps: 45"
     ),
     "max_steps: 8\n          save_steps: 4": "max_steps: 4\n          save_steps: 2",
 }
@@ -38,7 +38,7 @@ def walked(tmp_path_factory, fork_server) -> Project:
     (directory / "configs/recipes/nanochat.yaml").write_text(text)
     project = Project(directory, fork_server)
     interrupt(project, "base", signal.SIGKILL, 40)
-    interrupt(project, "mid", signal.SIGINT, 36)
+    interrupt(project, "mid", signal.SIGINT, 25)
     interrupt(project, "rl", signal.SIGKILL, 2)
     done = project.run(*WALK)
     assert done.code == 0, done.err
