@@ -123,7 +123,7 @@ def test_a_real_out_of_memory_walks_the_ladder_and_finishes(project):
     long_rows(project)
     room = memory_of(project, 32) + (150 << 20)
     process = subprocess.run(
-        [sys.executable, "-m", "leviathan.cli", *ARGUMENTS, "--set", "micro_batch_size=256"],
+        [sys.executable, "-m", "leviathan.cli", *ARGUMENTS, "--set", "micro_batch_size=128"],
         cwd=project.directory, capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)),
     )  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_real_out_of_memory_walks_the_ladder_and_finishes(project):
     rungs = project.events(RUN, "ladder")
     assert rungs
     for number, rung in enumerate(rungs, 1):
-        wanted = {"micro_batch_size": 256 >> number, "gradient_accumulation_steps": 1 << number}
+        wanted = {"micro_batch_size": 128 >> number, "gradient_accumulation_steps": 1 << number}
         assert rung["changes"] == wanted
         assert "out of memory" in rung["why"]
     assert outcomes(project) == ["failed"] * len(rungs) + ["done"]
@@ -139,5 +139,5 @@ def test_a_real_out_of_memory_walks_the_ladder_and_finishes(project):
     advice = ", ".join(f"{key}: {value}" for key, value in last.items())
     assert f"put into the profile's axolotl block: {{{advice}}}" in process.stderr
     # The command again stands where the ladder ended.
-    dry = project.run(*ARGUMENTS, "--set", "micro_batch_size=256", "--dry-run")
+    dry = project.run(*ARGUMENTS, "--set", "micro_batch_size=128", "--dry-run")
     assert "nothing: the run is finished" in dry.out
