@@ -100,6 +100,15 @@ def test_other_stages_take_of_the_budget(staged):
     assert stages.budget_for(legs[1], legs, Budget(0.5)).max_hours == 0.0
 
 
+def test_a_stage_whose_supervisor_was_killed_took_its_time_too(staged):
+    from leviathan.budget import Budget
+
+    paths = begin("mid", "running", sessions=[runs.Session(1, 1000.0, {})])
+    paths.metrics.write_text('{"session": 1, "step": 5, "time": 4600.0}\n')
+    legs = stages.legs(layers.build("staged", "tiny", "50pct"))
+    assert stages.budget_for(legs[1], legs, Budget(3.0)).max_hours == 2.0
+
+
 def test_a_dry_run_tells_of_every_stage_and_writes_nothing(staged, run_cli):
     done = run_cli("train", *COMMON, "--dry-run", "--json")
     assert done.exit_code == 0, done.output

@@ -223,7 +223,7 @@ class _Attempts:
     def _launch(self, party: hosts.Party | None) -> Outcome:
         decision, record = self.decision, self.record
         left_s = _left_s(self.budget, self.paths, record)
-        session = opening.begin(decision, record, _heard(self.paths, record))
+        session = opening.begin(decision, record, tidings.heard(self.paths, record))
         record.again = train.resume_command(decision, self.repeat)
         record.budget = asdict(self.budget)
         opening.set_aside(decision, session.number)
@@ -458,7 +458,7 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
     Raises:
         Refused: it is spent.
     """
-    left = budget.left_s(runs.seconds(record, _heard(paths, record)))
+    left = budget.left_s(runs.seconds(record, tidings.heard(paths, record)))
     if left == 0:
         count = len(record.sessions)
         raise Refused(
@@ -466,12 +466,6 @@ def _left_s(budget: Budget, paths: runs.RunPaths, record: runs.RunRecord) -> flo
             f"session{'s' * (count != 1)}", "raise it to go on",
         )  # fmt: skip
     return left
-
-
-def _heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
-    """When each session was last heard of."""
-    told = tidings.read(paths)
-    return runs.last_heard(record, [*told.events, *told.metrics])
 
 
 def _refuse_overtaken(decision: Decision) -> None:

@@ -6,7 +6,7 @@ Does not make the model that a stage begins with (``handover``), nor train (``se
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leviathan import classroom, corpus, layers, runs, samples, schema
+from leviathan import classroom, corpus, layers, runs, samples, schema, tidings
 from leviathan import render as rendering
 from leviathan.budget import Budget
 from leviathan.errors import BadInput
@@ -30,8 +30,6 @@ class Leg:
 
 def legs(config: Config, name: str | None = None) -> tuple[Leg, ...]:
     """Every stage of ``config``'s recipe in order, each with its run; one, where there are none.
-
-    The small corpora that come with Leviathan are written where a stage asks for one.
 
     Raises:
         BadInput: a stage's settings cannot be; see ``layers.build``.
@@ -90,12 +88,15 @@ def check(chosen: tuple[Leg, ...]) -> None:
 
 def trained(paths: RunPaths) -> RunPaths:
     """The run that was trained for this stage: the smaller one where ``--shrink`` began one."""
-    while paths.record.exists():
-        successor = runs.read(paths).successor
-        if not successor:
-            break
-        paths = RunPaths(runs.TRAINING / successor["name"])
-    return paths
+    return _tried(paths)[-1]
+
+
+def _tried(paths: RunPaths) -> list[RunPaths]:
+    """A stage's run, and the smaller ones that took its place one after the other."""
+    found = [paths]
+    while found[-1].record.exists() and (successor := runs.read(found[-1]).successor):
+        found.append(RunPaths(runs.TRAINING / successor["name"]))
+    return found
 
 
 def budget_for(leg: Leg, all_legs: tuple[Leg, ...], whole: Budget) -> Budget:
@@ -112,14 +113,6 @@ def budget_for(leg: Leg, all_legs: tuple[Leg, ...], whole: Budget) -> Budget:
 
 
 def _spent_s(paths: RunPaths) -> float:
-    """Seconds that a stage's run took so far, and the smaller one that took its place."""
-    total = 0.0
-    seen = [paths, trained(paths)] if paths.record.exists() else []
-    for one in dict.fromkeys(path.directory for path in seen):
-        run = RunPaths(one)
-        if not run.record.exists():
-            continue
-        record = runs.read(run)
-        lines = [*runs.events(run)]
-        total += runs.seconds(record, runs.last_heard(record, lines))
-    return total
+    """Seconds that a stage took so far, in all the runs that were tried for it."""
+    begun = [(run, runs.read(run)) for run in _tried(paths) if run.record.exists()]
+    return sum(runs.seconds(record, tidings.heard(run, record)) for run, record in begun)

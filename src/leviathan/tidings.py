@@ -51,6 +51,12 @@ def read(paths: runs.RunPaths) -> Tidings:
     return Tidings(told, runs.undisputed(lines, runs.beginnings(told)), evaluations)
 
 
+def heard(paths: runs.RunPaths, record: runs.RunRecord) -> dict[int, float]:
+    """When each session was last heard of."""
+    told = read(paths)
+    return runs.last_heard(record, [*told.events, *told.metrics])
+
+
 def _line_around(data: bytes, place: int) -> bytes:
     end = data.find(b"\n", place)
     return data[data.rfind(b"\n", 0, place) + 1 : end if end >= 0 else len(data)]
